@@ -1,0 +1,3 @@
+"""replib: reproducible replications of interpretability papers."""
+
+__version__ = "0.1.0"
