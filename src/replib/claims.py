@@ -570,12 +570,19 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TextLoader(_Loader):
-    """Every scalar is text, or null: an id 1.10 stays 1.10, a date stays as it is written."""
+    """Every scalar is text, or null: an id 1.10 stays 1.10, a date stays as it is written, and
+    a key called null is the word."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        for key, _ in getattr(node, "value", []):
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str, where: str, *, texts_only: bool = False) -> Any:
