@@ -1,0 +1,842 @@
+"""Exact interventions on attention heads: path patching, attention edits, ablation, scaling.
+
+Everything here is computed on residual streams held in memory, with the model's own norm,
+projection and MLP modules; no hook is ever placed, so an intervention leaves the model
+bit-identical by construction. The saving over running the whole model once per head: attention
+is causal and an edit starts at one layer and at one position, so what lies below that layer or
+before that position is read from the unedited run (keys and values included), and only the rest
+is computed again. No step is approximate. `tests/reference.py` does the same with hooks and whole
+forward passes, as slowly and obviously as possible; the tests hold the two together.
+
+Axes: `edit` counts interventions carried out side by side (one sender head each, in path
+patching), `prompt` the prompts, `dest` the positions that are computed again, `src` attended
+positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from replib.errors import UsageError
+from replib.prompts import PromptPairs
+
+Head = tuple[int, int]
+Component = Literal["q", "k", "v"]
+
+# Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
+# 4 × d_mlp floats on the way through an MLP: 16,384 rows keep both embedded models under 1 GB.
+MAX_ROWS = 16_384
+# Prompts × positions of one unedited run kept in memory (about 0.5 MB a token for 30 layers).
+MAX_TOKENS = 2_048
+
+
+# --- The model, seen as modules ------------------------------------------------------------------
+
+
+class _Block:
+    """The modules of one transformer block, unwrapped from their bridge."""
+
+    def __init__(self, block: torch.nn.Module, cfg: object):
+        part = dict(block.named_children())
+        if not {"ln1", "attn", "ln2", "mlp"} <= part.keys():
+            raise UsageError(
+                f"path patching needs blocks with ln1, attn, ln2 and mlp; this model's have "
+                f"{', '.join(sorted(set(part) & {'ln1', 'attn', 'ln2', 'mlp', 'mixer'})) or 'none'}"
+            )
+        attn = dict(part["attn"].named_children())
+        hf_attn = part["attn"].original_component
+        if {"q", "k", "v", "o"} - attn.keys():
+            raise UsageError("path patching needs attention with separate q, k, v and o hooks")
+
+        def module(parent: dict, name: str) -> Callable[[Tensor], Tensor] | None:
+            return parent[name].original_component if name in parent else None
+
+        self.ln1, self.ln2 = module(part, "ln1"), module(part, "ln2")
+        self.ln1_post, self.ln2_post = module(part, "ln1_post"), module(part, "ln2_post")
+        self.mlp = module(part, "mlp")
+        self.q, self.k, self.v, self.o = (module(attn, name) for name in "qkvo")
+        self.q_norm, self.k_norm = module(attn, "q_norm"), module(attn, "k_norm")
+        self.W_O = part["attn"].W_O  # [head, d_head, d_model]
+        self.n_heads, self.d_head = self.W_O.shape[:2]
+        self.scale = float(getattr(hf_attn, "scaling", None) or self.d_head**-0.5)
+        self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
+
+    def write(self, o_out: Tensor) -> Tensor:
+        """What the attention adds to the residual: Gemma normalises it after the projection."""
+        return o_out if self.ln1_post is None else self.ln1_post(o_out)
+
+    def mlp_write(self, resid: Tensor) -> Tensor:
+        out = self.mlp(self.ln2(resid))
+        return out if self.ln2_post is None else self.ln2_post(out)
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_head))
+
+
+def _rotate(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Rotary position embedding of the first `cos.shape[-1]` coordinates (the rest pass)."""
+    if cos is None:
+        return x
+    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = cos.shape[-1] // 2
+    turned = torch.cat([-rotated[..., half:], rotated[..., :half]], dim=-1)
+    return torch.cat([rotated * cos + turned * sin, rest], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What depends on the prompt length only: rotary angles and who may attend to whom."""
+
+    cos: list[Float[Tensor, "pos d_rotary"] | None]
+    sin: list[Float[Tensor, "pos d_rotary"] | None]
+    allowed: list[Bool[Tensor, "pos src"]]
+
+
+class Network:
+    """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
+
+    Raises:
+        UsageError: if the model has no attention heads, or caps its logits (Gemma 2).
+    """
+
+    def __init__(self, model: TransformerBridge):
+        hf_config = model.original_model.config
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if getattr(hf_config, cap, None):
+                raise UsageError(f"this model has {cap}, which exact path patching does not do yet")
+        self.model = model
+        self.blocks = [_Block(block, model.cfg) for block in model.blocks]
+        self.n_layers, self.n_heads = len(self.blocks), self.blocks[0].n_heads
+        self.ln_final = model.ln_final.original_component
+        unembed = model.unembed.original_component
+        self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]
+        self._geometry: dict[int, _Geometry] = {}
+
+    def heads(self, below: int | None = None) -> list[Head]:
+        """All heads of the layers under `below` (all layers if None), in order."""
+        layers = range(self.n_layers if below is None else below)
+        return [(layer, head) for layer in layers for head in range(self.n_heads)]
+
+    def check_heads(self, heads: Iterable[Head]) -> None:
+        for layer, head in heads:
+            if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
+                raise UsageError(
+                    f"no head L{layer}H{head}: this model has {self.n_layers} layers of "
+                    f"{self.n_heads} heads"
+                )
+
+    def geometry(self, tokens: Int[Tensor, "prompt pos"]) -> _Geometry:
+        n_pos = tokens.shape[1]
+        if n_pos not in self._geometry:
+            seen = _look(
+                self.model,
+                tokens[:1],
+                lambda name: name.endswith(("hook_cos", "hook_sin", "hook_attn_scores")),
+            )
+
+            def at(layer: int, name: str) -> Tensor | None:
+                value = seen.get(f"blocks.{layer}.attn.{name}")
+                return None if value is None else value[0]
+
+            layers = range(self.n_layers)
+            scores = [at(layer, "hook_attn_scores") for layer in layers]
+            self._geometry[n_pos] = _Geometry(
+                cos=[at(layer, "hook_cos") for layer in layers],
+                sin=[at(layer, "hook_sin") for layer in layers],
+                # A masked score is -inf or the dtype's minimum: far below any real one.
+                allowed=[s[0] > torch.finfo(s.dtype).min / 10 for s in scores],
+            )
+        return self._geometry[n_pos]
+
+    def logits(
+        self, resid: Float[Tensor, "*batch d_model"], tokens: Int[Tensor, "*batch token"]
+    ) -> Float[Tensor, "*batch token"]:
+        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost."""
+        out = torch.einsum("...d,...td->...t", self.ln_final(resid), self.W_U[tokens])
+        return out if self.b_U is None else out + self.b_U[tokens]
+
+    def top1(self, resid: Float[Tensor, "*batch d_model"]) -> Int[Tensor, "*batch"]:
+        """Most probable next token over the full vocabulary."""
+        rows = self.ln_final(resid).flatten(0, -2)
+        best = [
+            torch.nn.functional.linear(chunk, self.W_U, self.b_U).argmax(-1)
+            for chunk in rows.split(256)
+        ]
+        return torch.cat(best).view(resid.shape[:-1])
+
+
+def _look(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """Activations by bridge name. The readout is cut to one position: logits are not needed."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: object) -> None:
+        seen[hook.name] = value
+
+    def last_only(value: Tensor, hook: object) -> Tensor:
+        return value[:, -1:]
+
+    with torch.inference_mode():
+        model.run_with_hooks(
+            tokens,
+            return_type=None,
+            fwd_hooks=[(wanted, keep), ("unembed.hook_in", last_only)],
+        )
+    if not seen:
+        raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
+    return seen
+
+
+# --- The unedited run ----------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """Activations of one unedited forward pass, layer by layer.
+
+    `resid_pre` holds n_layers + 1 entries, the last being what the final norm reads.
+    """
+
+    tokens: Int[Tensor, "prompt pos"]
+    resid_pre: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+    k: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
+    v: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
+    z: list[Float[Tensor, "prompt pos head d_head"]] = field(default_factory=list)
+    o_out: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+    mlp_out: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+
+    @property
+    def final(self) -> Float[Tensor, "prompt pos d_model"]:
+        return self.resid_pre[-1]
+
+
+class _Editor:
+    """Called at q, k, v, pattern and z of each layer; the base of all edits changes nothing."""
+
+    start: int  # first layer that has to be computed again
+
+    def k_or_v_per_head(self, layer: int) -> bool:
+        return False
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
+        return value
+
+
+def _forward(
+    net: Network,
+    run: Run,
+    resid: Float[Tensor, "edit prompt dest d_model"],
+    dest: Int[Tensor, "prompt dest"],
+    layer: int,
+    edit: _Editor | None,
+    record: Run | None = None,
+) -> Float[Tensor, "edit prompt dest d_model"]:
+    """One block at the positions `dest`, every other position read from `run`.
+
+    With `record` (and one edit, and every position) the block's activations are appended to it.
+    """
+    block, geometry = net.blocks[layer], net.geometry(run.tokens)
+    n_prompts, n_dest = dest.shape
+    n_pos = run.tokens.shape[1]
+    x = block.ln1(resid)
+    q, k, v = (block.heads_of(project(x)) for project in (block.q, block.k, block.v))
+    n_kv = k.shape[-2]
+    fresh = record is not None  # nothing to read from another run
+
+    def old(name: str) -> Tensor:
+        return getattr(run, name)[layer]
+
+    if edit is not None:
+        if edit.k_or_v_per_head(layer):
+            # One query head's key or value is edited: undo the sharing within its group.
+            k, v = (t.repeat_interleave(block.n_heads // n_kv, dim=-2) for t in (k, v))
+        q, k, v = edit("q", layer, q), edit("k", layer, k), edit("v", layer, v)
+    cos, sin = (None, None)
+    if geometry.cos[layer] is not None:
+        cos, sin = (t[layer][dest].unsqueeze(-2) for t in (geometry.cos, geometry.sin))
+    if block.q_norm is not None:
+        q, k = block.q_norm(q), block.k_norm(k)
+    q, k = _rotate(q, cos, sin) * block.scale, _rotate(k, cos, sin)
+
+    groups = k.shape[-2]  # key/value heads, or query heads once a key or value is edited
+    q = q.unflatten(-2, (groups, -1))  # edit prompt dest group member d_head
+    scores_new = torch.einsum("epngmd,epsgd->epgmns", q, k)
+    if fresh:
+        scores = scores_new
+    else:
+        k_old, v_old = (
+            old(name).repeat_interleave(groups // n_kv, dim=-2) if groups != n_kv else old(name)
+            for name in ("k", "v")
+        )
+        scores = torch.einsum("epngmd,psgd->epgmns", q, k_old)
+        column = dest.view(1, n_prompts, 1, 1, 1, n_dest).expand_as(scores_new)
+        scores = scores.scatter(-1, column, scores_new)
+    allowed = geometry.allowed[layer][dest].view(1, n_prompts, 1, 1, n_dest, n_pos)
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    pattern = scores.softmax(-1).flatten(2, 3)  # edit prompt head dest src
+    if edit is not None:
+        pattern = edit("pattern", layer, pattern)
+    pattern = pattern.unflatten(2, (groups, -1))
+    if fresh:
+        z = torch.einsum("epgmns,epsgd->epngmd", pattern, v)
+    else:
+        new = pattern.gather(-1, column)
+        z = torch.einsum("epgmns,epsgd->epngmd", new, v)
+        z = z + torch.einsum("epgmns,psgd->epngmd", pattern.scatter(-1, column, 0.0), v_old)
+    z = z.flatten(3, 4)  # edit prompt dest head d_head
+    if edit is not None:
+        z = edit("z", layer, z)
+    o_out = block.o(z.flatten(-2))
+    mid = resid + block.write(o_out)
+    mlp_out = block.mlp_write(resid if block.parallel else mid)
+    if record is not None:
+        record.k.append(k[0])
+        record.v.append(v[0])
+        record.z.append(z[0])
+        record.o_out.append(o_out[0])
+        record.mlp_out.append(mlp_out[0])
+    return mid + mlp_out
+
+
+def _run(net: Network, tokens: Int[Tensor, "prompt pos"]) -> Run:
+    """The unedited run, checked against the model's own residual stream before the final norm.
+
+    Raises:
+        UsageError: if the model computes something that this module does not know (an unusual
+            block layout), rather than edit a network that is not the model.
+    """
+    seen = _look(net.model, tokens, lambda name: name in ("blocks.0.hook_in", "ln_final.hook_in"))
+    resid, expected = seen["blocks.0.hook_in"], seen["ln_final.hook_in"]
+    run = Run(tokens)
+    dest = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    for layer in range(net.n_layers):
+        run.resid_pre.append(resid)
+        resid = _forward(net, run, resid[None], dest, layer, None, record=run)[0]
+    run.resid_pre.append(resid)
+    error = (resid - expected).norm() / expected.norm()
+    if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
+        raise UsageError(
+            f"this model's blocks are not of a known layout (recomputed residual stream off by "
+            f"{float(error):.1e} of its norm): exact path patching refuses it"
+        )
+    return run
+
+
+def _chunks(pairs: PromptPairs) -> Iterable[PromptPairs]:
+    """Pieces of at most MAX_TOKENS tokens, each cut to its own longest prompt."""
+    size = max(1, MAX_TOKENS // pairs.clean.shape[1])
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
+
+
+def _positions(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
+    if name not in pairs.positions:
+        raise UsageError(
+            f"no position {name!r} in these {pairs.task} prompts; they have "
+            f"{', '.join(pairs.positions)}"
+        )
+    at = pairs.positions[name]
+    return at[:, None] if at.ndim == 1 else at
+
+
+def logit_diff(
+    net: Network, resid: Float[Tensor, "*edit prompt d_model"], pairs: PromptPairs
+) -> Float[Tensor, "*edit prompt"]:
+    """`logit[answer] − logit[foil]`, one value per prompt, from the residual stream at END."""
+    tokens = torch.stack([pairs.answer, pairs.foil], dim=-1)
+    logits = net.logits(resid, tokens.expand(*resid.shape[:-1], 2))
+    return logits[..., 0] - logits[..., 1]
+
+
+# --- Path patching -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PathPatch:
+    """Noising path patching of every sender into one set of receivers.
+
+    Attributes:
+        logit_diff: after patching; NaN for heads that were not senders.
+        clean, corrupted: of the unpatched runs.
+    """
+
+    logit_diff: Float[Tensor, "layer head prompt"]
+    clean: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+
+    def effect(self) -> Float[Tensor, "layer head prompt"]:
+        """Each prompt's change, in units of the mean clean−corrupted gap (one scale for all).
+
+        The mean over prompts is the score of Merullo et al. (released code, `patching_utils.py`)
+        without their factor −100: (patched − clean) / (corrupted − clean), so a head that
+        supports the answer has a positive score, and 1 is as bad as full corruption.
+        """
+        return (self.logit_diff - self.clean) / (self.corrupted.mean() - self.clean.mean())
+
+    def score(self) -> Float[Tensor, "layer head"]:
+        return self.effect().mean(-1)
+
+
+class _Receive(_Editor):
+    """Writes the recorded receiver inputs at their position, one sender's to each edit."""
+
+    def __init__(
+        self,
+        component: Component,
+        recorded: dict[Head, Float[Tensor, "edit prompt k d_head"]],
+        index: Int[Tensor, "prompt k"],
+    ):
+        self.component, self.recorded, self.index = component, recorded, index
+        self.start = min(layer for layer, _ in recorded)
+        self.fired: set[Head] = set()
+
+    def k_or_v_per_head(self, layer: int) -> bool:
+        return self.component != "q" and any(at == layer for at, _ in self.recorded)
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
+        if name != self.component or not any(at == layer for at, _ in self.recorded):
+            return value
+        value = value.clone()
+        prompt = torch.arange(value.shape[1], device=value.device)[:, None]
+        for (at, head), recorded in self.recorded.items():
+            if at == layer:
+                value[:, prompt, self.index, head] = recorded
+                self.fired.add((at, head))
+        return value
+
+
+def _send(
+    net: Network,
+    clean: Run,
+    corrupted: Run,
+    senders: Sequence[Head],
+    at: Int[Tensor, "prompt k"],
+    receivers: Sequence[Head],
+    component: Component | None,
+    freeze_mlps: bool,
+) -> tuple[dict[Head, Tensor], Float[Tensor, "edit prompt k d_model"]]:
+    """First pass: each sender's corrupted output travels on with all other heads frozen.
+
+    With every other head frozen at `at`, no position can see another: the residual stream there
+    changes by the sender's write and by what the MLPs (unless frozen too) make of it.
+    Returns the receivers' inputs and the residual stream after the last layer computed.
+    """
+    n_prompts = len(at)
+    prompt = torch.arange(n_prompts, device=at.device)[:, None]
+    last = net.n_layers if component is None else max(layer for layer, _ in receivers)
+    first = min(layer for layer, _ in senders)
+    resid = clean.resid_pre[first][prompt, at].repeat(len(senders), 1, 1, 1)
+    sent_at: dict[int, list[tuple[int, int]]] = {}
+    for row, (layer, head) in enumerate(senders):
+        sent_at.setdefault(layer, []).append((row, head))
+    recorded: dict[Head, Tensor] = {}
+    begun = 0  # senders are in layer order: rows below `begun` have already sent
+
+    for layer in range(first, last + 1):
+        block = net.blocks[layer] if layer < net.n_layers else None
+        for head in [head for at_layer, head in receivers if at_layer == layer]:
+            project = getattr(block, component)
+            heads = block.heads_of(project(block.ln1(resid)))
+            shared_by = block.n_heads // heads.shape[-2]
+            recorded[layer, head] = heads[..., head // shared_by, :].clone()
+        if layer == last:
+            break
+        active = begun + len(sent_at.get(layer, ()))
+        o_out = clean.o_out[layer][prompt, at].repeat(active - begun, 1, 1, 1)
+        for row, head in sent_at.get(layer, ()):
+            delta = corrupted.z[layer][prompt, at, head] - clean.z[layer][prompt, at, head]
+            o_out[row - begun] += delta @ block.W_O[head]
+        frozen = block.write(clean.o_out[layer][prompt, at]).expand(begun, -1, -1, -1)
+        attn_out = torch.cat([frozen, block.write(o_out)]) if active > begun else frozen
+        before, mid = resid[:active], resid[:active] + attn_out
+        if freeze_mlps:
+            mlp_out = clean.mlp_out[layer][prompt, at]
+        else:
+            mlp_out = block.mlp_write(before if block.parallel else mid)
+        resid[:active] = mid + mlp_out
+        resid[active:] = clean.resid_pre[layer + 1][prompt, at]
+        begun = active
+    return recorded, resid
+
+
+def path_patch(
+    net: Network,
+    pairs: PromptPairs,
+    receivers: Sequence[Head] | Literal["logits"],
+    component: Component = "q",
+    position: str = "END",
+    senders: Sequence[Head] | None = None,
+    freeze_mlps: bool = False,
+) -> PathPatch:
+    """Noising path patching (Wang et al. 2022; Merullo et al. 2023, released code).
+
+    For each sender head: (1) the clean prompt is run with the sender's `z` at `position` taken
+    from the corrupted prompt, every other head frozen at its clean `z` there, MLPs recomputed
+    (or frozen with `freeze_mlps`), and the receivers' q, k or v at `position` is recorded;
+    (2) the clean prompt is run again with the recorded values written in and everything else
+    free. Receivers "logits" read the residual stream of pass 1 directly (`position` is END).
+    One query head's key or value is patched alone, also where heads share keys and values.
+
+    Args:
+        receivers: heads, or "logits" for the final residual stream.
+        component: which input of the receivers; ignored for "logits".
+        position: name of a position, or of a set of positions, of `pairs`.
+        senders: default all heads below the last receiver's layer.
+
+    Raises:
+        UsageError: no receivers, a head or a position that does not exist, or a sender at or
+            above every receiver's layer.
+    """
+    to_logits = receivers == "logits"
+    if not to_logits and not receivers:
+        raise UsageError("path patching needs at least one receiver head")
+    if to_logits and position != "END":
+        raise UsageError(f"the logits are read at END, so the patch must be there, not {position}")
+    heads = [] if to_logits else list(receivers)
+    top = net.n_layers if to_logits else max(layer for layer, _ in heads)
+    senders = sorted(net.heads(below=top) if senders is None else senders)
+    net.check_heads([*heads, *senders])
+    late = [(layer, head) for layer, head in senders if layer >= top]
+    if late or not senders:
+        raise UsageError(f"senders must lie below layer {top}, given {late or 'none'}")
+
+    shape = (net.n_layers, net.n_heads, len(pairs))
+    patched = torch.full(shape, torch.nan, dtype=net.W_U.dtype, device=net.W_U.device)
+    clean_diff, corrupted_diff = patched[0, 0].clone(), patched[0, 0].clone()
+    with torch.inference_mode():
+        done = 0
+        for chunk in _chunks(pairs):
+            clean, corrupted = _run(net, chunk.clean), _run(net, chunk.corrupted)
+            prompts = slice(done, done + len(chunk))
+            done = prompts.stop
+            prompt, end = torch.arange(len(chunk)), chunk.length - 1
+            clean_diff[prompts] = logit_diff(net, clean.final[prompt, end], chunk)
+            corrupted_diff[prompts] = logit_diff(net, corrupted.final[prompt, end], chunk)
+            at = _positions(chunk, position)
+            at = torch.where(at < 0, at[:, :1], at)  # padding of a set repeats its first member
+            dest, end_index = _window(at, end, chunk.clean.shape[1])
+            batch = max(1, MAX_ROWS // dest.numel())
+            for start in range(0, len(senders), batch):
+                some = senders[start : start + batch]
+                recorded, resid = _send(
+                    net,
+                    clean,
+                    corrupted,
+                    some,
+                    at,
+                    heads,
+                    None if to_logits else component,
+                    freeze_mlps,
+                )
+                if to_logits:
+                    at_end = resid[:, :, 0]
+                else:
+                    editor = _Receive(component, recorded, at - dest[:, :1])
+                    resid = clean.resid_pre[editor.start][prompt[:, None], dest]
+                    resid = resid.expand(len(some), -1, -1, -1)
+                    for layer in range(editor.start, net.n_layers):
+                        resid = _forward(net, clean, resid, dest, layer, editor)
+                    if editor.fired != set(heads):
+                        raise RuntimeError(
+                            f"receivers {set(heads) - editor.fired} were not patched"
+                        )
+                    at_end = resid[:, prompt, end_index]
+                layers, head_index = zip(*some, strict=True)
+                patched[list(layers), list(head_index), prompts] = logit_diff(net, at_end, chunk)
+    return PathPatch(patched, clean_diff, corrupted_diff)
+
+
+def _window(
+    at: Int[Tensor, "prompt k"], end: Int[Tensor, " prompt"], n_pos: int
+) -> tuple[Int[Tensor, "prompt dest"], Int[Tensor, " prompt"]]:
+    """Consecutive positions, as many in each prompt, from the first of `at` to END at least."""
+    first = at.min(-1).values
+    n_dest = int((end - first).max()) + 1
+    first = first.clamp(max=n_pos - n_dest)
+    return first[:, None] + torch.arange(n_dest, device=at.device), end - first
+
+
+# --- Edits of heads at one position --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an edit is applied: which head, which prompts of the set, which positions."""
+
+    head: Head
+    prompts: slice
+    dest: Int[Tensor, "prompt dest"]
+    corrupted: Run | None
+
+
+@dataclass(frozen=True)
+class HeadEdit:
+    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`).
+
+    `apply` maps the value the head would have, [prompt, dest, src] or [prompt, dest, d_head],
+    to the one it is given. No heads: an edit that changes nothing, the baseline.
+    """
+
+    heads: tuple[Head, ...] = ()
+    at: Literal["pattern", "z"] = "z"
+    apply: Callable[[Tensor, Site], Tensor] | None = None
+    needs_corrupted: bool = False
+
+
+def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
+    """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
+
+    Raises:
+        UsageError: if a row is negative somewhere or does not sum to 1.
+    """
+    sums = row.sum(-1)
+    if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
+    return HeadEdit(
+        tuple(heads),
+        "pattern",
+        lambda old, site: row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old),
+    )
+
+
+def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> HeadEdit:
+    """The heads cannot attend to `src` (−1 pads); their rows are scaled to sum to 1 again."""
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        cut = src[site.prompts]
+        kept = torch.ones(old.shape[0], old.shape[-1] + 1, dtype=old.dtype, device=old.device)
+        kept = kept.scatter(-1, torch.where(cut < 0, old.shape[-1], cut), 0.0)[:, None, :-1]
+        return old * kept / (old * kept).sum(-1, keepdim=True).clamp_min(1e-9)
+
+    return HeadEdit(tuple(heads), "pattern", apply)
+
+
+def zero_ablate(heads: Iterable[Head]) -> HeadEdit:
+    """The heads write nothing."""
+    return HeadEdit(tuple(heads), "z", lambda old, site: torch.zeros_like(old))
+
+
+def mean_ablate(heads: Iterable[Head], mean_z: Float[Tensor, "layer head d_head"]) -> HeadEdit:
+    """The heads write their mean output over other prompts (see `mean_z`)."""
+    return HeadEdit(tuple(heads), "z", lambda old, site: mean_z[site.head].expand_as(old))
+
+
+def resample_ablate(heads: Iterable[Head]) -> HeadEdit:
+    """The heads write what they wrote on the corrupted prompt, at the same position."""
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        prompt = torch.arange(old.shape[0], device=old.device)[:, None]
+        return site.corrupted.z[site.head[0]][prompt, site.dest, site.head[1]]
+
+    return HeadEdit(tuple(heads), "z", apply, needs_corrupted=True)
+
+
+def scale_head(head: Head, alpha: float) -> HeadEdit:
+    """One head's output times `alpha`: its `z`, since a value vector may serve several heads."""
+    return HeadEdit((head,), "z", lambda old, site: alpha * old)
+
+
+class _EditHeads(_Editor):
+    def __init__(self, edits: Sequence[HeadEdit], site: Callable[[Head], Site], start: int):
+        self.start, self.site = start, site
+        self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
+        for row, edit in enumerate(edits):
+            for layer, head in edit.heads:
+                self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
+        todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
+        if todo is None:
+            return value
+        value = value.clone()
+        for row, head, edit in todo:
+            here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
+            value[here] = edit.apply(value[here], self.site((layer, head)))
+        return value
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the model says at END after each edit.
+
+    Attributes:
+        tokens: the candidates of the prompts, or (answer, foil) where they have none.
+        logits: of `tokens`.
+        top1: most probable token over the full vocabulary (None unless asked for).
+        pattern: attention from END, every head (None unless captured).
+        attribution: direct effect of each head on the logits of `tokens`, the norms frozen at the
+            scale they have in that run (None unless captured).
+    """
+
+    logit_diff: Float[Tensor, "edit prompt"]
+    tokens: Int[Tensor, "prompt token"]
+    logits: Float[Tensor, "edit prompt token"]
+    top1: Int[Tensor, "edit prompt"] | None = None
+    pattern: Float[Tensor, "edit prompt layer head src"] | None = None
+    attribution: Float[Tensor, "edit prompt layer head token"] | None = None
+
+
+def read(
+    net: Network,
+    pairs: PromptPairs,
+    edits: Sequence[HeadEdit] = (HeadEdit(),),
+    everywhere: bool = False,
+    full_vocabulary: bool = False,
+    capture: bool = False,
+) -> Readout:
+    """Run the clean prompts under each edit and read the next token at END.
+
+    The edits act at END (or at every position); later heads and MLPs are free.
+
+    Raises:
+        UsageError: a head that does not exist.
+    """
+    net.check_heads(head for edit in edits for head in edit.heads)
+    tokens = pairs.candidates
+    if tokens is None:
+        tokens = torch.stack([pairs.answer, pairs.foil], dim=-1)
+    needs_corrupted = any(edit.needs_corrupted for edit in edits)
+    columns: list[list[dict[str, Tensor]]] = []
+    with torch.inference_mode():
+        done = 0
+        for chunk in _chunks(pairs):
+            prompts = slice(done, done + len(chunk))
+            done = prompts.stop
+            clean = _run(net, chunk.clean)
+            corrupted = _run(net, chunk.corrupted) if needs_corrupted else None
+            end = chunk.length - 1
+            first = torch.zeros_like(end) if everywhere else end
+            dest, end_index = _window(first[:, None], end, chunk.clean.shape[1])
+            site = partial(Site, prompts=prompts, dest=dest, corrupted=corrupted)
+            batch = max(1, MAX_ROWS // dest.numel())
+            columns.append([])
+            for start in range(0, len(edits), batch):
+                some = edits[start : start + batch]
+                resid, seen = _edited(net, clean, some, site, end_index, capture)
+                out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
+                out["logit_diff"] = logit_diff(net, resid, chunk)
+                if full_vocabulary:
+                    out["top1"] = net.top1(resid)
+                if capture:
+                    out["pattern"] = torch.stack(seen.pattern, dim=2)
+                    out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
+                columns[-1].append(out)
+
+    def whole(name: str) -> Tensor | None:
+        if name not in columns[0][0]:
+            return None
+        return torch.cat([torch.cat([b[name] for b in column]) for column in columns], dim=1)
+
+    return Readout(
+        whole("logit_diff"),
+        tokens,
+        whole("logits"),
+        whole("top1"),
+        whole("pattern"),
+        whole("attribution"),
+    )
+
+
+@dataclass
+class _Seen:
+    """What passed at END, layer by layer: attention, head outputs, their sum after projection."""
+
+    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
+    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
+
+
+def _edited(
+    net: Network,
+    clean: Run,
+    edits: Sequence[HeadEdit],
+    site: Callable[[Head], Site],
+    end_index: Int[Tensor, " prompt"],
+    capture: bool,
+) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen]:
+    """The final residual stream at END under each edit, and what `capture` asks for."""
+    edited = [layer for edit in edits for layer, _ in edit.heads]
+    start = 0 if capture or not edited else min(edited)
+    editor, seen = _EditHeads(edits, site, start), _Seen()
+    dest = site((0, 0)).dest
+    prompt = torch.arange(len(dest), device=dest.device)
+
+    def edit(name: str, layer: int, value: Tensor) -> Tensor:
+        value = editor(name, layer, value)
+        if capture and name == "pattern":
+            seen.pattern.append(value[:, prompt, :, end_index].transpose(0, 1))
+        if capture and name == "z":
+            seen.z.append(value[:, prompt, end_index])
+        return value
+
+    edit.k_or_v_per_head = lambda layer: False
+    resid = clean.resid_pre[start][prompt[:, None], dest].expand(len(edits), -1, -1, -1)
+    for layer in range(start, net.n_layers):
+        resid = _forward(net, clean, resid, dest, layer, edit)
+    if editor.todo:
+        raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
+    return resid[:, prompt, end_index], seen
+
+
+def _frozen_norm(
+    norm: Callable[[Tensor], Tensor], at: Float[Tensor, "*batch d_model"]
+) -> Callable[[Tensor], Tensor]:
+    """The norm as the linear map that it is while its scale stays what it is at `at`.
+
+    For y = (x − mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w:
+    applied to the terms of a sum it gives terms that add up to y (less b).
+    """
+    centred = isinstance(norm, torch.nn.LayerNorm)
+    base = at - at.mean(-1, keepdim=True) if centred else at
+    out = norm(at) - norm.bias if centred and norm.bias is not None else norm(at)
+    # s·w elementwise; where x is 0 the quotient is undefined, so w comes from the module.
+    weight = norm.weight + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+    weighted = base * weight
+    scale = (out * weighted).sum(-1, keepdim=True) / (weighted**2).sum(-1, keepdim=True)
+    if not torch.allclose(scale * weighted, out, rtol=1e-3, atol=1e-3 * float(out.abs().max())):
+        raise UsageError(f"direct logit attribution does not know the norm {type(norm).__name__}")
+
+    def apply(u: Tensor) -> Tensor:
+        extra = (1,) * (u.ndim - at.ndim)
+        s = scale.view(*scale.shape[:-1], *extra, 1)
+        return (u - u.mean(-1, keepdim=True) if centred else u) * s * weight
+
+    return apply
+
+
+def _attribution(
+    net: Network,
+    seen: _Seen,
+    resid: Float[Tensor, "edit prompt d_model"],
+    tokens: Int[Tensor, "prompt token"],
+) -> Float[Tensor, "edit prompt layer head token"]:
+    """Direct logit attribution at END (Elhage et al. 2021): each head's write through the final
+    norm, frozen at its scale in this run, onto the tokens' unembedding. Where the attention output
+    is normalised before it is added (Gemma), that norm is frozen in the same way."""
+    final = _frozen_norm(net.ln_final, resid)
+    layers = []
+    for block, z in zip(net.blocks, seen.z, strict=True):
+        writes = torch.einsum("ephd,hdm->ephm", z, block.W_O)
+        if block.ln1_post is not None:
+            writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
+        layers.append(torch.einsum("ephm,ptm->epht", final(writes), net.W_U[tokens]))
+    return torch.stack(layers, dim=2)
+
+
+def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head"]:
+    """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
+    total = 0.0
+    with torch.inference_mode():
+        for chunk in _chunks(pairs):
+            run = _run(net, chunk.clean)
+            prompt = torch.arange(len(chunk))
+            total = total + torch.stack([z[prompt, chunk.length - 1].sum(0) for z in run.z])
+    return total / len(pairs)

@@ -1,0 +1,151 @@
+"""Path patching and head edits as slowly and obviously as possible: hooks and whole forward passes.
+
+The oracle for `replib.interventions`: nothing is reused, nothing is skipped, one sender or one edit
+at a time, full logits. Only for small models and few prompts.
+"""
+
+import torch
+
+from replib.interventions import HeadEdit, Site
+
+
+def activations(model, tokens, *names):
+    """{name: activation} for every hook whose name ends with one of `names`."""
+    _, cache = model.run_with_cache(tokens)
+    return {name: value.clone() for name, value in cache.items() if name.endswith(names)}
+
+
+def end_logit_diff(logits, pairs):
+    prompt, end = torch.arange(len(pairs)), pairs.length - 1
+    at_end = logits[prompt, end]
+    return at_end[prompt, pairs.answer] - at_end[prompt, pairs.foil]
+
+
+def run(model, tokens, writes, record=()):
+    """Logits and recorded activations of one pass with `writes`: {hook name: function}."""
+    seen = {}
+
+    def write(function):
+        def hook(value, hook):
+            value = value.clone()
+            function(value)
+            return value
+
+        return hook
+
+    def keep(name):
+        def hook(value, hook):
+            seen[name] = value.clone()
+
+        return hook
+
+    hooks = [(name, write(function)) for name, function in writes.items()]
+    hooks += [(name, keep(name)) for name in record]
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    assert set(seen) == set(record), "a hook did not fire"
+    return logits, seen
+
+
+def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
+    """Logit difference per prompt with the path sender → receivers patched."""
+    n_layers = model.cfg.n_layers
+    at = pairs.positions[position]
+    at = at[:, None] if at.ndim == 1 else at
+    prompts, positions = zip(*[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0])
+    prompts, positions = torch.tensor(prompts), torch.tensor(positions)
+    here = (prompts, positions)
+    clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
+    corrupted = activations(model, pairs.corrupted, "attn.hook_z")
+
+    def freeze(layer):
+        name = f"blocks.{layer}.attn.hook_z"
+
+        def function(z):
+            z[here] = clean[name][here]
+            if layer == sender[0]:
+                z[(*here, sender[1])] = corrupted[name][(*here, sender[1])]
+
+        return name, function
+
+    writes = dict(freeze(layer) for layer in range(n_layers))
+    if freeze_mlps:
+        for layer in range(n_layers):
+            name = f"blocks.{layer}.mlp.hook_out"
+
+            def function(out, name=name):
+                out[here] = clean[name][here]
+
+            writes[name] = function
+    if receivers == "logits":
+        return end_logit_diff(run(model, pairs.clean, writes)[0], pairs)
+    names = sorted({f"blocks.{layer}.attn.hook_{component}" for layer, _ in receivers})
+    _, recorded = run(model, pairs.clean, writes, names)
+
+    def receive(layer, head):
+        name = f"blocks.{layer}.attn.hook_{component}"
+        shared = model.cfg.n_heads // recorded[name].shape[2]
+
+        def function(value):
+            value[(*here, head // shared)] = recorded[name][(*here, head // shared)]
+
+        return name, function
+
+    if component == "q":
+        writes = {}
+        for layer in {layer for layer, _ in receivers}:
+            functions = [receive(layer, head) for at_layer, head in receivers if at_layer == layer]
+
+            def function(value, functions=functions):
+                for _, write in functions:
+                    write(value)
+
+            writes[functions[0][0]] = function
+        return end_logit_diff(run(model, pairs.clean, writes)[0], pairs)
+
+    # A key or value may serve several query heads, of which one alone is to see the patch: patch
+    # the shared one, take the receiver's z from that run, and write only that z in the real one.
+    z_writes = {}
+    for layer in sorted({layer for layer, _ in receivers}):
+        z_name = f"blocks.{layer}.attn.hook_z"
+        new_z = {}
+        for head in [head for at_layer, head in receivers if at_layer == layer]:
+            writes = {**z_writes, **dict([receive(layer, head)])}
+            _, seen = run(model, pairs.clean, writes, [z_name])
+            new_z[head] = seen[z_name][:, :, head]
+
+        def function(z, new_z=new_z):
+            for head, value in new_z.items():
+                z[:, :, head] = value
+
+        z_writes[z_name] = function
+    return end_logit_diff(run(model, pairs.clean, z_writes)[0], pairs)
+
+
+class _Z:
+    """The corrupted run as an edit sees it: z by layer."""
+
+    def __init__(self, cache, n_layers):
+        self.z = [cache[f"blocks.{layer}.attn.hook_z"] for layer in range(n_layers)]
+
+
+def read(model, pairs, edit: HeadEdit, everywhere: bool):
+    """Full logits at END [prompt, d_vocab] under one edit."""
+    n_pos = pairs.clean.shape[1]
+    end = pairs.length - 1
+    dest = torch.arange(n_pos).expand(len(pairs), n_pos) if everywhere else end[:, None]
+    corrupted = _Z(activations(model, pairs.corrupted, "attn.hook_z"), model.cfg.n_layers)
+    prompt = torch.arange(len(pairs))[:, None]
+    writes = {}
+    for layer in {layer for layer, _ in edit.heads}:
+
+        def function(value, layer=layer):
+            for head in [head for at_layer, head in edit.heads if at_layer == layer]:
+                site = Site((layer, head), slice(0, len(pairs)), dest, corrupted)
+                if edit.at == "pattern":
+                    value[prompt, head, dest] = edit.apply(value[prompt, head, dest], site)
+                else:
+                    value[prompt, dest, head] = edit.apply(value[prompt, dest, head], site)
+
+        writes[f"blocks.{layer}.attn.hook_{edit.at}"] = function
+    logits, _ = run(model, pairs.clean, writes)
+    return logits[torch.arange(len(pairs)), end]
