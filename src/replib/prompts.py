@@ -808,7 +808,8 @@ def capital_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int 
             first[country], sizes[country] = added[0], size
     counts = Counter(sizes.values())
     countries = [country for country in first if counts[sizes[country]] > 1]
-    templates = [t for t in CAPITAL_TEMPLATES if _readable(tokenizer, t.format(country="France"))]
+    probe = countries[0] if countries else "France"
+    templates = [t for t in CAPITAL_TEMPLATES if _readable(tokenizer, t.format(country=probe))]
     everything = [(template, country) for country in countries for template in templates]
     if n_prompts > len(everything):
         raise UsageError(
