@@ -1,0 +1,735 @@
+"""The book: from finished runs to a Jupyter Book source folder, and the parts that Sphinx needs.
+
+    python -m replib.book stage --runs build/runs --out build/book   # for jupyter-book to build
+    python -m replib.book gate --html _build/html --runs build/runs  # is the built book right?
+
+`stage` copies the prose pages, turns every run's executed notebook into a page and writes the
+table of contents. Sphinx loads this module as an extension for the role {record} and the directive
+{scorecard}. Every number on a page comes from a record, so this module computes none.
+"""
+
+import argparse
+import ast
+import hashlib
+import html
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from docutils import nodes
+
+from replib.claims import MIME, OUTCOMES, Claims, read_record, read_yaml, record_value
+from replib.errors import UsageError
+
+RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: `runs/<paper>/<model>/` with its record, already checked."""
+
+    paper: str
+    model: str  # the folder's name; `record["model"]["name"]` is the model's own
+    record: Mapping[str, Any]
+    sha256: str  # of record.json as it is on disk
+    folder: Path
+
+    @classmethod
+    def read(cls, runs: Path, paper: str, model: str) -> "Run":
+        """UsageError when there is no finished, valid record or no notebook for this pair."""
+        folder = runs / paper / model
+        if not (folder / "record.json").is_file():
+            raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
+        record = read_record(folder / "record.json")
+        if not (folder / "notebook.ipynb").is_file():
+            raise UsageError(f"the run of {paper} on {model} has no notebook: {folder}")
+        if record["paper"] != paper:
+            raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
+        sha256 = hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
+        return cls(paper, model, record, sha256, folder)
+
+    @property
+    def key(self) -> str:
+        return f"{self.paper}/{self.model}"
+
+    def claim(self, id: str) -> Mapping[str, Any] | None:
+        return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
+
+
+def find_runs(runs: Path, expected: Sequence[str] | None) -> list[Run]:
+    """The runs named `paper/model` in `expected`, in that order; without it all that finished."""
+    if expected is None:
+        expected = sorted(
+            path.parent.relative_to(runs).as_posix() for path in runs.glob("*/*/record.json")
+        )
+    if not expected:
+        raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
+    pairs = [pair.split("/", 1) for pair in expected]
+    if bad := [pair for pair in pairs if len(pair) != 2 or not all(pair)]:
+        raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
+    return [Run.read(runs, paper, model) for paper, model in pairs]
+
+
+def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    papers: dict[str, list[Run]] = {}
+    for run in runs:
+        papers.setdefault(run.paper, []).append(run)
+    return papers
+
+
+# --- words and numbers ----------------------------------------------------------------------------
+
+
+def show_value(value: Any, spec: str = "") -> str:
+    """A record's value as a page shows it. ValueError when the format does not fit the value."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, bool):
+        value, spec = ("yes" if value else "no"), ""
+    if value in OUTCOMES:
+        return outcome_word(value)
+    return format(value, spec)
+
+
+def outcome_word(outcome: str) -> str:
+    return outcome.replace("_", " ")
+
+
+def record_span(run: Run, key: str, spec: str = "") -> str:
+    """The HTML that the role {record} also makes; the gate reads it again from the built page."""
+    text = show_value(record_value(run.record, key), spec)
+    return (
+        f'<span class="record" data-record="{_h(run.key)}" data-key="{_h(key)}" '
+        f'data-format="{_h(spec)}">{_h(text)}</span>'
+    )
+
+
+def badge(run: Run, claim: Mapping[str, Any]) -> str:
+    """The outcome as a word; the style sheet adds a symbol and a colour to it."""
+    outcome = claim["outcome"]
+    return (
+        f'<span class="outcome outcome-{outcome}" data-record="{_h(run.key)}" '
+        f'data-claim="{_h(claim["id"])}">{outcome_word(outcome)}</span>'
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def scope(record: Mapping[str, Any]) -> str:
+    return " and ".join(sorted({claim["scope"] for claim in record["claims"]}))
+
+
+def scope_words(record: Mapping[str, Any], paper_model: str) -> str:
+    own = record["claims"][0]["scope"] == "replication"
+    return (
+        f"{scope(record)} ({'the paper’s own model' if own else f'the paper used {paper_model}'})"
+    )
+
+
+def _h(text: Any) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _raw(text: str) -> str:
+    """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max((len(m) for m in re.findall(r"`+", text)), default=0))
+    return f"{fence}{{raw}} html\n{text}\n{fence}\n"
+
+
+# --- parts of pages -------------------------------------------------------------------------------
+
+
+def model_switch(shown: Run, siblings: Sequence[Run]) -> str:
+    """Links between the models of one chapter; the shown one is marked, with no script needed."""
+    items = []
+    for run in siblings:
+        mark = ' aria-current="page"' if run.model == shown.model else ""
+        items.append(f'<li><a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a></li>')
+    return (
+        '<nav class="model-switch" aria-label="Model shown on this page">\n'
+        f'<span class="model-switch-label">Model</span>\n<ul>{"".join(items)}</ul>\n</nav>'
+    )
+
+
+def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """The command that gives this run again; `chosen` holds the values that need no flag."""
+    words = ["replib run", record["paper"], "--model", record["model"]["name"]]
+    words += ["--profile", record["profile"]]
+    for name, value in record["parameters"].items():
+        if name in ("model_name", "device", "profile"):
+            continue
+        if name not in chosen or chosen[name] != value:
+            text = json.dumps(value) if isinstance(value, bool | list) else str(value)
+            words += [
+                "-p",
+                f"{name}={text}" if re.fullmatch(r"[\w.,/-]*", text) else f"{name}='{text}'",
+            ]
+    return " ".join(words)
+
+
+def run_box(run: Run, paper_model: str, again: str) -> str:
+    """How the page was computed: one line that is always seen, the rest folded; from the record."""
+    record, model = run.record, run.record["model"]
+    rows = [
+        ("Model", f"<strong>{_h(model['name'])}</strong>"),
+        ("Source", _h(model.get("source") or "–")),
+        ("Weights", _h(model.get("note") or "–")),
+    ]
+    if model.get("revision"):
+        rows.append(("Revision", f"<code>{_h(model['revision'])}</code>"))
+    if model.get("sha256"):
+        rows.append(("sha256", f"<code>{_h(model['sha256'])}</code>"))
+    if model.get("n_params"):
+        size = f"{model['n_params']:,} parameters"
+        rows.append(("Size", _h(size + f", {model['dtype']}" if model.get("dtype") else size)))
+    parameters = {
+        k: v for k, v in record["parameters"].items() if k not in ("model_name", "profile")
+    }
+    listed = ", ".join(f"<code>{_h(k)} = {_h(json.dumps(v))}</code>" for k, v in parameters.items())
+    versions = ", ".join(f"{_h(k)} {_h(v)}" for k, v in record["versions"].items())
+    rows += [
+        ("Scope", _h(scope_words(record, paper_model))),
+        ("Profile", _h(record["profile"])),
+        ("Parameters", listed or "–"),
+        ("Seed", _h(record["seed"])),
+        ("Device", f"{_h(record['device'])}, threads: {_h(record['threads'])}"),
+        ("Wall time", f"{_h(duration(record['wall_time_s']))}"),
+        ("Peak memory", f"{_h(round(record['peak_memory_mb']))} MB"),
+        ("Versions", versions or "–"),
+        ("Started", _h(record["started"].replace("T", " ").replace("Z", " UTC"))),
+        ("Run it again", f"<code>{_h(again)}</code>"),
+        ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
+    ]
+    listing = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
+    line = (
+        f"Computed on <strong>{_h(model['name'])}</strong>: {scope(record)}, profile "
+        f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
+    )
+    return (
+        f'<aside class="run-box" data-record="{_h(run.key)}" data-sha256="{run.sha256}">\n'
+        f'<details><summary><span>{line}.</span> <span class="run-box-more">How this page was '
+        f"computed</span></summary>\n<dl>{listing}</dl>\n</details>\n</aside>"
+    )
+
+
+def _scroll(label: str, table: str) -> str:
+    return (
+        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{_h(label)}">\n'
+        f"{table}\n</div>"
+    )
+
+
+def claim_ids(runs: Iterable[Run]) -> list[str]:
+    """Every id once, in the order in which the records name them."""
+    return list(dict.fromkeys(claim["id"] for run in runs for claim in run.record["claims"]))
+
+
+def outcome_table(runs: Sequence[Run], prefix: str) -> str:
+    """Claims x models of one paper: a word in each cell, linked to the model's page."""
+    head = "".join(
+        f'<th scope="col"><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a><br>'
+        f"<small>{scope(run.record)}</small></th>"
+        for run in runs
+    )
+    rows = []
+    for id in claim_ids(runs):
+        claims = [run.claim(id) for run in runs]
+        statement = next(claim["statement"] for claim in claims if claim)
+        cells = "".join(
+            f"<td>{badge(run, claim) if claim else '–'}</td>"
+            for run, claim in zip(runs, claims, strict=True)
+        )
+        head_cell = f'<th scope="row">{_h(id)}</th><td class="statement">{_h(statement)}</td>'
+        rows.append(f"<tr>{head_cell}{cells}</tr>")
+    table = (
+        f'<table class="outcomes-table"><thead><tr><th scope="col">Claim</th>'
+        f'<th scope="col">The paper says</th>{head}</tr></thead>\n'
+        f"<tbody>{chr(10).join(rows)}</tbody></table>"
+    )
+    return _scroll("Outcome of every claim on every model", table)
+
+
+def tally(run: Run) -> str:
+    """`3 holds, 1 fails, …` in the order of OUTCOMES, without the outcomes that do not occur."""
+    outcomes = [claim["outcome"] for claim in run.record["claims"]]
+    counts = [(outcomes.count(outcome), outcome) for outcome in OUTCOMES]
+    return ", ".join(f"{count} {outcome_word(outcome)}" for count, outcome in counts if count)
+
+
+def _measured_cell(run: Run, claim: Mapping[str, Any]) -> str:
+    if claim["measured"] is None:
+        return "–"
+    key, unit = f"claims.{claim['id']}", claim["measured"]["unit"]
+    text = _number_span(run, f"{key}.value") + (f" {_h(unit)}" if unit else "")
+    if claim["interval"] is not None:
+        low, high = _number_span(run, f"{key}.low"), _number_span(run, f"{key}.high")
+        text += f" <small>[{low}, {high}]</small>"
+    if claim["n"] is not None:
+        text += f" <small>n = {record_span(run, f'{key}.n')}</small>"
+    return text
+
+
+def _null_cell(run: Run, claim: Mapping[str, Any]) -> str:
+    if claim["null"] is None:
+        return "–"
+    key = f"claims.{claim['id']}.null"
+    numbers = [name for name in claim["null"] if name != "description"]
+    parts = [f"{_h(name)} {_number_span(run, f'{key}.{name}')}" for name in numbers]
+    text = _h(claim["null"]["description"] or "")
+    return text + (f"<br><small>{', '.join(parts)}</small>" if parts else "")
+
+
+def _number_span(run: Run, key: str) -> str:
+    value = record_value(run.record, key)
+    return record_span(run, key, ".3g" if isinstance(value, float) else "")
+
+
+def evidence_table(runs: Sequence[Run], prefix: str) -> str:
+    """A row for every claim on every model: the paper's number, ours, the null, the outcome."""
+    rows = []
+    for id in claim_ids(runs):
+        having = [(run, claim) for run in runs if (claim := run.claim(id))]
+        for place, (run, claim) in enumerate(having):
+            first = ""
+            if place == 0:
+                source = claim["source"]
+                mark = source["mark"] + (f", {source['where']}" if source["where"] else "")
+                reported = (
+                    f"{_h(claim['reported'])}<br><small>{_h(mark)}</small>"
+                    if claim["reported"]
+                    else "<em>no number known</em>"
+                )
+                span = f' rowspan="{len(having)}"'
+                first = (
+                    f'<th scope="rowgroup"{span}>{_h(id)}</th>'
+                    f'<td class="statement"{span}>{_h(claim["statement"])}</td>'
+                    f"<td{span}>{reported}</td>"
+                )
+            reason = f"<br><small>{_h(claim['reason'])}</small>" if claim["reason"] else ""
+            rows.append(
+                f'<tr>{first}<td><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a><br>'
+                f"<small>{_h(claim['scope'])}</small></td><td>{_measured_cell(run, claim)}</td>"
+                f"<td>{_null_cell(run, claim)}</td><td>{badge(run, claim)}{reason}</td></tr>"
+            )
+    titles = ("Claim", "The paper says", "Its number", "Model", "Measured here", "Null", "Outcome")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    table = (
+        f'<table class="evidence-table"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{chr(10).join(rows)}</tbody></table>"
+    )
+    return _scroll("Numbers behind every outcome", table)
+
+
+def scorecard(runs: Sequence[Run]) -> str:
+    """Both tables for every paper, for a page at the root of the book."""
+    parts = []
+    for paper, members in by_paper(runs).items():
+        prefix = f"chapters/{paper}/"
+        lines = "".join(
+            f'<li><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a>: {tally(run)}</li>'
+            for run in members
+        )
+        title = members[0].record["title"]
+        parts.append(
+            f'<section class="scorecard" data-paper="{_h(paper)}">\n<p class="scorecard-title">'
+            f'<a href="{_h(prefix)}index.html">{_h(title)}</a></p>\n<ul>{lines}</ul>\n'
+            f"{outcome_table(members, prefix)}\n{evidence_table(members, prefix)}\n</section>"
+        )
+    return "\n".join(parts)
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def _source(cell: Mapping[str, Any]) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+_LABEL = r"[A-Za-z][\w:.-]*"
+_DEFINED = (
+    re.compile(rf"(?m)^(\()({_LABEL})(\)=[ \t]*)$"),
+    re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({_LABEL})([ \t]*)$"),
+    re.compile(rf"(?m)(\$\$[ \t]*\()({_LABEL})(\)[ \t]*)$"),
+)
+_REFERRED = (
+    re.compile(rf"(\]\(#)({_LABEL})(\))"),
+    re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({_LABEL})(>?`)"),
+)
+
+
+def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
+    """Append `-suffix` to every label that the notebook defines, and to its references to it.
+
+    One notebook becomes one page a model, and Sphinx wants a label once in the whole book.
+    """
+    figures = [
+        figure
+        for cell in cells
+        if isinstance(figure := cell["metadata"].get("mystnb", {}).get("figure"), dict)
+    ]
+    texts = [_source(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
+    defined |= {figure["name"] for figure in figures if "name" in figure}
+
+    def rename(match: re.Match[str]) -> str:
+        name = f"{match[2]}-{suffix}" if match[2] in defined else match[2]
+        return match[1] + name + match[3]
+
+    def localise(text: str) -> str:
+        for rule in (*_DEFINED, *_REFERRED):
+            text = rule.sub(rename, text)
+        return text
+
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = localise(_source(cell))
+    for figure in figures:
+        if "caption" in figure:
+            figure["caption"] = localise(figure["caption"])
+        if "name" in figure:
+            figure["name"] = f"{figure['name']}-{suffix}"
+
+
+def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
+    """Put each figure's alternative text where myst-nb reads it.
+
+    It is that of the output (`display(fig, metadata={"image/png": {"alt": ...}})`), else that of
+    the cell (`mystnb.image.alt`). UsageError for a picture with neither, or two in one cell.
+    """
+    for number, cell in enumerate(cells, 1):
+        if cell["cell_type"] != "code":
+            continue
+        pictures = [
+            (mime, output)
+            for output in cell["outputs"]
+            for mime in output.get("data", {})
+            if mime.startswith("image/")
+        ]
+        if not pictures:
+            continue
+        if len(pictures) > 1:
+            raise UsageError(f"{where}, cell {number}: {len(pictures)} pictures; show one a cell")
+        mime, output = pictures[0]
+        options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+        alt = output.get("metadata", {}).get(mime, {}).pop("alt", None) or options.get("alt")
+        if not alt or not alt.strip():
+            raise UsageError(f"{where}, cell {number}: the picture has no alternative text")
+        options["alt"] = " ".join(alt.split())
+
+
+def drop_claims(cells: Sequence[dict[str, Any]]) -> None:
+    """Leave the claims bundle to the runner: the page shows the table beside it, and the record."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(MIME, None)
+
+
+def fold_parameters(cells: Sequence[dict[str, Any]]) -> None:
+    """Fold the cell of defaults; leave the values of this run open, under a plain heading."""
+    for cell in cells:
+        tags = cell["metadata"].setdefault("tags", []) if cell["cell_type"] == "code" else []
+        if "parameters" in tags:
+            tags.append("hide-input")
+            words = {
+                "code_prompt_show": "Show the parameters, their defaults and their meaning",
+                "code_prompt_hide": "Hide the parameters",
+            }
+            cell["metadata"].setdefault("mystnb", {}).update(words)
+        if "injected-parameters" in tags:
+            values = re.sub(r"\A# Parameters\n", "", _source(cell))
+            cell["source"] = f"# Set for this run\n{values}"
+
+
+def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The literal values in the `parameters` cell."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if "parameters" in cell["metadata"].get("tags", []):
+            for line in ast.parse(_source(cell)).body:
+                target = line.target if isinstance(line, ast.AnnAssign) else None
+                if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
+                    found[target.id] = line.value.value
+    return found
+
+
+def chapter_page(
+    run: Run, siblings: Sequence[Run], paper_model: str, profiles: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The run's notebook as a page: switcher and box under the title, labels made unique."""
+    path = run.folder / "notebook.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
+    lift_alt_text(cells, str(path))
+    drop_claims(cells)
+    profile = (profiles.get(run.record["profile"]) or {}).get("parameters") or {}
+    again = command(run.record, defaults(cells) | profile)
+    fold_parameters(cells)
+    localise_labels(cells, run.model)
+    first = _source(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
+    title, _, rest = first.partition("\n")
+    if not re.match(r"# \S", title):
+        raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
+    head = _raw(f"{model_switch(run, siblings)}\n{run_box(run, paper_model, again)}")
+    cells[0]["source"] = f"{title.rstrip()} ({run.model})\n\n{head}\n{rest.lstrip()}"
+    return notebook
+
+
+def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
+    """A chapter's first page: citation, the way to each model, outcomes from the records."""
+    link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
+    models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {tally(run)}" for run in runs)
+    return (
+        f"# {claims.title}\n\nA replication of *{claims.title}*, {link}. "
+        f"The paper's own model is {claims.model}.\n\n{prose}\n\n"
+        f"## Read it on a model\n\n{models}\n\n"
+        f"## Every claim, on every model\n\n{_raw(outcome_table(runs, ''))}\n"
+        "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
+    )
+
+
+def table_of_contents(toc: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`.
+
+    UsageError when a paper that has runs is not in it. A paper without runs is left out.
+    """
+    papers = by_paper(runs)
+    placed = set()
+
+    def place(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        kept = []
+        for entry in entries:
+            match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
+            if match and match[1] not in papers:
+                continue
+            if match:
+                placed.add(match[1])
+                pages = [
+                    {"file": f"chapters/{run.key}", "title": run.model} for run in papers[match[1]]
+                ]
+                entry = entry | {"sections": [*entry.get("sections", []), *pages]}
+            elif "sections" in entry:
+                entry = entry | {"sections": place(entry["sections"])}
+            kept.append(entry)
+        return kept
+
+    result = dict(toc)
+    if "parts" in toc:
+        parts = [part | {"chapters": place(part["chapters"])} for part in toc["parts"]]
+        result["parts"] = [part for part in parts if part["chapters"]]
+    if "chapters" in toc:
+        result["chapters"] = place(toc["chapters"])
+    if missing := [paper for paper in papers if paper not in placed]:
+        raise UsageError(f"_toc.yml has no entry chapters/{missing[0]}/index")
+    return result
+
+
+def pages_in(toc: Mapping[str, Any]) -> list[str]:
+    """Every page of a table of contents, without suffix, root first."""
+    found = [toc["root"]]
+
+    def walk(node: Any) -> None:
+        if isinstance(node, Mapping):
+            if "file" in node:
+                found.append(str(PurePosixPath(re.sub(r"\.(md|ipynb)$", "", node["file"]))))
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(toc.get("parts", []))
+    walk(toc.get("chapters", []))
+    return found
+
+
+def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = None) -> list[Run]:
+    """Write the Jupyter Book source folder `out` anew; returns the runs that it shows.
+
+    `root` holds `_config.yml`, `_toc.yml`, `book/` and `notebooks/`. UsageError, and `out` as it
+    was, when a run is missing, unfinished or cannot be shown.
+    """
+    found = find_runs(runs, expected)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(
+        root / "book",
+        part,
+        ignore=lambda folder, names: (
+            {"_static", "chapters"} if Path(folder) == root / "book" else set()
+        ),
+    )
+    shutil.copytree(root / "book" / "_static", part / "static")
+    shutil.copy(root / "_config.yml", part / "_config.yml")
+    toc = table_of_contents(yaml.safe_load((root / "_toc.yml").read_text()), found)
+    (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    for paper, members in by_paper(found).items():
+        claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        profiles_file = root / "notebooks" / f"{paper}.profiles.yaml"
+        profiles = read_yaml(profiles_file.read_text(), str(profiles_file))
+        folder = part / "chapters" / paper
+        folder.mkdir(parents=True)
+        for run in members:
+            page = chapter_page(run, members, claims.model, profiles)
+            (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
+            record = part / RECORDS / f"{run.key}.json"
+            record.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.folder / "record.json", record)
+        prose = root / "book" / "chapters" / f"{paper}.md"
+        text = prose.read_text() if prose.is_file() else ""
+        (folder / "index.md").write_text(landing_page(members, claims, text))
+    for page in pages_in(toc):
+        if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
+            raise UsageError(f"_toc.yml names {page}, which is not in book/")
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    return found
+
+
+# --- the Sphinx extension -------------------------------------------------------------------------
+
+
+class record_number(nodes.inline):
+    """A value out of a record; a class of its own so that its data attributes reach the page."""
+
+
+def _visit_record(translator: Any, node: record_number) -> None:
+    data = {f"data-{name}": node[name] for name in ("record", "key", "format")}
+    translator.body.append(translator.starttag(node, "span", "", CLASS="record", **data))
+
+
+def _depart_record(translator: Any, node: record_number) -> None:
+    translator.body.append("</span>")
+
+
+def _staged_run(app: Any, pair: str) -> Run:
+    """A run from the staged records; the page that asks is built again when the record changes."""
+    path = Path(app.srcdir) / RECORDS / f"{pair}.json"
+    if not path.is_file():
+        raise UsageError(f"no record of {pair} in the book")
+    app.env.note_dependency(str(path))
+    paper, model = pair.split("/", 1)
+    return Run(paper, model, read_record(path), "", path.parent)
+
+
+def record_role(
+    name: str,
+    rawtext: str,
+    text: str,
+    lineno: int,
+    inliner: Any,
+    options: Any = None,
+    content: Any = (),
+) -> tuple[list[nodes.Node], list[nodes.Node]]:
+    """{record}`KEY:FORMAT` on a chapter's page, {record}`PAPER/MODEL KEY:FORMAT` on any other.
+
+    An unknown key, record or a format that does not fit stops the build.
+    """
+    from sphinx.errors import ExtensionError
+
+    app = inliner.document.settings.env.app
+    page = app.env.docname
+    match = re.fullmatch(r"\s*(?:(\S+/\S+)\s+)?([^\s:]+)(?::(.*))?", text)
+    try:
+        if match is None:
+            raise UsageError("write KEY:FORMAT or PAPER/MODEL KEY:FORMAT")
+        pair, key, spec = match[1], match[2], match[3] or ""
+        if pair is None:
+            if not (own := re.fullmatch(r"chapters/([^/]+/.+)", page)) or page.endswith("/index"):
+                raise UsageError("this page shows no single run; name it: PAPER/MODEL KEY:FORMAT")
+            pair = own[1]
+        run = _staged_run(app, pair)
+        shown = show_value(record_value(run.record, key), spec)
+    except (UsageError, ValueError) as error:
+        raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
+    node = record_number(rawtext, shown, classes=[])
+    node["record"], node["key"], node["format"] = pair, key, spec
+    return [node], []
+
+
+def number_by_page(app: Any, env: Any) -> list[str]:
+    """Number figures and equations from 1 on every page, as each model's page stands alone."""
+    for page in env.toc_fignumbers.values():
+        for kind, numbers in page.items():
+            ordered = sorted(numbers, key=numbers.__getitem__)
+            page[kind] = {label: (place,) for place, label in enumerate(ordered, 1)}
+    return []
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register {record} and {scorecard} with Sphinx."""
+    from sphinx.util.docutils import SphinxDirective
+
+    class Scorecard(SphinxDirective):
+        """```{scorecard}``` : claims x models, from all records in the book."""
+
+        def run(self) -> list[nodes.Node]:
+            folder = Path(self.env.srcdir) / RECORDS
+            pairs = [
+                page.removeprefix("chapters/")
+                for page in pages_in(
+                    yaml.safe_load((Path(self.env.srcdir) / "_toc.yml").read_text())
+                )
+                if (folder / f"{page.removeprefix('chapters/')}.json").is_file()
+            ]
+            runs = [_staged_run(self.env.app, pair) for pair in pairs]
+            return [nodes.raw("", scorecard(runs), format="html")]
+
+    app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
+    app.add_role("record", record_role)
+    app.add_directive("scorecard", Scorecard)
+    app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done; 1: a run is missing, or the gate found faults, one line each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replib.book", description=__doc__.split("\n")[0]
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    for name, text in (("stage", "write the book's source folder"), ("gate", "check a built book")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--runs", type=Path, default=Path("build/runs"))
+        action.add_argument(
+            "--expect", nargs="+", metavar="PAPER/MODEL", help="default: every finished run"
+        )
+        if name == "stage":
+            action.add_argument("--out", type=Path, default=Path("build/book"))
+            action.add_argument("--root", type=Path, default=Path())
+        else:
+            action.add_argument("--html", type=Path, default=Path("_build/html"))
+            action.add_argument("--book", type=Path, default=Path("build/book"))
+    given = parser.parse_args(arguments)
+    try:
+        if given.action == "stage":
+            stage(given.root, given.runs, given.out, given.expect)
+            return 0
+        from replib.book_gate import faults
+
+        found = faults(given.html, given.runs, given.book, given.expect)
+    except UsageError as error:
+        found = [str(error)]
+    for fault in found:
+        print(f"book: {fault}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

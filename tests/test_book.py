@@ -1,0 +1,643 @@
+"""The book: staging, the {record} role and the gate, on a small paper that ran on two models.
+
+The book is built once; every test of the gate breaks one thing in it and sees the gate say so.
+"""
+
+import base64
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from replib import book
+from replib.book_gate import faults, requests_in_css, requests_in_script
+from replib.claims import MIME, Claims
+from replib.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+PAPER = "fake-paper"
+MODELS = ("model-a", "model-b")
+EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
+CHROMIUM = shutil.which("chromium")
+
+CLAIMS = """
+paper: fake-paper
+title: A Paper About Nothing
+arxiv: "2001.00001"
+model: gpt2-medium
+claims:
+  - {id: "1.1", statement: The gain <b>is</b> large & real, reported: "44 points",
+     source: {mark: abstract, where: null}, null: random heads, gate: accuracy >= 0.5,
+     gate_text: accuracy of at least one half, holds_if: low > null_q95, fails_if: high < null_q95,
+     decision: The interval lies above the null.}
+  - {id: "1.2", statement: Nothing else changes, reported: null,
+     source: {mark: none, where: null}, null: null, gate: null, gate_text: null,
+     holds_if: value < 0.1, fails_if: value > 0.2, decision: Below a tenth.}
+  - {id: "1.10", statement: It is the largest, reported: "0.69",
+     source: {mark: second-hand, where: Sec. 5}, null: null, gate: null, gate_text: null,
+     holds_if: value > 0, fails_if: value < 0, decision: Above zero.}
+"""
+PROFILES = "laptop: {models: [model-a, model-b], parameters: {n_prompts: 40}}\n"
+TOC = """
+format: jb-book
+root: index
+parts:
+  - caption: Chapters
+    chapters: [{file: chapters/fake-paper/index}, {file: chapters/unwritten-paper/index}]
+  - caption: Results
+    chapters: [{file: scorecard}, {file: references}]
+"""
+PAGES = {
+    "index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
+    "and $x_1$. See [the scorecard](scorecard.md) and {cite:p}`nobody`.\n",
+    "scorecard.md": "# Scorecard\n\n```{scorecard}\n```\n",
+    "references.md": "# References\n\n```{bibliography}\n```\n",
+    "references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
+    "chapters/fake-paper.md": "What this chapter asks.",
+}
+TEXT = """# A Paper About Nothing
+
+(start)=
+The gain was {record}`claims.1.1.value:.1%`, [{record}`claims.1.1.low:.2f`], on
+{record}`model.name`; claim 1.10: {record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`.
+{numref}`fig-gain` shows it; {eq}`logit-diff` and [the start](#start) too, and [below](#verdicts).
+
+$$ d = a - b $$ (logit-diff)
+"""
+
+
+def png() -> str:
+    """An 8 x 4 grey picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    head = chunk(b"IHDR", bytes([0, 0, 0, 8, 0, 0, 0, 4, 8, 0, 0, 0, 0]))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + b"\x80" * 8) * 4))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")).decode()
+
+
+def code(source: str, count: int, outputs: list | None = None, **metadata: object) -> dict:
+    return {
+        "cell_type": "code",
+        "id": f"cell{count}",
+        "metadata": metadata,
+        "execution_count": count,
+        "source": source,
+        "outputs": outputs or [],
+    }
+
+
+def make_run(root: Path, model: str, gain: float) -> None:
+    """`build/runs/fake-paper/<model>/`: a record and a notebook as the runner leaves them."""
+    claims = Claims.load(root / "notebooks" / f"{PAPER}.claims.yaml")
+    null = {"mean": 0.01, "q95": 0.05}
+    claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
+    claims.measure("1.2", 0.15, unit="nats")
+    claims.not_testable("1.10", "too small")
+    info = {"name": model, "sha256": "0" * 64, "source": "made <here>", "n_params": 1234}
+    bundle = claims.bundle(info | {"dtype": "float32", "note": "quantised"})
+    content = bundle[MIME]
+    zero = "0" * 64
+    record = {
+        "schema_version": 1,
+        "profile": "laptop",
+        "parameters": {"n_prompts": 30, "model_name": model, "ratio": 0.5},
+        "seed": 3,
+        "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
+        "status": "finished",
+        "hashes": dict.fromkeys(("notebook", "claims", "library"), zero)
+        | {"weights": None, "requirements": None, "inputs": {}},
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "threads": 2,
+        "wall_time_s": 75.2,
+        "peak_memory_mb": 900.0,
+        "started": "2026-01-02T03:04:05Z",
+    } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements")}
+    record["changes"] = content["changes"]
+    show = {"output_type": "display_data", "metadata": {}, "data": bundle}
+    picture = {"image/png": png(), "text/plain": "<Figure>"}
+    alt = {"image/png": {"alt": f"A grey box for {model}"}}
+    figure = {"output_type": "display_data", "metadata": alt, "data": picture}
+    caption = "The gain, {record}`claims.1.1.value:.1%`, see {numref}`fig-gain`."
+    cells = [
+        {"cell_type": "markdown", "id": "text", "metadata": {}, "source": TEXT},
+        code("n_prompts: int = 100  # prompts\nratio: float = 0.5", 1, tags=["parameters"]),
+        code("# Parameters\nn_prompts = 30\n", 2, tags=["injected-parameters"]),
+        code("draw()", 3, [figure], mystnb={"figure": {"name": "fig-gain", "caption": caption}}),
+        {"cell_type": "markdown", "id": "v", "metadata": {}, "source": "## Verdicts"},
+        code("claims.verdicts(model_info(model))", 4, [show], tags=["claims"]),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    folder = root / "build" / "runs" / PAPER / model
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record, indent=1))
+    (folder / "notebook.ipynb").write_text(json.dumps(notebook))
+
+
+def make_project(root: Path) -> None:
+    for name, text in PAGES.items():
+        (root / "book" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "book" / name).write_text(text)
+    shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
+    shutil.copy(ROOT / "_config.yml", root)
+    (root / "_toc.yml").write_text(TOC)
+    (root / "notebooks").mkdir()
+    (root / "notebooks" / f"{PAPER}.claims.yaml").write_text(CLAIMS)
+    (root / "notebooks" / f"{PAPER}.profiles.yaml").write_text(PROFILES)
+    for model, gain in zip(MODELS, (0.3, 0.06), strict=True):
+        make_run(root, model, gain)
+
+
+def build(root: Path, *options: str) -> subprocess.CompletedProcess:
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", root / "build/book", "--path-output", root, "-W", "-n"]
+    return subprocess.run(
+        [*command, "--keep-going", "-q", *options], capture_output=True, text=True
+    )
+
+
+def stage(root: Path, expected: list[str] | None = None) -> list[book.Run]:
+    return book.stage(root, root / "build/runs", root / "build/book", expected)
+
+
+def gate(root: Path, expected: list[str] | None = None) -> list[str]:
+    return faults(root / "_build/html", root / "build/runs", root / "build/book", expected)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Two finished runs, nothing staged."""
+    make_project(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, staged and built; read only."""
+    root = tmp_path_factory.mktemp("book")
+    make_project(root)
+    stage(root)
+    result = build(root)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root
+
+
+@pytest.fixture
+def broken(built: Path) -> Iterator[Callable]:
+    """`broken(file, old, new)` edits the built book until the test ends; paths are in its root."""
+    kept: dict[Path, bytes | None] = {}
+
+    def edit(name: str, old: str | None, new: str = "") -> None:
+        path = built / name
+        kept.setdefault(path, path.read_bytes() if path.exists() else None)
+        if old is None:
+            path.unlink()
+            return
+        text = path.read_text() if path.exists() else ""
+        assert not old or old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new, 1) if old else text + new)
+
+    yield edit
+    for path, content in kept.items():
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+
+
+# --- staging --------------------------------------------------------------------------------------
+
+
+def test_stage_puts_a_page_a_model_under_the_chapter_and_drops_chapters_without_runs(
+    project: Path,
+) -> None:
+    runs = stage(project)
+    assert [run.key for run in runs] == EXPECTED
+    toc = (project / "build/book/_toc.yml").read_text()
+    assert "unwritten-paper" not in toc
+    assert re.findall(r"file: (\S+)", toc) == [
+        "chapters/fake-paper/index",
+        *(f"chapters/{pair}" for pair in EXPECTED),
+        "scorecard",
+        "references",
+    ]
+
+
+def test_stage_shows_only_the_runs_asked_for(project: Path) -> None:
+    assert [run.model for run in stage(project, EXPECTED[:1])] == ["model-a"]
+    assert not (project / f"build/book/chapters/{EXPECTED[1]}.ipynb").exists()
+
+
+def run_main(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[str]]:
+    code = book.main([str(argument) for argument in arguments])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def stage_main(project: Path, capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
+    options = ["--root", project, "--runs", project / "build/runs", "--out", project / "build/book"]
+    return run_main(capsys, "stage", *options, "--expect", *EXPECTED)
+
+
+def test_stage_refuses_a_missing_run_and_leaves_the_staged_book(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert stage_main(project, capsys) == (0, [])
+    shutil.rmtree(project / "build/runs" / EXPECTED[1])
+    code, lines = stage_main(project, capsys)
+    assert (code, len(lines)) == (1, 1)
+    assert "no finished run of fake-paper on model-b" in lines[0]
+    assert (project / f"build/book/chapters/{EXPECTED[1]}.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("record.json", '"finished"', '"running"', "finished"),
+        ("record.json", '"schema_version"', '"schema"', "schema"),
+        ("record.json", "}", "", "not valid JSON"),
+        ("notebook.ipynb", '"alt"', '"Alt"', "no alternative text"),
+        ("notebook.ipynb", "# A Paper", "A Paper", "starts with '# Title'"),
+    ],
+)
+def test_stage_refuses_a_run_that_it_cannot_show(
+    project: Path, capsys: pytest.CaptureFixture, file: str, old: str, new: str, message: str
+) -> None:
+    path = project / "build/runs" / EXPECTED[0] / file
+    path.write_text(path.read_text().replace(old, new))
+    code, lines = stage_main(project, capsys)
+    assert (code, len(lines)) == (1, 1)
+    assert message in lines[0]
+
+
+def test_stage_refuses_two_pictures_in_a_cell() -> None:
+    show = {"output_type": "display_data", "metadata": {}, "data": {"image/png": ""}}
+    with pytest.raises(UsageError, match="cell 1: 2 pictures"):
+        book.lift_alt_text([code("", 1, [show, show])], "here")
+
+
+def test_stage_refuses_a_page_that_the_contents_name_and_nobody_wrote(project: Path) -> None:
+    (project / "book/references.md").unlink()
+    with pytest.raises(UsageError, match="names references, which"):
+        stage(project)
+
+
+def test_stage_refuses_a_paper_that_the_contents_do_not_name(project: Path) -> None:
+    (project / "_toc.yml").write_text(TOC.replace("fake-paper", "other-paper"))
+    with pytest.raises(UsageError, match="no entry chapters/fake-paper/index"):
+        stage(project)
+
+
+def test_labels_are_made_unique_with_their_references_and_nothing_else() -> None:
+    text = (
+        "(here)=\n{ref}`here`, {ref}`text <here>`, [a](#here), [b](#there), {eq}`e`, here\n"
+        ":::{note}\n:name: box\n:::\n$$ x $$ (e)\n{numref}`Figure %s <fig>` {cite}`here`"
+    )
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)},
+        code("", 1, mystnb={"figure": {"name": "fig", "caption": "As [above](#here)."}}),
+    ]
+    book.localise_labels(cells, "m")
+    assert cells[0]["source"] == (
+        "(here-m)=\n{ref}`here-m`, {ref}`text <here-m>`, [a](#here-m), [b](#there), {eq}`e-m`, here"
+        "\n:::{note}\n:name: box-m\n:::\n$$ x $$ (e-m)\n{numref}`Figure %s <fig-m>` {cite}`here`"
+    )
+    figure = cells[1]["metadata"]["mystnb"]["figure"]
+    assert figure == {"name": "fig-m", "caption": "As [above](#here-m)."}
+
+
+def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None:
+    show = {"output_type": "display_data", "data": {"image/png": ""}}
+    own = [code("", 1, [show | {"metadata": {}}], mystnb={"image": {"alt": "of the cell"}})]
+    book.lift_alt_text(own, "here")
+    assert own[0]["metadata"]["mystnb"]["image"]["alt"] == "of the cell"
+    both = copy.deepcopy(own)
+    both[0]["outputs"][0]["metadata"] = {"image/png": {"alt": "of the\noutput"}}
+    book.lift_alt_text(both, "here")
+    assert both[0]["metadata"]["mystnb"]["image"]["alt"] == "of the output"
+
+
+def test_the_command_names_what_was_not_chosen_by_default_or_profile(built: Path) -> None:
+    record = json.loads((built / "build/runs" / EXPECTED[0] / "record.json").read_text())
+    again = book.command(record, {"n_prompts": 40, "ratio": 0.5})
+    assert again == "replib run fake-paper --model model-a --profile laptop -p n_prompts=30"
+    assert book.command(record, {"n_prompts": 30, "ratio": 0.5}).endswith("--profile laptop")
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (0.1234, ".1%", "12.3%"),
+        (3, "", "3"),
+        (None, ".2f", "not measured"),
+        (True, ".2f", "yes"),
+        ("not_testable", "", "not testable"),
+    ],
+)
+def test_values_as_pages_show_them(value: object, spec: str, text: str) -> None:
+    assert book.show_value(value, spec) == text
+
+
+# --- the built pages ------------------------------------------------------------------------------
+
+
+def page(built: Path, name: str) -> str:
+    return (built / "_build/html" / name).read_text()
+
+
+def test_a_chapter_page_says_which_model_it_shows(built: Path) -> None:
+    text = page(built, f"chapters/{EXPECTED[1]}.html")
+    assert "<h1>A Paper About Nothing (model-b)" in text
+    assert text.count('aria-current="page">model-b</a>') == 1
+    assert '<a href="model-a.html">model-a</a>' in text
+    assert "replib run fake-paper --model model-b --profile laptop -p n_prompts=30" in text
+    assert "transfer (the paper used gpt2-medium)" in text
+    assert "made &lt;here&gt;" in text
+
+
+def test_numbers_come_from_the_record_of_the_page(built: Path) -> None:
+    for model, gain in zip(MODELS, ("30.0%", "6.0%"), strict=True):
+        assert f">{gain}</span>, [" in page(built, f"chapters/{PAPER}/{model}.html")
+    assert ">6.0%</span>" in page(built, "index.html")
+
+
+def test_figures_and_equations_are_numbered_by_page(built: Path) -> None:
+    for pair in EXPECTED:
+        text = page(built, f"chapters/{pair}.html")
+        assert set(re.findall(r">Fig\. (\d+)", text)) == {"1"}
+        assert set(re.findall(r">\((\d+)\)<", text)) == {"1"}
+
+
+def test_the_scorecard_shows_every_claim_on_every_model(built: Path) -> None:
+    text = page(built, "scorecard.html")
+    for model, outcome in zip(MODELS, ("holds", "unclear"), strict=True):
+        mark = f'class="outcome outcome-{outcome}" data-record="{PAPER}/{model}" data-claim="1.1"'
+        assert text.count(f"{mark}>{outcome}</span>") == 2
+    assert "The gain &lt;b&gt;is&lt;/b&gt; large &amp; real" in text
+    assert ">not testable</span>" in text
+    assert "random heads" in text
+    assert f'href="chapters/{PAPER}/model-a.html"' in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{record}`fake-paper/model-a claims.1.1.vlaue`", "vlaue"),
+        ("{record}`fake-paper/model-c wall_time_s`", "no record of fake-paper/model-c"),
+        ("{record}`wall_time_s`", "shows no single run"),
+        ("{record}`fake-paper/model-a model.name:.1%`", "format"),
+    ],
+)
+def test_a_wrong_key_record_or_format_fails_the_build(
+    project: Path, text: str, message: str
+) -> None:
+    (project / "book/index.md").write_text(f"# Home\n\n{text}\n")
+    stage(project)
+    result = build(project)
+    assert result.returncode != 0
+    assert message in re.sub(r"\s+", " ", result.stdout + result.stderr)
+
+
+# --- the gate -------------------------------------------------------------------------------------
+
+CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
+RUN = f"build/runs/{EXPECTED[0]}"
+END = "</article>"
+
+
+def test_the_gate_passes_the_built_book(built: Path) -> None:
+    assert gate(built) == []
+    assert gate(built, EXPECTED) == []
+
+
+BREAKS = {
+    "a page is gone": ("_build/html/references.html", None, "", "references.html is missing"),
+    "a chapter's page is gone": (CHAPTER, None, "", f"chapters/{EXPECTED[0]}.html is missing"),
+    "no book": ("_build/html/index.html", None, "", "no book"),
+    "no record": (f"{RUN}/record.json", None, "", "no finished run of fake-paper on model-a"),
+    "unfinished": (f"{RUN}/record.json", '"finished"', '"running"', "finished"),
+    "another run": (f"{RUN}/record.json", "900.0", "901.0", "built from another run"),
+    "record differs": (f"{RUN}/record.json", '"value": 0.3', '"value": 0.4', "shows '30.0%' for"),
+    "notebook differs": (
+        f"{RUN}/record.json",
+        '"value": 0.3',
+        '"value": 0.4',
+        "claim 1.1, measured",
+    ),
+    "a claim less": (f"{RUN}/notebook.ipynb", '"id": "1.2"', '"id": "1.3"', "claim 1.2 is in the"),
+    "outcome differs": (f"{RUN}/notebook.ipynb", '"unclear"', '"fails"', "claim 1.2, outcome"),
+    "error output": (
+        f"{RUN}/notebook.ipynb",
+        '"output_type": "display_data"',
+        '"ename": "ValueError", "evalue": "no", "output_type": "error"',
+        "cell 4 ended in ValueError: no",
+    ),
+    "dead kernel": (f"{RUN}/notebook.ipynb", "<Figure>", "DeadKernelError: died", "shows an error"),
+    "a cell that never ran": (
+        f"{RUN}/notebook.ipynb",
+        '"execution_count": 3',
+        '"execution_count": null',
+        "cell 4 never ran",
+    ),
+    "a widget": (
+        f"{RUN}/notebook.ipynb",
+        '"text/plain": "<Figure>"',
+        '"application/vnd.jupyter.widget-view+json": {}',
+        "shows a widget",
+    ),
+    "no verdicts": (f"{RUN}/notebook.ipynb", MIME, "application/json", "0 outputs of verdicts"),
+    "a run that failed": (
+        f"{RUN}/notebook.ipynb",
+        '"metadata": {"kernelspec"',
+        '"metadata": {"papermill": {"exception": true}, "kernelspec"',
+        "run that failed",
+    ),
+    "a number": (
+        CHAPTER,
+        ">30.0%</span>, [",
+        ">31.0%</span>, [",
+        "shows '31.0%' for claims.1.1.value",
+    ),
+    "a key": (CHAPTER, 'data-key="model.name"', 'data-key="model.nam"', "shows model.nam"),
+    "a traceback": (
+        CHAPTER,
+        END,
+        '<div class="cell_output"><div class="output traceback">no</div></div>',
+        "output of an error",
+    ),
+    "a died kernel": (
+        CHAPTER,
+        END,
+        '<div class="cell_output"><pre>nbclient.DeadKernelError</pre></div>',
+        "shows DeadKernelError",
+    ),
+    "a verdict": (CHAPTER, 'outcome-holds">holds', 'outcome-fails">fails', "claim 1.1 fails, the"),
+    "a verdict's class": (CHAPTER, 'outcome-holds">', 'outcome-fails">', "claim 1.1 holds, the"),
+    "a verdict's number": (CHAPTER, "<td>0.3 [", "<td>0.7 [", "does not show 0.3 for claim 1.1"),
+    "no verdict": (CHAPTER, "<tr><td>1.2</td>", "<tr><td>1.1</td>", "no verdict on claim 1.2"),
+    "the scorecard": (
+        "_build/html/scorecard.html",
+        'outcome-unclear" data-record="fake-paper/model-b" data-claim="1.1">unclear',
+        'outcome-holds" data-record="fake-paper/model-b" data-claim="1.1">holds',
+        "claim 1.1 holds, the record of fake-paper/model-b says unclear",
+    ),
+    "the scorecard's number": (
+        "_build/html/scorecard.html",
+        'data-format=".3g">0.06<',
+        'data-format=".3g">0.07<',
+        "shows '0.07' for claims.1.1.value",
+    ),
+    "a role": (CHAPTER, END, "<p>is {record}`claims.1.1.value`</p>", "unresolved role"),
+    "a role, half parsed": (CHAPTER, END, "<p>{term}<code>null</code></p>", "unresolved role"),
+    "a message": (CHAPTER, END, '<p class="system-message">no</p>', "message of the build"),
+    "no alt": (CHAPTER, 'alt="A grey box for model-a"', 'alt=""', "without alternative text"),
+    "a link": (CHAPTER, 'href="model-b.html"', 'href="model-c.html"', "links to model-c.html"),
+    "an anchor": (CHAPTER, 'href="#verdicts"', 'href="#verdict"', "links to #verdict, where"),
+    "an anchor elsewhere": (
+        CHAPTER,
+        '<a href="model-b.html"',
+        '<a href="model-b.html#x"',
+        "model-b.html#x, where",
+    ),
+    "out of the book": (CHAPTER, END, '<a href="../../../../_toc.yml">x</a>', "is not in the book"),
+    "from the root": (CHAPTER, END, '<a href="/index.html">x</a>', "not relative to the page"),
+    "a picture": (CHAPTER, 'src="../../_images/', 'src="../../_image/', "which is not in the book"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_the_gate_sees(built: Path, broken: Callable, name: str) -> None:
+    file, old, new, message = BREAKS[name]
+    if old == END:
+        new += END
+    broken(file, old, new)
+    found = gate(built, EXPECTED)
+    assert any(message in fault for fault in found), found
+    assert not any("\n" in fault for fault in found)
+
+
+EXTERNAL = {
+    "script": '<script src="https://cdn.example.com/a.js"></script>',
+    "protocol-relative": '<script src="//cdn.example.com/a.js"></script>',
+    "style sheet": '<link rel="stylesheet" href="https://cdn.example.com/a.css">',
+    "preload": '<link rel="preload" as="font" href="https://cdn.example.com/a.woff2">',
+    "preconnect": '<link rel="preconnect" href="https://cdn.example.com">',
+    "image": '<img alt="x" src="https://cdn.example.com/a.png">',
+    "srcset": '<img alt="x" src="data:," srcset="https://cdn.example.com/a.png 2x">',
+    "frame": '<iframe src="https://cdn.example.com/"></iframe>',
+    "frame's text": "<iframe srcdoc='<img src=\"https://cdn.example.com/a.png\">'></iframe>",
+    "video": '<video poster="https://cdn.example.com/a.png"></video>',
+    "object": '<object data="https://cdn.example.com/a.svg"></object>',
+    "svg": '<svg><image href="https://cdn.example.com/a.png"/></svg>',
+    "refresh": '<meta http-equiv="refresh" content="0; url=https://cdn.example.com/">',
+    "base": '<base href="https://cdn.example.com/">',
+    "ping": '<a href="#" ping="https://cdn.example.com/">x</a>',
+    "style": "<style>p { background: url('https://cdn.example.com/a.png') }</style>",
+    "import": '<style>@import "https://cdn.example.com/a.css";</style>',
+    "style attribute": '<p style="background: url(https://cdn.example.com/a.png)">x</p>',
+    "inline script": "<script>fetch('https://cdn.example.com/a')</script>",
+    "inline script, no scheme": "<script>import('//cdn.example.com/a')</script>",
+    "handler": "<p onclick=\"fetch('https://cdn.example.com/a')\">x</p>",
+}
+
+
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_the_gate_sees_requests_to_other_hosts(built: Path, broken: Callable, name: str) -> None:
+    broken(CHAPTER, END, EXTERNAL[name] + END)
+    assert any("requests" in f and "cdn.example.com" in f for f in gate(built, EXPECTED))
+
+
+def test_the_gate_lets_plain_links_and_data_pass(built: Path, broken: Callable) -> None:
+    links = (
+        '<a href="https://arxiv.org/abs/2310.08744">x</a><img alt="x" src="data:image/png;base64,">'
+        '<link rel="canonical" href="https://example.com/"><code>{record}`claims.1.1.value`</code>'
+    )
+    broken(CHAPTER, END, links + END)
+    assert gate(built, EXPECTED) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("replib.css", "@font-face { src: url(https://fonts.example.com/a.woff2) }"),
+        ("more.js", 'load("https://cdn.example.com/a.js")'),
+        ("more.js", "new WebSocket('wss://cdn.example.com')"),
+    ],
+)
+def test_the_gate_reads_style_sheets_and_scripts(
+    built: Path, broken: Callable, file: str, text: str
+) -> None:
+    broken(f"_build/html/_static/{file}", "", text)
+    assert any(f"_static/{file} requests" in fault for fault in gate(built, EXPECTED))
+
+
+def test_what_a_script_or_style_sheet_may_name() -> None:
+    assert requests_in_css("/* https://a.org */ a { b: url(data:x) url(../a.png) }") == []
+    assert requests_in_script("x = 'http://www.w3.org/2000/svg'") == []
+    assert requests_in_script("// https://clipboardjs.com/", "clipboard.min.js") == []
+    assert requests_in_script("// https://clipboardjs.com/", "other.js") == ["clipboardjs.com"]
+
+
+def test_the_gate_misses_no_expected_run(built: Path, capsys: pytest.CaptureFixture) -> None:
+    places = ["--html", built / "_build/html", "--book", built / "build/book"]
+    places += ["--runs", built / "build/runs"]
+    assert run_main(capsys, "gate", *places) == (0, [])
+    code, lines = run_main(capsys, "gate", *places, "--expect", *EXPECTED, f"{PAPER}/model-c")
+    assert code == 1
+    assert lines[0].startswith("book: no finished run of fake-paper on model-c")
+
+
+def test_mathjax_is_vendored_with_its_licence(built: Path) -> None:
+    assert 'src="../../_static/mathjax/tex-svg-full.js' in page(
+        built, f"chapters/{EXPECTED[0]}.html"
+    )
+    assert "mathjax" not in page(built, "references.html").lower().replace("mathjax_ignore", "")
+    assert "Apache License" in (ROOT / "book/_static/mathjax/LICENSE").read_text()
+
+
+def requested_hosts(page: Path, scratch: Path) -> set[str]:
+    """Hosts that a headless browser asks on behalf of the page, whether or not they answer."""
+    scratch.mkdir()
+    log = scratch / "net.json"
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}"),
+        *("--virtual-time-budget=5000", "--dump-dom"),
+    ]
+    command = [CHROMIUM, *flags, page.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    events = json.loads(log.read_text())["events"]
+    asked = [event["params"] for event in events if "url" in event.get("params", {})]
+    # "not an origin": the browser itself asks, not the page
+    own = [
+        params for params in asked if params.get("initiator", "not an origin") != "not an origin"
+    ]
+    return {urlsplit(params["url"]).netloc for params in own} - {""}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_asks_no_other_host_for_anything(built: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("index.html", f"chapters/{EXPECTED[0]}.html", "scorecard.html")):
+        assert requested_hosts(built / "_build/html" / name, tmp_path / str(number)) == set()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_browser_test_sees_a_request(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        "<script>new Image().src = 'http:/' + '/cdn.example.com/a'</script>"
+    )
+    hosts = requested_hosts(tmp_path / "a.html", tmp_path / "profile")
+    assert hosts == {"cdn.example.com"}
