@@ -92,10 +92,10 @@ class Claim:
     decision: str
 
     def __post_init__(self) -> None:
-        if (self.reported is None) != (self.mark == "none"):
+        if self.mark == "none" and self.reported is not None:
             raise UsageError(
-                f"claim {self.id}: reported is {self.reported!r} with source mark {self.mark!r}; "
-                "mark none belongs to reported null, and to nothing else"
+                f"claim {self.id}: source mark none, but reported is {self.reported!r}; a number "
+                "of the paper needs its source, or is null"
             )
         if (self.gate is None) != (self.gate_text is None):
             raise UsageError(f"claim {self.id}: gate and gate_text go together, or are both null")
@@ -357,25 +357,27 @@ def _parse(where: str, expression: str) -> ast.expr:
     try:
         tree = ast.parse(" ".join(expression.split()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"{where} does not parse: {_line(expression)}") from None
+        raise UsageError(f"{where} does not parse: {one_line(expression)}") from None
     called = set()
     for node in ast.walk(tree):
         what = type(node).__name__
         if isinstance(node, ast.Call):
             simple = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
             if not simple or node.keywords or not node.args:
-                raise UsageError(f"{where} may call min, max and abs only: {_line(expression)}")
+                raise UsageError(f"{where} may call min, max and abs only: {one_line(expression)}")
             called.add(node.func)
         elif not isinstance(node, _SYNTAX):
-            raise UsageError(f"{where} may not contain {what}: {_line(expression)}")
+            raise UsageError(f"{where} may not contain {what}: {one_line(expression)}")
         elif isinstance(node, ast.Constant) and not isinstance(node.value, int | float):
-            raise UsageError(f"{where} may not contain {node.value!r}: {_line(expression)}")
+            raise UsageError(f"{where} may not contain {node.value!r}: {one_line(expression)}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node not in called:
             if node.id in OUTCOMES:
                 raise UsageError(f"{where} uses the outcome {node.id!r}; a rule uses numbers only")
             if node.id in _FUNCTIONS:
-                raise UsageError(f"{where} uses {node.id} without calling it: {_line(expression)}")
+                raise UsageError(
+                    f"{where} uses {node.id} without calling it: {one_line(expression)}"
+                )
     return tree.body
 
 
@@ -411,8 +413,8 @@ def _decide(claim: Claim, numbers: Mapping[str, int | float | bool]) -> tuple[st
         return "not_testable", "the rule divides by zero"
     if holds and fails:
         raise UsageError(
-            f"claim {claim.id}: bad rule, holds_if ({_line(claim.holds_if)}) and fails_if "
-            f"({_line(claim.fails_if)}) are both true"
+            f"claim {claim.id}: bad rule, holds_if ({one_line(claim.holds_if)}) and fails_if "
+            f"({one_line(claim.fails_if)}) are both true"
         )
     return ("holds", "") if holds else ("fails", "") if fails else ("unclear", "")
 
@@ -423,7 +425,7 @@ def _evaluate(claim: Claim, rule: str, expression: str, numbers: Mapping[str, An
     answer = evaluator.eval(" ".join(expression.split()))
     if not isinstance(answer, bool):
         raise UsageError(
-            f"claim {claim.id}: {rule} gives {answer!r}, not true or false: {_line(expression)}"
+            f"claim {claim.id}: {rule} gives {answer!r}, not true or false: {one_line(expression)}"
         )
     return answer
 
@@ -436,7 +438,9 @@ def _number(where: str, value: Any) -> int | float | bool:
     plain = value.item() if hasattr(value, "item") else value
     if isinstance(plain, bool | int | float):
         return plain
-    raise UsageError(f"{where} is {_line(repr(value))}, a {type(value).__name__}; give one number")
+    raise UsageError(
+        f"{where} is {one_line(repr(value))}, a {type(value).__name__}; give one number"
+    )
 
 
 def _interval(where: str, interval: Any) -> tuple[Any, Any]:
@@ -447,7 +451,7 @@ def _interval(where: str, interval: Any) -> tuple[Any, Any]:
         low, high = interval
     except (TypeError, ValueError):
         raise UsageError(
-            f"{where}: interval is {_line(repr(interval))}; give (low, high)"
+            f"{where}: interval is {one_line(repr(interval))}; give (low, high)"
         ) from None
     low, high = _number(f"{where}: low", low), _number(f"{where}: high", high)
     if low > high:
@@ -471,13 +475,16 @@ def _finite(number: int | float | bool) -> int | float | bool | None:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HtmlTable:
     """A table that a notebook shows; cells are HTML already, made by the functions below."""
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     kind: str  # claims or verdicts, a class name for the book's style sheet
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: a table of {len(self.rows)} rows"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{_cell(title)}</th>" for title in self.head)
@@ -502,10 +509,9 @@ def _small(label: str, text: str | None) -> str:
 
 
 def _paper(claim: Claim) -> str:
-    if claim.reported is None:
-        return "<em>no number known</em>" + _small("", claim.where)
-    mark = claim.mark if claim.where is None else f"{claim.mark}, {claim.where}"
-    return _cell(claim.reported) + f'<br><small class="source">{_cell(mark)}</small>'
+    reported = "–" if claim.reported is None else _cell(claim.reported)
+    places = [text for text in (claim.mark, claim.where) if text and text != "none"]
+    return reported + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
 
 
 def _measured(result: Result) -> str:
@@ -537,7 +543,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
 
 
-def _line(text: str, limit: int = 160) -> str:
+def one_line(text: str, limit: int = 160) -> str:
+    """The text without line breaks, cut at `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -593,7 +600,7 @@ def read_yaml(text: str, where: str, *, texts_only: bool = False) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{where}{line}: {_line(problem)}") from None
+        raise UsageError(f"{where}{line}: {one_line(problem)}") from None
 
 
 @cache
@@ -621,7 +628,7 @@ def check_schema(content: Any, schema: str, where: str) -> None:
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
         message = f"unknown key {unknown!r}{did_you_mean(str(unknown), known)}"
-    raise UsageError(f"{place}: {_line(message)}")
+    raise UsageError(f"{place}: {one_line(message)}")
 
 
 # --- the record -----------------------------------------------------------------------------------

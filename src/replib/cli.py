@@ -1,0 +1,189 @@
+"""The command line: `replib run PAPER ...` and `replib list`.
+
+Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothing written),
+130 interrupted.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import replib
+from replib.claims import OUTCOMES, one_line, read_record
+from replib.errors import UsageError
+from replib.runner import (
+    PROFILES,
+    Run,
+    RunFailed,
+    execute,
+    find_chapter,
+    find_root,
+    list_papers,
+    plan,
+    prepare,
+)
+
+OUT = Path("build/runs")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except UsageError as error:
+        _say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="replib", description=replib.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"replib {replib.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", help="the papers, their profiles, the models installed")
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser("run", help="run a paper's notebook on a model", allow_abbrev=False)
+    run.set_defaults(command=_run)
+    run.add_argument("paper", metavar="PAPER", help="a name that `replib list` shows")
+    run.add_argument("--model", help="an embedded model, tiny, planted-ioi, a folder or a hub id")
+    run.add_argument("--profile", choices=PROFILES, default="laptop", help="default: laptop")
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="a parameter of the notebook; may come several times",
+    )
+    run.add_argument("--seed", metavar="N", help="the same as -p seed=N")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
+    run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
+    run.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="for each model; 0 for none; default: the profile's, else an hour",
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    chapter = find_chapter(find_root(), options.paper)
+    settings = _settings(options.parameters, options.seed)
+    if options.time_limit is not None and not 0 <= options.time_limit < float("inf"):
+        raise UsageError(f"--time-limit is {options.time_limit}; give seconds, or 0 for none")
+    models = (
+        [options.model] if options.model is not None else chapter.profile(options.profile).models
+    )
+    runs = [
+        plan(
+            chapter,
+            model,
+            options.profile,
+            settings,
+            out=options.out,
+            device=options.device,
+            time_limit_s=options.time_limit,
+        )
+        for model in models
+    ]
+    code = 0
+    for run in prepare(runs, skip_missing=options.model is None):
+        try:
+            with _progress(run) as progress:
+                folder = execute(run, progress)
+        except RunFailed as error:
+            _say(str(error))
+            code = 1
+            continue
+        record = read_record(folder / "record.json")
+        counts = Counter(claim["outcome"] for claim in record["claims"])
+        found = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
+        print(f"{run.name}: {found}; {record['wall_time_s']:.0f} s; {folder}", flush=True)
+    return code
+
+
+def _settings(parameters: Sequence[str], seed: str | None) -> dict[str, str]:
+    """The user's parameters as text, by name."""
+    settings: dict[str, str] = {}
+    pairs = [*parameters, *([] if seed is None else [f"seed={seed}"])]
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"-p {pair!r} is not name=value")
+        if name.strip() in settings:
+            raise UsageError(f"parameter {name.strip()} is given twice")
+        settings[name.strip()] = text
+    return settings
+
+
+def _list(options: argparse.Namespace) -> int:
+    root = find_root()
+    for paper in list_papers(root):
+        chapter = find_chapter(root, paper)
+        print(f"{paper}\n  {chapter.claims.title} (arXiv {chapter.claims.arxiv})")
+        for name, profile in chapter.profiles.items():
+            default = "  (default)" if name == "laptop" else ""
+            print(f"  {name:<7} {', '.join(profile.models)}{default}", flush=True)
+    from replib.models import EMBEDDED, available_embedded  # after the rest: it takes seconds
+
+    installed = available_embedded()
+    states = (f"{name} ({'' if name in installed else 'not '}installed)" for name in EMBEDDED)
+    print(f"embedded models: {', '.join(states)}")
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(run: Run) -> Iterator[Callable[[int, int], None]]:
+    """A bar in a terminal, else a line at each quarter of the cells."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc=run.name, unit="cell", leave=False, dynamic_ncols=True) as bar:
+
+            def show(begun: int, total: int) -> None:
+                bar.total, bar.n = total, begun - 1
+                bar.refresh()
+
+            yield show
+        return
+    quarters = 0
+
+    def tell(begun: int, total: int) -> None:
+        nonlocal quarters
+        if (done := 4 * (begun - 1) // total) > quarters or begun == 1:
+            quarters = done
+            _say(f"{run.name}: cell {begun} of {total}")
+
+    yield tell
+
+
+def _say(text: str) -> None:
+    print(f"replib: {one_line(text, 2000)}", file=sys.stderr, flush=True)
+
+
+def _terminate(signal_number: int, frame: object) -> NoReturn:
+    """Leave as after an interrupt: a run's processes and its hidden folder go with us."""
+    raise SystemExit(128 + signal_number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
