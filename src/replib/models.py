@@ -8,7 +8,6 @@ safetensors or GGUF files only, and code that comes with a checkpoint is never r
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import importlib.util
 import json
@@ -20,12 +19,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
+import tqdm
 import transformers
 from filelock import FileLock
 from huggingface_hub.errors import (
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
+HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 MANIFEST = "manifest.json"
 
 
@@ -256,7 +258,7 @@ def _locate(name: str, revision: str | None) -> _Where:
             sha256=source.sha256,
         )
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _Where(source="local folder", note="", folder=folder, gguf_file=_gguf_file(folder))
     return _from_hub(name, revision)
 
@@ -311,34 +313,39 @@ def _from_hub(name: str, revision: str | None) -> _Where:
         raise UsageError(f"model {name!r} is not known, and not on the hub; {known}") from None
     except Exception as error:
         try:
-            folder = huggingface_hub.snapshot_download(
-                name, revision=revision, local_files_only=True
-            )
+            folder = _snapshot(name, revision, local_files_only=True)
         except Exception:
             reason = f"{type(error).__name__}: {_first_line(error)}"
             raise UsageError(
                 f"model {name!r} is not known, and the hub could not be reached to look for it"
                 f"{at} ({reason}); {known}"
             ) from None
-        return _hub_snapshot(name, Path(folder))
-    files = [s.rfilename for s in info.siblings or [] if "/" not in s.rfilename]
-    weights = [f for f in files if f.startswith("model") and f.endswith(".safetensors")]
-    if not weights:
+        return _hub_snapshot(name, folder)
+    if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
         raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
-    sides = (".json", ".txt", ".model", ".jinja")
     try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=info.sha,
-            allow_patterns=[*weights, *(f for f in files if f.endswith(sides))],
-        )
+        folder = _snapshot(name, revision, local_files_only=False)
     except GatedRepoError:
         raise UsageError(
             f"model {name!r} is gated: accept its terms on the hub and log in (hf auth login)"
         ) from None
     except Exception as error:
         raise UsageError(f"model {name!r}: download failed: {_first_line(error)}") from error
-    return _hub_snapshot(name, Path(folder))
+    return _hub_snapshot(name, folder)
+
+
+def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:
+    """The folder of the hub model's files, downloaded where that is allowed and needed."""
+    return Path(
+        huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=["*/*"],
+            tqdm_class=_TerminalBar,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _hub_snapshot(name: str, folder: Path) -> _Where:
@@ -613,6 +620,13 @@ def _weights_sha256(model: PreTrainedModel, where: _Where) -> str:
     return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()
 
 
+class _TerminalBar(tqdm.tqdm):
+    """A progress bar on a terminal, nothing in a notebook or a log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": None}))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Transformers without advice, and without bars unless on a terminal; errors still raise."""
@@ -620,7 +634,7 @@ def _quiet() -> Iterator[None]:
     bars, level, bar = voice.is_progress_bar_enabled(), voice.get_verbosity(), gguf_reader.tqdm
     voice.disable_progress_bar()
     voice.set_verbosity_error()
-    gguf_reader.tqdm = functools.partial(bar, disable=None)
+    gguf_reader.tqdm = _TerminalBar
     try:
         yield
     finally:
