@@ -408,7 +408,9 @@ def test_a_folder_with_a_gguf_file(tmp_path: Path) -> None:
     says(error, "no .safetensors and no .gguf file")
     write_gguf(folder / "toy.gguf")
     model = load_model(str(folder))
-    assert model(" Mary").isfinite().all()
+    own = torch.tensor([model.tokenizer(" Mary").input_ids])  # it has a BOS and does not add it
+    assert torch.equal(model.to_tokens(" Mary"), own) and model.tokenizer.bos_token == "<s>"
+    assert torch.equal(model(" Mary"), model(own)) and model(own).isfinite().all()
     info = model_info(model)
     assert info.sha256 == hashlib.sha256((folder / "toy.gguf").read_bytes()).hexdigest()
     write_gguf(folder / "second.gguf")

