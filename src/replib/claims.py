@@ -251,7 +251,8 @@ class Claims:
     def _claim(self, claim: str) -> Claim:
         known = {entry.id: entry for entry in self.claims}
         if claim not in known:
-            raise UsageError(f"no claim {claim!r} for {self.paper}{did_you_mean(claim, known)}")
+            near = did_you_mean(str(claim), known)
+            raise UsageError(f"no claim {claim!r} for {self.paper}{near}")
         return known[claim]
 
     def _unmeasured(self, claim: str) -> Claim:
