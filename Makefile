@@ -9,7 +9,7 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
 CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)")
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
