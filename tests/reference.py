@@ -51,7 +51,7 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
     n_layers = model.cfg.n_layers
     at = pairs.positions[position]
     at = at[:, None] if at.ndim == 1 else at
-    prompts, positions = zip(*[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0])
+    prompts, positions = zip(*[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0], strict=True)
     prompts, positions = torch.tensor(prompts), torch.tensor(positions)
     here = (prompts, positions)
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")

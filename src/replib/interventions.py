@@ -308,21 +308,22 @@ def _forward(
 
 
 def _run(net: Network, tokens: Int[Tensor, "prompt pos"]) -> Run:
-    """The unedited run, checked against the model's own residual stream before the final norm.
+    """The unedited run; its first prompt is checked against the model's own forward pass.
 
     Raises:
         UsageError: if the model computes something that this module does not know (an unusual
             block layout), rather than edit a network that is not the model.
     """
-    seen = _look(net.model, tokens, lambda name: name in ("blocks.0.hook_in", "ln_final.hook_in"))
-    resid, expected = seen["blocks.0.hook_in"], seen["ln_final.hook_in"]
+    resid = net.model(tokens, stop_at_layer=0)  # embeddings
     run = Run(tokens)
     dest = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
     for layer in range(net.n_layers):
         run.resid_pre.append(resid)
         resid = _forward(net, run, resid[None], dest, layer, None, record=run)[0]
     run.resid_pre.append(resid)
-    error = (resid - expected).norm() / expected.norm()
+    seen = _look(net.model, tokens[:1], lambda name: name == "ln_final.hook_in")
+    expected = seen["ln_final.hook_in"]
+    error = (resid[:1] - expected).norm() / expected.norm()
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
         raise UsageError(
             f"this model's blocks are not of a known layout (recomputed residual stream off by "
@@ -840,3 +841,27 @@ def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head
             prompt = torch.arange(len(chunk))
             total = total + torch.stack([z[prompt, chunk.length - 1].sum(0) for z in run.z])
     return total / len(pairs)
+
+
+def attention_from(
+    net: Network, pairs: PromptPairs, position: str = "END"
+) -> Float[Tensor, "prompt layer head src"]:
+    """Attention pattern of every head from one position of the clean prompts.
+
+    Raises:
+        UsageError: a position that does not exist, or a set of positions.
+    """
+    if (at := _positions(pairs, position)).shape[1] != 1:
+        raise UsageError(f"attention is read from one position, {position!r} is a set of them")
+    rows = []
+    with torch.inference_mode():
+        done = 0
+        for chunk in _chunks(pairs):
+            dest = at[done : done + len(chunk)]
+            done += len(chunk)
+            site = partial(Site, prompts=slice(0, 0), dest=dest, corrupted=None)
+            end_index = torch.zeros(len(chunk), dtype=torch.long)
+            run = _run(net, chunk.clean)
+            _, seen = _edited(net, run, [HeadEdit()], site, end_index, capture=True)
+            rows.append(torch.stack(seen.pattern, dim=2)[0])
+    return torch.cat(rows)

@@ -1,0 +1,205 @@
+"""Numbers from per-prompt values: accuracy, intervals, head rankings, overlaps and their nulls.
+
+Nothing here sees a model. Values stay one per prompt as long as possible; every random draw comes
+from a generator derived from the run's seed and a label, so that draws do not depend on order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+from transformer_lens.utilities.statistics import derive_generator
+
+from replib.errors import UsageError
+
+Head = tuple[int, int]
+Interval = tuple[float, float]
+
+
+def rng(seed: int, *labels: object) -> np.random.Generator:
+    """A generator of its own for each purpose (TransformerLens' seeding convention)."""
+    return np.random.default_rng(derive_generator(seed, *labels).initial_seed())
+
+
+def head_label(head: Head) -> str:
+    return f"L{head[0]}H{head[1]}"
+
+
+# --- Proportions and means with intervals --------------------------------------------------------
+
+
+def wilson(successes: Bool[Tensor, " prompt"]) -> tuple[float, Interval]:
+    """A proportion and its 95% Wilson interval."""
+    n = len(successes)
+    if n == 0:
+        raise UsageError("a proportion of no prompts: give at least one")
+    k = int(successes.sum())
+    interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return k / n, (float(interval.low), float(interval.high))
+
+
+def cluster_draws(
+    groups: Sequence[str], generator: np.random.Generator, draws: int = 2000
+) -> Float[np.ndarray, "draw prompt"]:
+    """Weights of the prompts under each resampling of whole groups, rows summing to 1.
+
+    Prompts that share a template (or another entity) are drawn together, so an interval does not
+    count them as independent. With as many groups as prompts it is the ordinary bootstrap.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    weights = counts[:, member].astype(float)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def bootstrap(
+    values: Float[Tensor, "prompt *rest"],
+    groups: Sequence[str],
+    generator: np.random.Generator,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
+    draws: int = 2000,
+) -> tuple[float, Interval]:
+    """`statistic` of the mean over prompts and its 95% cluster-bootstrap percentile interval.
+
+    `statistic` maps means [..., *rest] to [...]; the default is the mean itself.
+    """
+    array = values.double().numpy(force=True)
+    means = np.tensordot(cluster_draws(groups, generator, draws), array, axes=1)
+    low, high = np.quantile(statistic(means), [0.025, 0.975])
+    return float(statistic(array.mean(0))), (float(low), float(high))
+
+
+# --- Heads ranked, tested, compared --------------------------------------------------------------
+
+
+def n_top(n_heads: int, fraction: float = 0.02) -> int:
+    """How many heads a stage keeps: the top 2%, rounded up (Merullo et al., Fig. 3)."""
+    return math.ceil(fraction * n_heads)
+
+
+def top_heads(score: Float[Tensor, "layer head"], k: int) -> list[Head]:
+    """The k heads of largest |score|, strongest first; heads without a score (NaN) never."""
+    size = score.abs().nan_to_num(-1.0).flatten()
+    order = size.argsort(descending=True, stable=True)[:k]
+    n_heads = score.shape[1]
+    return [(int(i) // n_heads, int(i) % n_heads) for i in order if size[i] >= 0]
+
+
+def max_statistic_pvalues(
+    effect: Float[Tensor, "layer head prompt"], generator: np.random.Generator, draws: int = 1000
+) -> Float[Tensor, "layer head"]:
+    """How often chance makes the *best* of all heads look as strong as each head does.
+
+    Null: a prompt's effects may as well have had the other sign. Each draw flips the signs of
+    whole prompts (all heads together, which keeps their correlation) and keeps the largest
+    |t| over heads, t = mean / standard error; a head's p-value is the share of draws whose
+    maximum reaches its own |t|. Family-wise over all heads (Westfall and Young's max-T).
+    Heads that were not senders (NaN) get p = 1.
+    """
+    x = effect.double()
+    sent = ~x.isnan().any(-1)
+    x = x[sent]  # head prompt
+    p = torch.ones(sent.shape, dtype=torch.float64)
+    n = x.shape[-1]
+    if n < 2 or len(x) == 0:
+        return p
+    # Sign flips leave sum of squares as it is, so t follows from the mean alone.
+    square = (x**2).mean(-1)
+
+    def t_of(mean: Tensor) -> Tensor:
+        variance = (square - mean**2).clamp_min(1e-12 * square + 1e-300) / (n - 1)
+        return mean.abs() / variance.sqrt()
+
+    signs = torch.from_numpy(generator.choice([-1.0, 1.0], size=(draws, n)))
+    null = t_of((signs @ x.T) / n).max(-1).values
+    observed = t_of(x.mean(-1))
+    p[sent] = (1 + (null[:, None] >= observed).sum(0)) / (draws + 1)
+    return p
+
+
+def overlap(a: Sequence[set[Head]], b: Sequence[set[Head]]) -> float:
+    """Heads in common, stage by stage, as a share of the heads of `a` (|A ∩ B| / |A|, pooled)."""
+    size = sum(map(len, a))
+    return sum(len(x & y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
+
+
+def overlap_null(
+    a: Sequence[set[Head]],
+    b: Sequence[set[Head]],
+    n_heads: int,
+    generator: np.random.Generator,
+    draws: int = 1000,
+) -> Float[np.ndarray, " draw"]:
+    """Overlap when the heads of `b` are drawn anew within their own layers.
+
+    Important heads cluster by depth; keeping each layer's count makes the null as hard as that.
+    """
+    out = np.empty(draws)
+    for draw in range(draws):
+        shuffled = [layer_matched(stage, n_heads, generator) for stage in b]
+        out[draw] = overlap(a, shuffled)
+    return out
+
+
+def layer_matched(
+    heads: set[Head] | Sequence[Head],
+    n_heads: int,
+    generator: np.random.Generator,
+    exclude: set[Head] | frozenset[Head] = frozenset(),
+) -> set[Head]:
+    """As many random heads from the same layers, none of `exclude`.
+
+    Where a layer has too few heads left, the excluded ones are allowed again in that layer.
+    """
+    layers = sorted(layer for layer, _ in heads)
+    out: set[Head] = set()
+    for layer in dict.fromkeys(layers):
+        count = layers.count(layer)
+        free = [head for head in range(n_heads) if (layer, head) not in exclude]
+        if len(free) < count:
+            free = list(range(n_heads))
+        out |= {(layer, int(head)) for head in generator.choice(free, size=count, replace=False)}
+    return out
+
+
+def spearman(
+    a: Float[Tensor, " item"],
+    b: Float[Tensor, " item"],
+    generator: np.random.Generator,
+    draws: int = 2000,
+) -> tuple[float, Float[np.ndarray, " draw"]]:
+    """Rank correlation, and its distribution when the items of `b` are permuted."""
+    x, y = (stats.rankdata(t.double().numpy(force=True)) for t in (a, b))
+    x, y = (t - t.mean() for t in (x, y))
+    size = np.sqrt((x**2).sum() * (y**2).sum())
+    if size == 0:
+        return math.nan, np.zeros(draws)
+    null = np.array([(x * generator.permutation(y)).sum() / size for _ in range(draws)])
+    return float((x * y).sum() / size), null
+
+
+@dataclass(frozen=True)
+class Null:
+    """A null distribution, and what a claim's rule needs to know of it."""
+
+    draws: Float[np.ndarray, " draw"]
+
+    def asdict(self) -> Mapping[str, float | int]:
+        q05, q95 = np.quantile(self.draws, [0.05, 0.95])
+        return {
+            "mean": float(self.draws.mean()),
+            "q05": float(q05),
+            "q95": float(q95),
+            "draws": len(self.draws),
+        }
+
+    def pvalue(self, value: float) -> float:
+        """Share of draws at least as large, the observed one counted (one-sided)."""
+        return float((1 + (self.draws >= value).sum()) / (len(self.draws) + 1))
