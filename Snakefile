@@ -1,0 +1,152 @@
+# One job for every paper on every model, one at a time, then the book. Called by `make book`.
+#
+#   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
+#
+# A run is made again when its notebook, its claims, its parameters, a library module, the pinned
+# packages or the weights change; text and looks of the book only build the book again.
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import replib
+from replib.errors import UsageError
+from replib.runner import find_chapter, find_root, list_papers, plan
+from snakemake.exceptions import WorkflowError
+
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+ROOT = find_root()
+LIBRARY = Path(replib.__file__).parent
+BOOK_ONLY = {"book.py", "book_gate.py", "cli.py"}
+PROFILE = config.get("profile", "laptop")
+# The models' packages have files of their own; what they ship is in `weights` below.
+LOCK = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+ASK_MODELS = """
+import json
+from replib import models
+facts = {}
+for name, source in models._SOURCES.items():
+    paths = source.paths()
+    sizes = paths and [[path.name, path.stat().st_size] for path in paths]
+    facts[name] = paths and [source.sha256, source.requirements, sizes]
+print(json.dumps(facts))
+"""
+
+
+def embedded_models(cache):
+    """name -> its weights in a few words, None when it is not installed.
+
+    Asking replib.models takes seconds, as it loads torch; so the answer is kept until that module
+    or the set of installed packages changes.
+    """
+    installed = sorted(p.name for folder in sys.path for p in Path(folder).glob("*.dist-info"))
+    key = hashlib.sha256((LIBRARY / "models.py").read_bytes() + repr(installed).encode()).hexdigest()
+    if not (cache.is_file() and (kept := json.loads(cache.read_text()))["key"] == key):
+        answer = subprocess.run(
+            [sys.executable, "-c", ASK_MODELS], stdout=subprocess.PIPE, text=True, check=True
+        )
+        kept = {"key": key, "models": json.loads(answer.stdout)}
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(kept, indent=1))
+    return kept["models"]
+
+
+def weights(name):
+    """What tells one set of weights from another without reading them."""
+    if name in EMBEDDED:
+        return json.dumps(EMBEDDED[name])
+    if Path(name).is_dir():
+        files = [path for path in sorted(Path(name).rglob("*")) if path.is_file()]
+        return json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+    return name
+
+
+def find_jobs():
+    """(paper, model's folder) -> the run, planned, for everything that the book is to show."""
+    found = {}
+    asked = str(config.get("models", "")).split()
+    for paper in str(config.get("papers", "")).split() or list_papers(ROOT):
+        chapter = find_chapter(ROOT, paper)
+        for name in asked or chapter.profile(PROFILE).models:
+            if asked or EMBEDDED.get(name, name):
+                run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
+                found[paper, run.folder.name] = run
+            else:
+                print(f"book: {name} is not installed; its page is left out", file=sys.stderr)
+    return found
+
+
+EMBEDDED = embedded_models(Path("build/models.json"))
+try:
+    JOBS = find_jobs()
+except UsageError as error:
+    raise WorkflowError(str(error)) from None
+PAIRS = [f"{paper}/{model}" for paper, model in JOBS]
+
+for pair in PAIRS:
+    # A stamp says that the record was made by its job; without the record, or with one that was
+    # written later by hand, it says nothing.
+    stamp, record = Path(f"build/stamps/{pair}.ok"), Path(f"build/runs/{pair}/record.json")
+    if stamp.exists() and not (record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime):
+        stamp.unlink()
+
+
+wildcard_constraints:
+    paper="[^/]+",
+    model="[^/]+",
+
+
+# The stamps too: Snakemake does not make a missing file again that only an up-to-date one needs.
+rule book:
+    input:
+        [f"build/stamps/{pair}.ok" for pair in PAIRS],
+        "_build/html/index.html",
+
+
+rule html:
+    input:
+        stamps=[f"build/stamps/{pair}.ok" for pair in PAIRS],
+        pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
+        config=["_config.yml", "_toc.yml"],
+        code=[str(LIBRARY / "book.py"), str(LIBRARY / "book_gate.py")],
+    output:
+        "_build/html/index.html",
+    params:
+        pairs=PAIRS,
+    shell:
+        "python -m replib.book stage --runs build/runs --out build/book --expect {params.pairs} && "
+        "rm -rf _build && "
+        "jupyter-book build build/book --path-output . -W -n --keep-going -q && "
+        "python -m replib.book gate --html _build/html --runs build/runs --book build/book"
+        " --expect {params.pairs}"
+
+
+# The runner replaces build/runs/<paper>/<model> as a whole and only at the end, so a run that fails
+# leaves the earlier one. Snakemake deletes the outputs of a rule: they are stamps, kept elsewhere.
+rule chapter:
+    input:
+        notebook="notebooks/{paper}.ipynb",
+        claims="notebooks/{paper}.claims.yaml",
+        library=sorted(
+            str(path)
+            for path in [*LIBRARY.glob("*.py"), *LIBRARY.glob("*.json")]
+            if path.name not in BOOK_ONLY
+        ),
+    output:
+        touch("build/stamps/{paper}/{model}.ok"),
+    params:
+        model=lambda wildcards: JOBS[wildcards.paper, wildcards.model].model,
+        profile=PROFILE,
+        parameters=lambda wildcards: json.dumps(
+            dict(JOBS[wildcards.paper, wildcards.model].parameters), sort_keys=True
+        ),
+        lock=LOCK,
+        weights=lambda wildcards: weights(JOBS[wildcards.paper, wildcards.model].model),
+    threads: workflow.cores  # one run at a time: torch takes every core
+    shell:
+        "replib run {wildcards.paper} --model {params.model:q} --profile {params.profile}"
+        " --out build/runs"
