@@ -361,10 +361,12 @@ def plan(
             absolute[name] = str(_readable(name, value))
     if not model.strip():
         raise UsageError("the model's name is empty")
-    if os.sep in model or model.startswith((".", "~")):
-        folder = Path(model).expanduser()
-        if folder.is_dir():
-            absolute["model_name"] = str(folder.resolve())
+    try:
+        is_folder = Path(model).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"model {one_line(model)!r}: {error.args[-1]}") from None
+    if is_folder and (os.sep in model or model.startswith((".", "~"))):
+        absolute["model_name"] = str(Path(model).expanduser().resolve())
     limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
     folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
     _writable(folder)
@@ -911,10 +913,11 @@ def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None])
             return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
     papermill_engines.register("replib", Engine)
-    # Through sockets in the file system, not ports: two kernels that start at once take the same
-    # port. A socket's name has room for 100 bytes or so.
-    short = len(os.environ["JUPYTER_RUNTIME_DIR"].encode()) < 40
-    transport = Config({"KernelManager": {"transport": "ipc" if short else "tcp"}})
+    # Through sockets in the file system, not ports: two kernels that start at once may take the
+    # same port. `ip` is where the sockets stand; a socket's path has room for some 100 bytes.
+    sockets = os.path.join(os.environ["JUPYTER_RUNTIME_DIR"], "kernel")
+    ipc = {"transport": "ipc", "ip": sockets} if len(os.fsencode(sockets)) < 90 else {}
+    transport = Config({"KernelManager": ipc})
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
     try:
         papermill.execute_notebook(
