@@ -55,7 +55,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.prompts import NAMES, word_tokenizer
 
-N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 5, 4, 132, 256
+N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 5, 4, 74, 256
 D_MODEL = N_HEADS * D_HEAD
 
 PLANTED_ROLES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -69,13 +69,13 @@ PLANTED_ROLES: dict[str, tuple[tuple[int, int], ...]] = {
 
 # The slots of the residual stream and their widths; all directions are orthonormal.
 _WIDTHS = {
-    "name": 64,  # filled by the embedding: the code of the name at this position
-    "word": 64,  # by the embedding: the code of any other token
-    "position": 64,  # by the position embedding
-    "previous": 64,  # by the previous-token head: the name one position back
-    "duplicated": 64,  # by the duplicate-token and induction heads: the name seen before
-    "inhibited": 64,  # by the inhibition heads: the name not to attend to
-    "output": 64,  # by the movers: the name to say
+    "name": 32,  # filled by the embedding: the code of the name at this position
+    "word": 16,  # by the embedding: the code of any other token
+    "position": 40,  # by the position embedding
+    "previous": 32,  # by the previous-token head: the name one position back
+    "duplicated": 32,  # by the duplicate-token and induction heads: the name seen before
+    "inhibited": 32,  # by the inhibition heads: the name not to attend to
+    "output": 32,  # by the movers: the name to say
     # One number each:
     "is_name": 1,
     "wants_name": 1,  # by the embedding, at " to"
@@ -96,9 +96,9 @@ class _Head(NamedTuple):
 
 _DUPLICATE = _Head(
     scores=(
-        ("name", "name", 40.0),  # the same name ...
-        ("position", "position", -24.0),  # ... but not this very position
-        ("always", "is_first", 25.0),
+        ("name", "name", 60.0),  # the same name ...
+        ("position", "position", -30.0),  # ... but not this very position
+        ("always", "is_first", 42.0),
     ),
     moves=(("name", "duplicated", 0.5), ("is_name", "is_duplicated", 0.5)),
 )
@@ -212,12 +212,12 @@ def _slots() -> dict[str, Float[Tensor, "d_model width"]]:
 
 
 def _codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n width"]:
-    """Unit vectors, no two with a cosine beyond 0.3: drawn at random, kept if they fit."""
+    """Unit vectors, no two with a cosine beyond 0.45: drawn at random, kept if they fit."""
     codes = torch.empty(0, width)
     while len(codes) < n:
         code = torch.randn(width, generator=generator)
         code = code / code.norm()
-        if not bool(((codes @ code).abs() > 0.3).any()):
+        if not bool(((codes @ code).abs() > 0.45).any()):
             codes = torch.cat([codes, code[None]])
     return codes
 
@@ -225,16 +225,16 @@ def _codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n w
 def _positions() -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
     """Unit position codes (sines and cosines) and the matrix that steps one position back.
 
-    With `back` the second, `code[i] @ back.T == code[i - 1]`: each frequency's pair is turned by
-    one step. The codes of different positions have dot products below 0.3.
+    With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by
+    one step. The codes of different positions have dot products below 0.4.
     """
     n = _WIDTHS["position"] // 2
-    frequency = math.pi * ((torch.arange(n) + 0.5) / n) ** 1.3
+    frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
     angle = torch.arange(N_POSITIONS)[:, None] * frequency
     codes = torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(n)
     cos, sin = frequency.cos().diag(), frequency.sin().diag()
-    back = torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)])
-    return codes, back.T
+    back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+    return codes.float(), back.float()
 
 
 def _head(
