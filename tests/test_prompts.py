@@ -232,6 +232,21 @@ def test_capitals():
         assert f" {prompts.CAPITALS[other]}".startswith(words(WORD, pairs.foil)[i])
 
 
+def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
+    capitals = {
+        "France": "Paris",
+        "India": "New Delhi",
+        "Spain": "New Delhi",  # begins like an earlier one
+        "Italy": "Rome",
+        "Peru Peru": "Lima",  # no other country has two tokens
+    }
+    monkeypatch.setattr(prompts, "CAPITALS", capitals)
+    pairs = capital_pairs(WORD, 24, 0)
+    assert pairs.dropped == {"countries": 2, "templates": 0}
+    assert set(words(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
+    assert not any("Spain" in text or "Peru" in text for text in pairs.text)
+
+
 def test_the_lists_are_large_enough():
     assert len(prompts.IOI_TEMPLATES) >= 15 and len(set(prompts.NAMES)) == len(prompts.NAMES) >= 100
     assert len(set(prompts.PLACES)) == len(prompts.PLACES) >= 20
@@ -381,6 +396,18 @@ def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
     with pytest.raises(UsageError, match=reason) as error:
         make(variant(remove=tuple(remove)), 50, 0)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path):
+    class SlowTokenizer(PreTrainedTokenizerFast):
+        is_fast = False
+
+    slow = SlowTokenizer(tokenizer_object=WORD.backend_tokenizer)
+    for make in TASKS.values():
+        with pytest.raises(UsageError, match=r"needs a fast tokenizer .*, not SlowTokenizer"):
+            make(slow, 4, 0)
+    with pytest.raises(UsageError, match="needs a fast tokenizer"):
+        pairs_from_file(slow, tmp_path / "mine.json")
 
 
 def test_three_digit_tokens_are_refused():

@@ -363,9 +363,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: str, n_prompts: i
     if n_prompts < 1:
         raise UsageError(f"{task}: n_prompts must be at least 1, not {n_prompts}")
     if not tokenizer.is_fast:
-        raise UsageError(
-            f"{task}: needs a fast tokenizer (one with offsets), not {type(tokenizer)}"
-        )
+        name = type(tokenizer).__name__
+        raise UsageError(f"{task}: needs a fast tokenizer (one that knows offsets), not {name}")
 
 
 def _too_few(task: str, what: str, have: int, need: int) -> UsageError:
@@ -715,6 +714,8 @@ def greater_than_pairs(
     a pair (answer 33..99, foil 02..31, as in the paper). Corrupted: the start year ends in 01, so
     that both continuations are possible and the prompt no longer tells them apart; the logit
     difference of the corrupted prompt is then the model's habit, not the opposite answer.
+    Answers are larger than foils, so a model that likes large digits is right without reading the
+    start year: compare clean with corrupted before crediting it.
 
     Positions: "YY" [prompt, 2 or 1] (the last two digits of the start year), "END" [prompt].
 
