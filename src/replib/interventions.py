@@ -163,14 +163,17 @@ class Network:
         out = torch.einsum("...d,...td->...t", self.ln_final(resid), self.W_U[tokens])
         return out if self.b_U is None else out + self.b_U[tokens]
 
-    def top1(self, resid: Float[Tensor, "*batch d_model"]) -> Int[Tensor, "*batch"]:
-        """Most probable next token over the full vocabulary."""
-        rows = self.ln_final(resid).flatten(0, -2)
-        best = [
-            torch.nn.functional.linear(chunk, self.W_U, self.b_U).argmax(-1)
-            for chunk in rows.split(256)
-        ]
-        return torch.cat(best).view(resid.shape[:-1])
+    def vocabulary(
+        self, resid: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """Most probable next token over the full vocabulary, and the logits' log-sum-exp."""
+        top1, logsumexp = [], []
+        for rows in self.ln_final(resid).flatten(0, -2).split(256):
+            logits = torch.nn.functional.linear(rows, self.W_U, self.b_U)
+            top1.append(logits.argmax(-1))
+            logsumexp.append(logits.logsumexp(-1))
+        shape = resid.shape[:-1]
+        return torch.cat(top1).view(shape), torch.cat(logsumexp).view(shape)
 
 
 def _look(
@@ -672,7 +675,8 @@ class Readout:
     Attributes:
         tokens: the candidates of the prompts, or (answer, foil) where they have none.
         logits: of `tokens`.
-        top1: most probable token over the full vocabulary (None unless asked for).
+        top1, logsumexp: most probable token, and log-sum-exp of the logits, over the full
+            vocabulary (None unless asked for); log p(token) is its logit less the log-sum-exp.
         pattern: attention from END, every head (None unless captured).
         attribution: direct effect of each head on the logits of `tokens`, the norms frozen at the
             scale they have in that run (None unless captured).
@@ -682,6 +686,7 @@ class Readout:
     tokens: Int[Tensor, "prompt token"]
     logits: Float[Tensor, "edit prompt token"]
     top1: Int[Tensor, "edit prompt"] | None = None
+    logsumexp: Float[Tensor, "edit prompt"] | None = None
     pattern: Float[Tensor, "edit prompt layer head src"] | None = None
     attribution: Float[Tensor, "edit prompt layer head token"] | None = None
 
@@ -726,7 +731,7 @@ def read(
                 out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
                 out["logit_diff"] = logit_diff(net, resid, chunk)
                 if full_vocabulary:
-                    out["top1"] = net.top1(resid)
+                    out["top1"], out["logsumexp"] = net.vocabulary(resid)
                 if capture:
                     out["pattern"] = torch.stack(seen.pattern, dim=2)
                     out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
@@ -742,6 +747,7 @@ def read(
         tokens,
         whole("logits"),
         whole("top1"),
+        whole("logsumexp"),
         whole("pattern"),
         whole("attribution"),
     )

@@ -120,7 +120,7 @@ def max_statistic_pvalues(
     signs = torch.from_numpy(generator.choice([-1.0, 1.0], size=(draws, n)))
     null = t_of((signs @ x.T) / n).max(-1).values
     observed = t_of(x.mean(-1))
-    p[sent] = (1 + (null[:, None] >= observed).sum(0)) / (draws + 1)
+    p[sent] = (1 + (null[:, None] >= observed).double().sum(0)) / (draws + 1)
     return p
 
 

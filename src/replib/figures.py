@@ -1,0 +1,181 @@
+"""The figures of the chapters: readable in grey, one idea each, with an alternative text.
+
+Every function returns a matplotlib figure; `show` displays it in a notebook. Measured numbers in
+an alternative text come from the values drawn, so it says what this model's figure shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from replib.metrics import Head, head_label
+
+Interval = tuple[float, float]
+# Okabe and Ito's colours, told apart with any colour vision; shapes and hatches say it again.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure with the text that a screen reader says in its place."""
+    from IPython.display import display
+
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+
+
+def style() -> None:
+    """Fonts that stay legible when a phone scales the figure; white cards, no top and right."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.95)
+    plt.rcParams.update(
+        {"figure.dpi": 130, "axes.spines.top": False, "axes.spines.right": False}
+        | {"figure.figsize": (7, 3.4), "figure.constrained_layout.use": True}
+    )
+
+
+def head_map(
+    score: Float[Tensor, "layer head"],
+    marked: Sequence[Head],
+    title: str,
+    label: str = "path-patching score",
+) -> Figure:
+    """Layer × head map of a signed score; circles mark the heads kept, grey was not a sender."""
+    values = score.numpy(force=True).T
+    n_heads, n_layers = values.shape
+    fig, ax = plt.subplots(figsize=(7, 1.3 + 0.22 * max(n_heads, 5)))
+    limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0, 1e-6)
+    cmap = plt.get_cmap("RdBu_r").copy()
+    cmap.set_bad("0.88")
+    image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
+    for layer, head in marked:
+        sign = "+" if score[layer, head] > 0 else "−"
+        ax.plot(layer, head, "o", ms=11, mfc="none", mec="black", mew=1.4)
+        ax.annotate(sign, (layer, head), ha="center", va="center_baseline", fontsize=8)
+    ax.set(xlabel="layer", ylabel="head", title=title)
+    ax.set_xticks(range(0, n_layers, 2 if n_layers > 12 else 1))
+    ax.set_yticks(range(0, n_heads, 2 if n_heads > 6 else 1))
+    fig.colorbar(image, ax=ax, label=label.replace(" score", "\nscore"), pad=0.02)
+    return fig
+
+
+def head_map_alt(score: Float[Tensor, "layer head"], marked: Sequence[Head], what: str) -> str:
+    heads = ", ".join(f"{head_label(head)} {float(score[head]):+.2f}" for head in marked)
+    return f"Map of layers by heads: {what}. Marked heads: {heads or 'none'}."
+
+
+def bars(
+    values: Mapping[str, tuple[float, Interval]],
+    ylabel: str,
+    title: str = "",
+    chance: float | None = None,
+    null: Float[np.ndarray, " draw"] | None = None,
+) -> Figure:
+    """Bars with 95% intervals; a dashed line for chance; the null's draws as the last column."""
+    fig, ax = plt.subplots(figsize=(7, 3.4))
+    for i, (value, (low, high)) in enumerate(values.values()):
+        ax.bar(i, value, color=COLORS[i % 6], hatch=HATCHES[i % 6], edgecolor="white", width=0.7)
+        ax.vlines(i, low, high, color="black", lw=1.5)
+    labels = list(values)
+    if null is not None:
+        x = len(labels)
+        jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(null))
+        ax.plot(x + jitter, null, "o", ms=2.5, color="0.45", alpha=0.5, mew=0)
+        ax.hlines(np.quantile(null, 0.95), x - 0.35, x + 0.35, color="black", lw=1.5)
+        labels.append(f"{len(null)} random\nhead sets\n(bar: 95th pct.)")
+    if chance is not None:
+        ax.axhline(chance, color="black", ls="--", lw=1)
+        ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"), fontsize=9)
+        ax.texts[-1].set(ha="right", va="bottom")
+    ax.set_xticks(range(len(labels)), labels, fontsize=9)
+    ax.set(ylabel=ylabel, title=title)
+    return fig
+
+
+def bars_alt(values: Mapping[str, tuple[float, Interval]], what: str) -> str:
+    parts = (
+        f"{' '.join(name.split())} {value:.2f} ({low:.2f} to {high:.2f})"
+        for name, (value, (low, high)) in values.items()
+    )
+    return f"Bar chart, {what}, with 95% intervals: {'; '.join(parts)}."
+
+
+def null_histogram(
+    null: Float[np.ndarray, " draw"], observed: float, xlabel: str, title: str = ""
+) -> Figure:
+    """What chance gives, and where the observed value stands."""
+    fig, ax = plt.subplots(figsize=(7, 2.8))
+    ax.hist(null, bins=min(40, max(8, len(np.unique(null)))), color="0.7", edgecolor="white")
+    ax.axvline(np.quantile(null, 0.95), color="black", ls=":", lw=1.5, label="null, 95th pct.")
+    ax.axvline(observed, color=COLORS[5], lw=2.5, label="observed")
+    ax.set(xlabel=xlabel, ylabel="null draws", title=title)
+    ax.legend(frameon=False)
+    return fig
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+    band_label: str = "null, 5th to 95th pct.",
+) -> Figure:
+    """Several lines over one axis, told apart by marker and dash; an optional grey null band."""
+    fig, ax = plt.subplots()
+    if band is not None:
+        ax.fill_between(x, *band, color="0.85", label=band_label)
+    dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+    for i, (name, y) in enumerate(series.items()):
+        ax.plot(x, y, marker=MARKERS[i % 6], ls=dashes[i % 6], color=COLORS[i % 6], label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+
+def grouped_bars(
+    groups: Mapping[str, Mapping[str, tuple[float, Interval]]], ylabel: str, title: str = ""
+) -> Figure:
+    """{group on the x axis: {bar within the group: (value, interval)}}."""
+    fig, ax = plt.subplots()
+    names = list(next(iter(groups.values())))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        at = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
+        value = [group[name][0] for group in groups.values()]
+        ends = np.array([group[name][1] for group in groups.values()])
+        ax.bar(at, value, width, color=COLORS[i], hatch=HATCHES[i], edgecolor="white", label=name)
+        ax.vlines(at, ends[:, 0], ends[:, 1], color="black", lw=1.3)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set_xticks(range(len(groups)), list(groups), fontsize=9)
+    ax.set(ylabel=ylabel, title=title)
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+
+def scatter(
+    x: Float[Tensor, " item"],
+    y: Float[Tensor, " item"],
+    labels: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    n_labelled: int = 6,
+) -> Figure:
+    """One point per head; the most extreme ones carry their names."""
+    fig, ax = plt.subplots()
+    ax.axhline(0, color="0.8", lw=0.8)
+    ax.axvline(0, color="0.8", lw=0.8)
+    ax.plot(x, y, "o", ms=4, color=COLORS[0], alpha=0.6, mew=0)
+    reach = (x / x.abs().max().clamp_min(1e-9)).abs() + (y / y.abs().max().clamp_min(1e-9)).abs()
+    for i in reach.argsort(descending=True)[:n_labelled].tolist():
+        at = (float(x[i]), float(y[i]))
+        ax.annotate(labels[i], at, xytext=(4, 3), textcoords="offset points", fontsize=8)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return fig

@@ -1,0 +1,114 @@
+"""Statistics worked by hand, and their error rates by simulation."""
+
+import numpy as np
+import pytest
+import torch
+
+from replib import metrics as m
+from replib.errors import UsageError
+
+
+def test_wilson_of_eight_in_ten():
+    # (p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n) with p = 0.8, n = 10, z = 1.96
+    share, (low, high) = m.wilson(torch.tensor([True] * 8 + [False] * 2))
+    assert share == 0.8
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    with pytest.raises(UsageError, match="no prompts"):
+        m.wilson(torch.tensor([], dtype=torch.bool))
+
+
+def test_cluster_bootstrap_resamples_groups_not_rows():
+    weights = m.cluster_draws(["a", "a", "a", "b"], np.random.default_rng(0), 500)
+    assert np.allclose(weights.sum(-1), 1)
+    # only three resamples of two groups exist: (a,a), (a,b), (b,b)
+    assert len({tuple(row.round(6)) for row in weights}) == 3
+    assert np.allclose(weights[:, 0], weights[:, 2])
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    generator, hits, runs = np.random.default_rng(1), 0, 300
+    for _ in range(runs):
+        values = torch.from_numpy(generator.normal(1.0, 2.0, size=60))
+        _, (low, high) = m.bootstrap(values, [str(i) for i in range(60)], generator, draws=400)
+        hits += low <= 1.0 <= high
+    assert 0.90 <= hits / runs <= 0.98  # 0.95 within three standard errors, less small-n shortfall
+
+
+def test_bootstrap_statistic_acts_on_means():
+    values = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
+    value, (low, high) = m.bootstrap(
+        values, ["a", "b"], np.random.default_rng(0), lambda mean: mean[..., 1] - mean[..., 0]
+    )
+    assert value == low == high == 2.0
+
+
+def test_max_statistic_has_the_family_wise_error_it_says():
+    """With no effect anywhere, some head of 40 is called significant in 5% of runs, not 87%."""
+    generator, false, runs = np.random.default_rng(2), 0, 200
+    for _ in range(runs):
+        effect = torch.from_numpy(generator.normal(size=(10, 4, 20)))
+        false += bool((m.max_statistic_pvalues(effect, generator, 200) < 0.05).any())
+    assert false / runs <= 0.10
+
+
+def test_max_statistic_finds_a_real_effect_and_skips_missing_heads():
+    generator = np.random.default_rng(3)
+    effect = torch.from_numpy(generator.normal(size=(3, 4, 24)))
+    effect[1, 2] -= 3.0
+    effect[2] = torch.nan
+    p = m.max_statistic_pvalues(effect, generator)
+    assert p[1, 2] < 0.01
+    assert (p[2] == 1).all()
+    assert (p[:2].flatten() < 0.05).sum() == 1
+
+
+def test_top_heads_by_magnitude_without_nan():
+    score = torch.tensor([[0.1, -0.5, torch.nan], [0.3, 0.0, 0.2]])
+    assert m.top_heads(score, 3) == [(0, 1), (1, 0), (1, 2)]
+    assert len(m.top_heads(score, 99)) == 5
+    assert m.n_top(384) == 8 and m.n_top(270) == 6 and m.n_top(72) == 2
+
+
+def test_overlap_by_hand():
+    a = [{(0, 0), (0, 1)}, {(1, 0), (1, 1)}]
+    b = [{(0, 0), (0, 2)}, {(1, 0), (0, 1)}]
+    assert m.overlap(a, b) == 0.5  # L0H0 in stage 1, L1H0 in stage 2
+    assert m.overlap([set()], [set()]) == 0.0
+
+
+def test_overlap_null_keeps_layers():
+    a = [{(0, 0), (1, 0)}]
+    null = m.overlap_null(a, a, 4, np.random.default_rng(0), 4000)
+    # each layer's one head is hit with probability 1/4
+    assert null.mean() == pytest.approx(0.25, abs=0.02)
+    assert set(np.unique(null)) <= {0.0, 0.5, 1.0}
+
+
+def test_layer_matched_heads_avoid_what_is_excluded():
+    generator = np.random.default_rng(0)
+    heads = {(3, 0), (3, 1), (5, 2)}
+    for _ in range(50):
+        drawn = m.layer_matched(heads, 4, generator, exclude=heads)
+        assert sorted(layer for layer, _ in drawn) == [3, 3, 5]
+        assert not drawn & heads
+    crowded = m.layer_matched({(0, 0), (0, 1)}, 3, generator, exclude={(0, 0), (0, 1)})
+    assert len(crowded) == 2  # one free head is too few: the layer is drawn whole
+
+
+def test_spearman_by_hand_and_its_null():
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    rho, null = m.spearman(x, torch.tensor([10.0, 30.0, 20.0, 40.0]), np.random.default_rng(0))
+    assert rho == pytest.approx(0.8)  # 1 − 6·2 / (4·15)
+    assert abs(null.mean()) < 0.05
+    assert np.isnan(m.spearman(x, torch.ones(4), np.random.default_rng(0))[0])
+
+
+def test_null_pvalue_counts_the_observed():
+    null = m.Null(np.array([0.0, 1.0, 2.0]))
+    assert null.pvalue(1.5) == 0.5 and null.pvalue(9.0) == 0.25
+    assert null.asdict()["draws"] == 3
+
+
+def test_draws_depend_on_seed_and_purpose_only():
+    assert m.rng(0, "a").random() == m.rng(0, "a").random()
+    assert m.rng(0, "a").random() != m.rng(0, "b").random() != m.rng(1, "b").random()
