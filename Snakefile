@@ -8,13 +8,14 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import replib
 from replib.errors import UsageError
-from replib.runner import find_chapter, find_root, list_papers, plan
+from replib.runner import MADE_IN_MEMORY, find_chapter, find_root, list_papers, plan
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -65,18 +66,28 @@ def weights(name):
     return name
 
 
+def find_controls(paper):
+    """The planted and the random model, where a page of the book reads their records."""
+    text = "".join(path.read_text() for path in sorted(Path("book").rglob("*.md")))
+    return [name for name in MADE_IN_MEMORY if re.search(rf"\b{paper}/{name}\b", text)]
+
+
 def find_jobs():
-    """(paper, model's folder) -> the run, planned, for everything that the book is to show."""
+    """(paper, model's folder) -> the run, planned, for everything that the book is to show.
+
+    Those are the models asked for, else the profile's, and the controls.
+    """
     found = {}
     asked = str(config.get("models", "")).split()
     for paper in str(config.get("papers", "")).split() or list_papers(ROOT):
         chapter = find_chapter(ROOT, paper)
-        for name in asked or chapter.profile(PROFILE).models:
-            if asked or EMBEDDED.get(name, name):
-                run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
-                found[paper, run.folder.name] = run
-            else:
+        models = asked or chapter.profile(PROFILE).models
+        for name in [*models, *find_controls(paper)]:
+            if not asked and EMBEDDED.get(name, name) is None:
                 print(f"book: {name} is not installed; its page is left out", file=sys.stderr)
+                continue
+            run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
+            found[paper, run.folder.name] = run
     return found
 
 

@@ -26,7 +26,7 @@ claims:
      decision: Above zero.}
 """
 PROFILES = {
-    "smoke": {"models": ["tiny", "planted-ioi"], "parameters": {"n_prompts": 4}},
+    "smoke": {"models": ["tiny"], "parameters": {"n_prompts": 4}},
     "laptop": {"models": ["tiny"], "parameters": {}},
     "paper": {"models": ["gpt2-medium"], "parameters": {}},
 }

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,12 @@ from docutils import nodes
 
 from replib.claims import MIME, OUTCOMES, Claims, read_record, read_yaml, record_value
 from replib.errors import UsageError
+from replib.runner import MADE_IN_MEMORY
 
+CONTROLS = (
+    "<p><strong>Controls.</strong> The same notebook on models made to check the procedure: it "
+    "must find the planted circuit and must claim nothing on random weights.</p>"
+)
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
 
 
@@ -61,6 +66,11 @@ class Run:
     def key(self) -> str:
         return f"{self.paper}/{self.model}"
 
+    @property
+    def control(self) -> bool:
+        """Is it a model made to check the procedure: the planted or the random one?"""
+        return self.model in MADE_IN_MEMORY
+
     def claim(self, id: str) -> Mapping[str, Any] | None:
         return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
 
@@ -68,9 +78,9 @@ class Run:
 def find_runs(runs: Path, expected: Sequence[str] | None) -> list[Run]:
     """The runs named `paper/model` in `expected`, in that order; without it all that finished."""
     if expected is None:
-        expected = sorted(
-            path.parent.relative_to(runs).as_posix() for path in runs.glob("*/*/record.json")
-        )
+        folders = [path.parent.relative_to(runs) for path in runs.glob("*/*/record.json")]
+        # Names with a dot in front are the runner's own, of runs that go on or were replaced.
+        expected = sorted(f.as_posix() for f in folders if not f.name.startswith("."))
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
     pairs = [pair.split("/", 1) for pair in expected]
@@ -154,14 +164,24 @@ def _raw(text: str) -> str:
 
 def model_switch(shown: Run, siblings: Sequence[Run]) -> str:
     """Links between the models of one chapter; the shown one is marked, with no script needed."""
-    items = []
-    for run in siblings:
-        mark = ' aria-current="page"' if run.model == shown.model else ""
-        items.append(f'<li><a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a></li>')
+    parts = []
+    for label, runs in kinds(siblings):
+        items = []
+        for run in runs:
+            mark = ' aria-current="page"' if run.model == shown.model else ""
+            items.append(f'<li><a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a></li>')
+        parts.append(f'<span class="model-switch-label">{label}</span><ul>{"".join(items)}</ul>')
     return (
         '<nav class="model-switch" aria-label="Model shown on this page">\n'
-        f'<span class="model-switch-label">Model</span>\n<ul>{"".join(items)}</ul>\n</nav>'
+        f"{''.join(f'<div>{part}</div>' for part in parts)}\n</nav>"
     )
+
+
+def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """The runs on models, then those on controls, each with a word for them; neither if empty."""
+    models = ("Models", [run for run in runs if not run.control])
+    controls = ("Controls", [run for run in runs if run.control])
+    return [(label, members) for label, members in (models, controls) if members]
 
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
@@ -298,7 +318,10 @@ def _number_span(run: Run, key: str) -> str:
 
 
 def evidence_table(runs: Sequence[Run], prefix: str) -> str:
-    """A row for every claim on every model: the paper's number, ours, the null, the outcome."""
+    """A row for every claim on every model: the paper's number, ours, the null, the outcome.
+
+    What the claims say stands in the table of outcomes above it.
+    """
     rows = []
     for id in claim_ids(runs):
         having = [(run, claim) for run in runs if (claim := run.claim(id))]
@@ -313,18 +336,14 @@ def evidence_table(runs: Sequence[Run], prefix: str) -> str:
                     else "<em>no number known</em>"
                 )
                 span = f' rowspan="{len(having)}"'
-                first = (
-                    f'<th scope="rowgroup"{span}>{_h(id)}</th>'
-                    f'<td class="statement"{span}>{_h(claim["statement"])}</td>'
-                    f"<td{span}>{reported}</td>"
-                )
+                first = f'<th scope="rowgroup"{span}>{_h(id)}</th><td{span}>{reported}</td>'
             reason = f"<br><small>{_h(claim['reason'])}</small>" if claim["reason"] else ""
             rows.append(
                 f'<tr>{first}<td><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a><br>'
-                f"<small>{_h(claim['scope'])}</small></td><td>{_measured_cell(run, claim)}</td>"
-                f"<td>{_null_cell(run, claim)}</td><td>{badge(run, claim)}{reason}</td></tr>"
+                f"<small>{_h(claim['scope'])}</small></td><td>{badge(run, claim)}{reason}</td>"
+                f"<td>{_measured_cell(run, claim)}</td><td>{_null_cell(run, claim)}</td></tr>"
             )
-    titles = ("Claim", "The paper says", "Its number", "Model", "Measured here", "Null", "Outcome")
+    titles = ("Claim", "The paper’s number", "Model", "Outcome", "Measured here", "Null")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     table = (
         f'<table class="evidence-table"><thead><tr>{head}</tr></thead>\n'
@@ -333,8 +352,18 @@ def evidence_table(runs: Sequence[Run], prefix: str) -> str:
     return _scroll("Numbers behind every outcome", table)
 
 
+def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str], str]) -> str:
+    """The models' table and, under a line that says what they are for, that of the controls."""
+    parts = []
+    for label, members in kinds(runs):
+        if label == "Controls":
+            parts.append(CONTROLS)
+        parts.append(table(members, prefix))
+    return "\n".join(parts)
+
+
 def scorecard(runs: Sequence[Run]) -> str:
-    """Both tables for every paper, for a page at the root of the book."""
+    """Outcomes and numbers of every paper, for a page at the root of the book."""
     parts = []
     for paper, members in by_paper(runs).items():
         prefix = f"chapters/{paper}/"
@@ -343,10 +372,13 @@ def scorecard(runs: Sequence[Run]) -> str:
             for run in members
         )
         title = members[0].record["title"]
+        first = kinds(members)[0][1]
         parts.append(
             f'<section class="scorecard" data-paper="{_h(paper)}">\n<p class="scorecard-title">'
             f'<a href="{_h(prefix)}index.html">{_h(title)}</a></p>\n<ul>{lines}</ul>\n'
-            f"{outcome_table(members, prefix)}\n{evidence_table(members, prefix)}\n</section>"
+            f"{tables(members, prefix, outcome_table)}\n"
+            f'<p class="scorecard-title">The numbers behind these words</p>\n'
+            f"{evidence_table(first, prefix)}\n</section>"
         )
     return "\n".join(parts)
 
@@ -496,7 +528,7 @@ def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
         f"# {claims.title}\n\nA replication of *{claims.title}*, {link}. "
         f"The paper's own model is {claims.model}.\n\n{prose}\n\n"
         f"## Read it on a model\n\n{models}\n\n"
-        f"## Every claim, on every model\n\n{_raw(outcome_table(runs, ''))}\n"
+        f"## Every claim, on every model\n\n{_raw(tables(runs, '', outcome_table))}\n"
         "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
     )
 
