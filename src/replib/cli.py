@@ -167,12 +167,12 @@ def _progress(run: Run) -> Iterator[Callable[[int, int], None]]:
 
             yield show
         return
-    quarters = 0
+    told = -1
 
     def tell(begun: int, total: int) -> None:
-        nonlocal quarters
-        if (done := 4 * (begun - 1) // total) > quarters or begun == 1:
-            quarters = done
+        nonlocal told
+        if (quarter := 4 * (begun - 1) // total) > told:
+            told = quarter
             _say(f"{run.name}: cell {begun} of {total}")
 
     yield tell

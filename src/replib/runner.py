@@ -501,7 +501,7 @@ class _Watched:
 def execute(run: Run, progress: Callable[[int, int], None] | None = None) -> Path:
     """Run the notebook to its end; the folder with notebook, record and log.
 
-    `progress` is called with (code cells begun, code cells in all).
+    `progress` is called again and again with (code cells begun, code cells in all).
 
     Raises RunFailed when a cell fails, the kernel dies, the time is up or a claim is missing; then
     `run.failed` has notebook and log, and an earlier result stays. UsageError when the notebook
@@ -626,7 +626,8 @@ def _watch(
             for message in _messages(process, watched, deadline):
                 if "code" in message:
                     watched.cell = message
-                    progress(message["code"], message["of"])
+                if watched.cell is not None:
+                    progress(watched.cell["code"], watched.cell["of"])
                 if "end" in message:
                     watched.end = message
                     watched.peak_bytes = max(watched.peak_bytes, message.get("peak_bytes", 0))
@@ -654,7 +655,8 @@ def _left(deadline: float) -> float:
 def _messages(
     process: subprocess.Popen, watched: _Watched, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """The process's messages until it closes its output or the time is up; memory on the way."""
+    """The process's messages until it closes its output or the time is up, with empty ones while it
+    is silent; memory on the way."""
     assert process.stdout is not None
     stream = process.stdout.fileno()
     rest = b""
@@ -667,6 +669,7 @@ def _messages(
             ready = selector.select(max(0.0, min(SAMPLE_S, _left(deadline))))
             _sample(process, watched)
             if not ready:
+                yield {}
                 continue
             piece = os.read(stream, 65536)
             *lines, rest = (rest + piece).split(b"\n")
