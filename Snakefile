@@ -21,7 +21,7 @@ from snakemake.exceptions import WorkflowError
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = find_root()
-LIBRARY = Path(replib.__file__).parent
+LIBRARY = Path(os.path.relpath(Path(replib.__file__).parent))
 BOOK_ONLY = {"book.py", "book_gate.py", "cli.py"}
 PROFILE = config.get("profile", "laptop")
 # The models' packages have files of their own; what they ship is in `weights` below.
@@ -128,6 +128,7 @@ rule html:
         "_build/html/index.html",
     params:
         pairs=PAIRS,
+        lock=LOCK,
     shell:
         "python -m replib.book stage --runs build/runs --out build/book --expect {params.pairs} && "
         "rm -rf _build && "

@@ -5,6 +5,7 @@ The book is built once; every test of the gate breaks one thing in it and sees t
 
 import base64
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -67,7 +68,8 @@ TEXT = """# A Paper About Nothing
 
 (start)=
 The gain was {record}`claims.1.1.value:.1%`, [{record}`claims.1.1.low:.2f`], on
-{record}`model.name`; claim 1.10: {record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`.
+{record}`model.name`, {record}`model.source`; claim 1.10:
+{record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`.
 {numref}`fig-gain` shows it; {eq}`logit-diff` and [the start](#start) too, and [below](#verdicts).
 
 $$ d = a - b $$ (logit-diff)
@@ -329,6 +331,27 @@ def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None
     assert both[0]["metadata"]["mystnb"]["image"]["alt"] == "of the output"
 
 
+def test_controls_stand_apart_from_the_models(built: Path) -> None:
+    run = book.Run.read(built / "build/runs", PAPER, "model-a")
+    control = dataclasses.replace(run, model="tiny")
+    switch = book.model_switch(control, [control, run])
+    assert re.findall(r'label">(\w+)<|>([\w-]+)</a>', switch) == [
+        *(("Models", ""), ("", "model-a")),
+        *(("Controls", ""), ("", "tiny")),
+    ]
+    assert 'href="tiny.html" aria-current="page"' in switch
+    assert book.scorecard([run]).count("outcomes-table") == 1
+    both = book.scorecard([run, control])
+    assert both.count("outcomes-table") == 2
+    assert both.index(book.CONTROLS) < both.index('data-record="fake-paper/tiny"')
+
+
+def test_a_run_that_goes_on_is_not_shown(project: Path) -> None:
+    runs = project / "build/runs"
+    shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")
+    assert [run.key for run in book.find_runs(runs, None)] == EXPECTED
+
+
 def test_the_command_names_what_was_not_chosen_by_default_or_profile(built: Path) -> None:
     record = json.loads((built / "build/runs" / EXPECTED[0] / "record.json").read_text())
     again = book.command(record, {"n_prompts": 40, "ratio": 0.5})
@@ -371,6 +394,7 @@ def test_numbers_come_from_the_record_of_the_page(built: Path) -> None:
     for model, gain in zip(MODELS, ("30.0%", "6.0%"), strict=True):
         assert f">{gain}</span>, [" in page(built, f"chapters/{PAPER}/{model}.html")
     assert ">6.0%</span>" in page(built, "index.html")
+    assert ">made &lt;here&gt;</span>; claim" in page(built, f"chapters/{EXPECTED[0]}.html")
 
 
 def test_figures_and_equations_are_numbered_by_page(built: Path) -> None:

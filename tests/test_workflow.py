@@ -149,6 +149,14 @@ def test_another_model_runs_alone(project: Path) -> None:
     assert would_run(project, "tiny planted-ioi") == {"chapter": 1, "html": 1}
 
 
+def test_a_control_runs_when_a_page_reads_its_record(project: Path) -> None:
+    path = project / "book/index.md"
+    before = path.read_text()
+    append(path, "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n")
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    path.write_text(before)
+
+
 def test_a_record_written_by_hand_or_removed_runs_the_chapter_again(project: Path) -> None:
     stamp = (project / STAMP).stat()
     later = stamp.st_mtime + 5
