@@ -229,7 +229,7 @@ def test_a_misspelt_rule_is_found_where_the_gate_is_closed(load):
         ({"accuracy": torch.zeros(2)}, "array of shape \\(2,\\)"),
         ({"holds": 1}, "'holds' cannot name a number"),
         ({"low": 1}, "'low' cannot name a number"),
-        ({"null_mean": 1}, "'null_mean' cannot name a number"),
+        ({"null_mean": 1}, "'null_mean' is a number of the null"),
         ({"is-odd": 1}, "'is-odd' cannot name a number"),
         ({"null": {"Q 95": 1}}, "'Q 95'"),
     ],

@@ -1,7 +1,9 @@
 """Runs of a small notebook: how they end, and what is left of them."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,8 +172,9 @@ for i in range(300):
                     texts.add(file.read())
             assert len(texts) == 1
             seen |= texts
-        except FileNotFoundError:
-            pass  # removed after it was replaced
+        except FileNotFoundError:  # removed, but only after it was replaced
+            with contextlib.suppress(FileNotFoundError):
+                assert os.stat(folder).st_ino != os.stat(held).st_ino
         finally:
             os.close(held)
     assert [writer.returncode for writer in writers] == [0, 0]
@@ -230,7 +233,11 @@ def test_a_failed_run(good, tmp_path, mode, message, cell, name, after):
     assert files(tmp_path / "toy") == ["tiny", "tiny.failed"]
     failed = tmp_path / "toy" / "tiny.failed"
     assert files(failed) == ["notebook.ipynb", "run.log"]
-    assert message in (failed / "run.log").read_text().splitlines()[-1]
+    log = (failed / "run.log").read_text()
+    assert message in log.splitlines()[-1]
+    left = re.findall(r"left: (\d+)", log)  # what a cell started goes with the run
+    assert len(left) == (mode == "kill")
+    assert not any(psutil.pid_exists(int(pid)) for pid in left)
     culprit, output, rest = marked(failed)
     assert cell in culprit.source
     assert output.ename == name
@@ -455,6 +462,12 @@ def test_a_parameters_cell_that_is_refused(cell, message):
         read_parameters(json.dumps(notebook), "toy.ipynb")
     assert message in str(error.value)
     assert str(error.value).startswith("toy.ipynb")
+
+
+def test_parameters_know_what_they_are_for():
+    helps = {name: parameter.help for name, parameter in CHAPTER.parameters.items()}
+    assert helps["n_prompts"] == "prompts per task"
+    assert helps["mode"].startswith("well, error, kill")  # in the middle of several lines
 
 
 def test_one_parameters_cell():

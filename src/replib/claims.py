@@ -187,7 +187,9 @@ class Claims:
         entry = self._unmeasured(claim)
         where = f"claim {claim}"
         for name in named:
-            if name in _RESERVED or name.startswith("null_") or keyword.iskeyword(name):
+            if name.startswith("null_"):
+                raise UsageError(f"{where}: {name!r} is a number of the null; give it in `null`")
+            if name in _RESERVED or keyword.iskeyword(name):
                 raise UsageError(f"{where}: {name!r} cannot name a number, it has a meaning here")
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
                 raise UsageError(f"{where}: {name!r} cannot name a number; use letters, digits, _")

@@ -213,7 +213,8 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
         if not fits or name in found:
             why = "comes twice" if name in found else f"is {default!r}, which is not {annotation}"
             raise UsageError(f"{where}: parameters cell: {name} {why}")
-        about = comments.get(node.end_lineno or 0, "").lstrip("# ")
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        about = " ".join(comments[line].lstrip("# ") for line in lines if line in comments)
         found[name] = Parameter(name, annotation, default, about)
     needed = {"model_name": "str", "device": "str", "seed": "int", "profile": "str"}
     for name, annotation in needed.items():
