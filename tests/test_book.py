@@ -373,6 +373,14 @@ def test_values_as_pages_show_them(value: object, spec: str, text: str) -> None:
     assert book.show_value(value, spec) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(42.4, "42 s"), (75.2, "1 min 15 s"), (59.7, "1 min 0 s"), (7300.0, "2 h 1 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert book.duration(seconds) == text
+
+
 # --- the built pages ------------------------------------------------------------------------------
 
 
