@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 PAPER = "fake-paper"
 MODELS = ("model-a", "model-b")
 EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
-CHROMIUM = shutil.which("chromium")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 CLAIMS = """
 paper: fake-paper
