@@ -41,34 +41,46 @@ def style() -> None:
     )
 
 
-def head_map(
-    score: Float[Tensor, "layer head"],
-    marked: Sequence[Head],
-    title: str,
-    label: str = "path-patching score",
+def head_maps(
+    scores: Mapping[str, Float[Tensor, "layer head"]],
+    marked: Mapping[str, Sequence[Head]],
+    label: str = "score",
 ) -> Figure:
-    """Layer × head map of a signed score; circles mark the heads kept, grey was not a sender."""
-    values = score.numpy(force=True).T
-    n_heads, n_layers = values.shape
-    fig, ax = plt.subplots(figsize=(7, 1.3 + 0.22 * max(n_heads, 5)))
-    limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0, 1e-6)
+    """Layer × head maps of signed scores, one panel a title, each with its own colour scale.
+
+    Circles with the score's sign mark chosen heads; grey heads have no score.
+    """
+    n_heads = next(iter(scores.values())).shape[1]
+    height = 0.75 + 0.16 * max(n_heads, 5)
+    fig, axes = plt.subplots(len(scores), figsize=(7, height * len(scores)), squeeze=False)
     cmap = plt.get_cmap("RdBu_r").copy()
     cmap.set_bad("0.88")
-    image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
-    for layer, head in marked:
-        sign = "+" if score[layer, head] > 0 else "−"
-        ax.plot(layer, head, "o", ms=11, mfc="none", mec="black", mew=1.4)
-        ax.annotate(sign, (layer, head), ha="center", va="center_baseline", fontsize=8)
-    ax.set(xlabel="layer", ylabel="head", title=title)
-    ax.set_xticks(range(0, n_layers, 2 if n_layers > 12 else 1))
-    ax.set_yticks(range(0, n_heads, 2 if n_heads > 6 else 1))
-    fig.colorbar(image, ax=ax, label=label.replace(" score", "\nscore"), pad=0.02)
+    for ax, (title, score) in zip(axes[:, 0], scores.items(), strict=True):
+        values = score.numpy(force=True).T
+        n_layers = values.shape[1]
+        finite = np.abs(values[np.isfinite(values)])
+        limit = max(float(finite.max()) if finite.size else 0.0, 1e-6)
+        image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
+        for layer, head in marked[title]:
+            ax.plot(layer, head, "o", ms=11, mfc="white", mec="black", mew=1.2, alpha=0.75)
+            sign = "+" if score[layer, head] > 0 else "−"
+            ax.annotate(sign, (layer, head), ha="center", va="center_baseline", fontsize=9)
+        ax.set(ylabel="head", title=title)
+        ax.set_xticks(range(0, n_layers, 2 if n_layers > 12 else 1))
+        ax.set_yticks(range(0, n_heads, 2 if n_heads > 6 else 1))
+        fig.colorbar(image, ax=ax, label=label, pad=0.02)
+    axes[-1, 0].set_xlabel("layer")
     return fig
 
 
-def head_map_alt(score: Float[Tensor, "layer head"], marked: Sequence[Head], what: str) -> str:
-    heads = ", ".join(f"{head_label(head)} {float(score[head]):+.2f}" for head in marked)
-    return f"Map of layers by heads: {what}. Marked heads: {heads or 'none'}."
+def head_maps_alt(
+    scores: Mapping[str, Float[Tensor, "layer head"]], marked: Mapping[str, Sequence[Head]]
+) -> str:
+    parts = (
+        f"{title}: " + ", ".join(f"{head_label(h)} {float(score[h]):+.2f}" for h in marked[title])
+        for title, score in scores.items()
+    )
+    return f"Maps of layers by heads with the strongest heads marked. {'; '.join(parts)}."
 
 
 def bars(
