@@ -6,7 +6,7 @@ at a time, full logits. Only for small models and few prompts.
 
 import torch
 
-from replib.interventions import HeadEdit, Site
+from replib.interventions import HeadEdit, Run, Site
 
 
 def activations(model, tokens, *names):
@@ -51,7 +51,9 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
     n_layers = model.cfg.n_layers
     at = pairs.positions[position]
     at = at[:, None] if at.ndim == 1 else at
-    prompts, positions = zip(*[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0], strict=True)
+    prompts, positions = zip(
+        *[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0], strict=True
+    )
     prompts, positions = torch.tensor(prompts), torch.tensor(positions)
     here = (prompts, positions)
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
@@ -121,26 +123,21 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
     return end_logit_diff(run(model, pairs.clean, z_writes)[0], pairs)
 
 
-class _Z:
-    """The corrupted run as an edit sees it: z by layer."""
-
-    def __init__(self, cache, n_layers):
-        self.z = [cache[f"blocks.{layer}.attn.hook_z"] for layer in range(n_layers)]
-
-
 def read(model, pairs, edit: HeadEdit, everywhere: bool):
     """Full logits at END [prompt, d_vocab] under one edit."""
     n_pos = pairs.clean.shape[1]
     end = pairs.length - 1
     dest = torch.arange(n_pos).expand(len(pairs), n_pos) if everywhere else end[:, None]
-    corrupted = _Z(activations(model, pairs.corrupted, "attn.hook_z"), model.cfg.n_layers)
     prompt = torch.arange(len(pairs))[:, None]
+    cache = activations(model, pairs.corrupted, "attn.hook_z")
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    corrupted = Run(pairs.corrupted, dest, z=[cache[name][prompt, dest] for name in names])
     writes = {}
     for layer in {layer for layer, _ in edit.heads}:
 
         def function(value, layer=layer):
             for head in [head for at_layer, head in edit.heads if at_layer == layer]:
-                site = Site((layer, head), slice(0, len(pairs)), dest, corrupted)
+                site = Site((layer, head), slice(0, len(pairs)), corrupted)
                 if edit.at == "pattern":
                     value[prompt, head, dest] = edit.apply(value[prompt, head, dest], site)
                 else:

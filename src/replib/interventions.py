@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
@@ -34,8 +35,10 @@ Component = Literal["q", "k", "v"]
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
 # 4 × d_mlp floats on the way through an MLP: 16,384 rows keep both embedded models under 1 GB.
 MAX_ROWS = 16_384
-# Prompts × positions of one unedited run kept in memory (about 0.5 MB a token for 30 layers).
+# Prompts × positions of one unedited run computed at once.
 MAX_TOKENS = 2_048
+# Unedited runs kept for the next edit of the same prompts (keys and values, mostly).
+MAX_KEPT_BYTES = 1_500_000_000
 
 
 # --- The model, seen as modules ------------------------------------------------------------------
@@ -119,6 +122,7 @@ class Network:
         unembed = model.unembed.original_component
         self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]
         self._geometry: dict[int, _Geometry] = {}
+        self.kept = WeakTensorKeyDictionary()  # prompts -> their unedited runs, see `_run`
 
     def heads(self, below: int | None = None) -> list[Head]:
         """All heads of the layers under `below` (all layers if None), in order."""
@@ -206,20 +210,27 @@ def _look(
 class Run:
     """Activations of one unedited forward pass, layer by layer.
 
-    `resid_pre` holds n_layers + 1 entries, the last being what the final norm reads.
+    Keys and values are kept at every position, all else only at the positions `dest` that an edit
+    will compute again. `resid_pre` has n_layers + 1 entries, the last being what the final norm
+    reads.
     """
 
     tokens: Int[Tensor, "prompt pos"]
-    resid_pre: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+    dest: Int[Tensor, "prompt dest"]
     k: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
     v: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
-    z: list[Float[Tensor, "prompt pos head d_head"]] = field(default_factory=list)
-    o_out: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
-    mlp_out: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+    resid_pre: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
+    z: list[Float[Tensor, "prompt dest head d_head"]] = field(default_factory=list)
+    o_out: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
+    mlp_out: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
 
     @property
-    def final(self) -> Float[Tensor, "prompt pos d_model"]:
+    def final(self) -> Float[Tensor, "prompt dest d_model"]:
         return self.resid_pre[-1]
+
+    def n_bytes(self) -> int:
+        lists = (self.k, self.v, self.resid_pre, self.z, self.o_out, self.mlp_out)
+        return sum(t.nbytes for tensors in lists for t in tensors)
 
 
 class _Editor:
@@ -302,28 +313,39 @@ def _forward(
     mid = resid + block.write(o_out)
     mlp_out = block.mlp_write(resid if block.parallel else mid)
     if record is not None:
+        prompt = torch.arange(n_prompts, device=dest.device)[:, None]
         record.k.append(k[0])
         record.v.append(v[0])
-        record.z.append(z[0])
-        record.o_out.append(o_out[0])
-        record.mlp_out.append(mlp_out[0])
+        for name, value in (("z", z), ("o_out", o_out), ("mlp_out", mlp_out)):
+            getattr(record, name).append(value[0][prompt, record.dest])
     return mid + mlp_out
 
 
-def _run(net: Network, tokens: Int[Tensor, "prompt pos"]) -> Run:
-    """The unedited run; its first prompt is checked against the model's own forward pass.
+def _run(
+    net: Network, pairs: PromptPairs, which: str, prompts: slice, dest: Int[Tensor, "prompt dest"]
+) -> Run:
+    """The unedited run of some prompts ("clean" or "corrupted"), kept for the next edit of them.
+
+    Its first prompt is checked against the model's own forward pass.
 
     Raises:
         UsageError: if the model computes something that this module does not know (an unusual
             block layout), rather than edit a network that is not the model.
     """
+    whole = getattr(pairs, which)
+    kept = net.kept.setdefault(whole, {})
+    key = (prompts.start, prompts.stop, tuple(dest.flatten().tolist()))
+    if key in kept:
+        return kept[key]
+    tokens = whole[prompts]
     resid = net.model(tokens, stop_at_layer=0)  # embeddings
-    run = Run(tokens)
-    dest = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    run = Run(tokens, dest)
+    prompt = torch.arange(len(tokens), device=tokens.device)[:, None]
+    everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
     for layer in range(net.n_layers):
-        run.resid_pre.append(resid)
-        resid = _forward(net, run, resid[None], dest, layer, None, record=run)[0]
-    run.resid_pre.append(resid)
+        run.resid_pre.append(resid[prompt, dest])
+        resid = _forward(net, run, resid[None], everywhere, layer, None, record=run)[0]
+    run.resid_pre.append(resid[prompt, dest])
     seen = _look(net.model, tokens[:1], lambda name: name == "ln_final.hook_in")
     expected = seen["ln_final.hook_in"]
     error = (resid[:1] - expected).norm() / expected.norm()
@@ -332,14 +354,19 @@ def _run(net: Network, tokens: Int[Tensor, "prompt pos"]) -> Run:
             f"this model's blocks are not of a known layout (recomputed residual stream off by "
             f"{float(error):.1e} of its norm): exact path patching refuses it"
         )
+    if sum(r.n_bytes() for runs in net.kept.values() for r in runs.values()) > MAX_KEPT_BYTES:
+        net.kept.clear()
+        kept = net.kept.setdefault(whole, {})
+    kept[key] = run
     return run
 
 
-def _chunks(pairs: PromptPairs) -> Iterable[PromptPairs]:
-    """Pieces of at most MAX_TOKENS tokens, each cut to its own longest prompt."""
+def _chunks(pairs: PromptPairs) -> Iterable[tuple[slice, PromptPairs]]:
+    """Pieces of at most MAX_TOKENS tokens, each with its place in the whole."""
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
     for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
+        prompts = slice(start, min(start + size, len(pairs)))
+        yield prompts, pairs[prompts]
 
 
 def _positions(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
@@ -423,22 +450,24 @@ def _send(
     clean: Run,
     corrupted: Run,
     senders: Sequence[Head],
-    at: Int[Tensor, "prompt k"],
+    index: Int[Tensor, "prompt k"],
     receivers: Sequence[Head],
     component: Component | None,
     freeze_mlps: bool,
 ) -> tuple[dict[Head, Tensor], Float[Tensor, "edit prompt k d_model"]]:
     """First pass: each sender's corrupted output travels on with all other heads frozen.
 
-    With every other head frozen at `at`, no position can see another: the residual stream there
+    `index` are the patched positions, counted within the runs' `dest`.
+
+    With every other head frozen there, no position can see another: the residual stream there
     changes by the sender's write and by what the MLPs (unless frozen too) make of it.
-    Returns the receivers' inputs and the residual stream after the last layer computed.
+    Returns the inputs of the receivers that lie above a sender, and the residual stream after
+    the last layer computed.
     """
-    n_prompts = len(at)
-    prompt = torch.arange(n_prompts, device=at.device)[:, None]
+    prompt = torch.arange(len(index), device=index.device)[:, None]
     last = net.n_layers if component is None else max(layer for layer, _ in receivers)
     first = min(layer for layer, _ in senders)
-    resid = clean.resid_pre[first][prompt, at].repeat(len(senders), 1, 1, 1)
+    resid = clean.resid_pre[first][prompt, index].repeat(len(senders), 1, 1, 1)
     sent_at: dict[int, list[tuple[int, int]]] = {}
     for row, (layer, head) in enumerate(senders):
         sent_at.setdefault(layer, []).append((row, head))
@@ -455,19 +484,19 @@ def _send(
         if layer == last:
             break
         active = begun + len(sent_at.get(layer, ()))
-        o_out = clean.o_out[layer][prompt, at].repeat(active - begun, 1, 1, 1)
+        o_out = clean.o_out[layer][prompt, index].repeat(active - begun, 1, 1, 1)
         for row, head in sent_at.get(layer, ()):
-            delta = corrupted.z[layer][prompt, at, head] - clean.z[layer][prompt, at, head]
+            delta = corrupted.z[layer][prompt, index, head] - clean.z[layer][prompt, index, head]
             o_out[row - begun] += delta @ block.W_O[head]
-        frozen = block.write(clean.o_out[layer][prompt, at]).expand(begun, -1, -1, -1)
+        frozen = block.write(clean.o_out[layer][prompt, index]).expand(begun, -1, -1, -1)
         attn_out = torch.cat([frozen, block.write(o_out)]) if active > begun else frozen
         before, mid = resid[:active], resid[:active] + attn_out
         if freeze_mlps:
-            mlp_out = clean.mlp_out[layer][prompt, at]
+            mlp_out = clean.mlp_out[layer][prompt, index]
         else:
             mlp_out = block.mlp_write(before if block.parallel else mid)
         resid[:active] = mid + mlp_out
-        resid[active:] = clean.resid_pre[layer + 1][prompt, at]
+        resid[active:] = clean.resid_pre[layer + 1][prompt, index]
         begun = active
     return recorded, resid
 
@@ -517,17 +546,15 @@ def path_patch(
     patched = torch.full(shape, torch.nan, dtype=net.W_U.dtype, device=net.W_U.device)
     clean_diff, corrupted_diff = patched[0, 0].clone(), patched[0, 0].clone()
     with torch.inference_mode():
-        done = 0
-        for chunk in _chunks(pairs):
-            clean, corrupted = _run(net, chunk.clean), _run(net, chunk.corrupted)
-            prompts = slice(done, done + len(chunk))
-            done = prompts.stop
+        for prompts, chunk in _chunks(pairs):
             prompt, end = torch.arange(len(chunk)), chunk.length - 1
-            clean_diff[prompts] = logit_diff(net, clean.final[prompt, end], chunk)
-            corrupted_diff[prompts] = logit_diff(net, corrupted.final[prompt, end], chunk)
             at = _positions(chunk, position)
             at = torch.where(at < 0, at[:, :1], at)  # padding of a set repeats its first member
             dest, end_index = _window(at, end, chunk.clean.shape[1])
+            index = at - dest[:, :1]
+            clean, corrupted = (_run(net, pairs, w, prompts, dest) for w in ("clean", "corrupted"))
+            clean_diff[prompts] = logit_diff(net, clean.final[prompt, end_index], chunk)
+            corrupted_diff[prompts] = logit_diff(net, corrupted.final[prompt, end_index], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
             for start in range(0, len(senders), batch):
                 some = senders[start : start + batch]
@@ -536,7 +563,7 @@ def path_patch(
                     clean,
                     corrupted,
                     some,
-                    at,
+                    index,
                     heads,
                     None if to_logits else component,
                     freeze_mlps,
@@ -544,15 +571,12 @@ def path_patch(
                 if to_logits:
                     at_end = resid[:, :, 0]
                 else:
-                    editor = _Receive(component, recorded, at - dest[:, :1])
-                    resid = clean.resid_pre[editor.start][prompt[:, None], dest]
-                    resid = resid.expand(len(some), -1, -1, -1)
+                    editor = _Receive(component, recorded, index)
+                    resid = clean.resid_pre[editor.start].expand(len(some), -1, -1, -1)
                     for layer in range(editor.start, net.n_layers):
                         resid = _forward(net, clean, resid, dest, layer, editor)
-                    if editor.fired != set(heads):
-                        raise RuntimeError(
-                            f"receivers {set(heads) - editor.fired} were not patched"
-                        )
+                    if editor.fired != set(recorded):
+                        raise RuntimeError("a receiver was not patched")
                     at_end = resid[:, prompt, end_index]
                 layers, head_index = zip(*some, strict=True)
                 patched[list(layers), list(head_index), prompts] = logit_diff(net, at_end, chunk)
@@ -574,11 +598,10 @@ def _window(
 
 @dataclass(frozen=True)
 class Site:
-    """Where an edit is applied: which head, which prompts of the set, which positions."""
+    """Where an edit is applied: which head, which prompts of the set."""
 
     head: Head
     prompts: slice
-    dest: Int[Tensor, "prompt dest"]
     corrupted: Run | None
 
 
@@ -638,8 +661,7 @@ def resample_ablate(heads: Iterable[Head]) -> HeadEdit:
     """The heads write what they wrote on the corrupted prompt, at the same position."""
 
     def apply(old: Tensor, site: Site) -> Tensor:
-        prompt = torch.arange(old.shape[0], device=old.device)[:, None]
-        return site.corrupted.z[site.head[0]][prompt, site.dest, site.head[1]]
+        return site.corrupted.z[site.head[0]][:, :, site.head[1]]  # kept at the same positions
 
     return HeadEdit(tuple(heads), "z", apply, needs_corrupted=True)
 
@@ -649,9 +671,28 @@ def scale_head(head: Head, alpha: float) -> HeadEdit:
     return HeadEdit((head,), "z", lambda old, site: alpha * old)
 
 
+@dataclass
+class _Seen:
+    """What passed at one position, layer by layer."""
+
+    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
+    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
+
+
 class _EditHeads(_Editor):
-    def __init__(self, edits: Sequence[HeadEdit], site: Callable[[Head], Site], start: int):
-        self.start, self.site = start, site
+    """Applies each edit to its own row; with `capture`, keeps what passes at `end_index`."""
+
+    def __init__(
+        self,
+        edits: Sequence[HeadEdit],
+        site: Callable[[Head], Site],
+        end_index: Int[Tensor, " prompt"],
+        capture: bool,
+    ):
+        edited = [layer for edit in edits for layer, _ in edit.heads]
+        self.start = 0 if capture or not edited else min(edited)
+        self.site, self.end_index = site, end_index
+        self.seen = _Seen() if capture else None
         self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
         for row, edit in enumerate(edits):
             for layer, head in edit.heads:
@@ -659,12 +700,18 @@ class _EditHeads(_Editor):
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
-        if todo is None:
-            return value
-        value = value.clone()
-        for row, head, edit in todo:
+        if todo is not None:
+            value = value.clone()
+        for row, head, edit in todo or ():
             here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
             value[here] = edit.apply(value[here], self.site((layer, head)))
+        if self.seen is not None and name in ("pattern", "z"):
+            prompt = torch.arange(len(self.end_index), device=value.device)
+            if name == "pattern":
+                at_end = value[:, prompt, :, self.end_index].transpose(0, 1)
+            else:
+                at_end = value[:, prompt, self.end_index]
+            getattr(self.seen, name).append(at_end)
         return value
 
 
@@ -713,16 +760,13 @@ def read(
     needs_corrupted = any(edit.needs_corrupted for edit in edits)
     columns: list[list[dict[str, Tensor]]] = []
     with torch.inference_mode():
-        done = 0
-        for chunk in _chunks(pairs):
-            prompts = slice(done, done + len(chunk))
-            done = prompts.stop
-            clean = _run(net, chunk.clean)
-            corrupted = _run(net, chunk.corrupted) if needs_corrupted else None
+        for prompts, chunk in _chunks(pairs):
             end = chunk.length - 1
             first = torch.zeros_like(end) if everywhere else end
             dest, end_index = _window(first[:, None], end, chunk.clean.shape[1])
-            site = partial(Site, prompts=prompts, dest=dest, corrupted=corrupted)
+            clean = _run(net, pairs, "clean", prompts, dest)
+            corrupted = _run(net, pairs, "corrupted", prompts, dest) if needs_corrupted else None
+            site = partial(Site, prompts=prompts, corrupted=corrupted)
             batch = max(1, MAX_ROWS // dest.numel())
             columns.append([])
             for start in range(0, len(edits), batch):
@@ -753,14 +797,6 @@ def read(
     )
 
 
-@dataclass
-class _Seen:
-    """What passed at END, layer by layer: attention, head outputs, their sum after projection."""
-
-    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
-    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
-
-
 def _edited(
     net: Network,
     clean: Run,
@@ -768,29 +804,16 @@ def _edited(
     site: Callable[[Head], Site],
     end_index: Int[Tensor, " prompt"],
     capture: bool,
-) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen]:
+) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
     """The final residual stream at END under each edit, and what `capture` asks for."""
-    edited = [layer for edit in edits for layer, _ in edit.heads]
-    start = 0 if capture or not edited else min(edited)
-    editor, seen = _EditHeads(edits, site, start), _Seen()
-    dest = site((0, 0)).dest
-    prompt = torch.arange(len(dest), device=dest.device)
-
-    def edit(name: str, layer: int, value: Tensor) -> Tensor:
-        value = editor(name, layer, value)
-        if capture and name == "pattern":
-            seen.pattern.append(value[:, prompt, :, end_index].transpose(0, 1))
-        if capture and name == "z":
-            seen.z.append(value[:, prompt, end_index])
-        return value
-
-    edit.k_or_v_per_head = lambda layer: False
-    resid = clean.resid_pre[start][prompt[:, None], dest].expand(len(edits), -1, -1, -1)
-    for layer in range(start, net.n_layers):
-        resid = _forward(net, clean, resid, dest, layer, edit)
+    editor = _EditHeads(edits, site, end_index, capture)
+    resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
+    for layer in range(editor.start, net.n_layers):
+        resid = _forward(net, clean, resid, clean.dest, layer, editor)
     if editor.todo:
         raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
-    return resid[:, prompt, end_index], seen
+    prompt = torch.arange(len(end_index), device=end_index.device)
+    return resid[:, prompt, end_index], editor.seen
 
 
 def _frozen_norm(
@@ -842,10 +865,9 @@ def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head
     """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
     total = 0.0
     with torch.inference_mode():
-        for chunk in _chunks(pairs):
-            run = _run(net, chunk.clean)
-            prompt = torch.arange(len(chunk))
-            total = total + torch.stack([z[prompt, chunk.length - 1].sum(0) for z in run.z])
+        for prompts, chunk in _chunks(pairs):
+            run = _run(net, pairs, "clean", prompts, chunk.length[:, None] - 1)
+            total = total + torch.stack([z[:, 0].sum(0) for z in run.z])
     return total / len(pairs)
 
 
@@ -861,13 +883,11 @@ def attention_from(
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
     rows = []
     with torch.inference_mode():
-        done = 0
-        for chunk in _chunks(pairs):
-            dest = at[done : done + len(chunk)]
-            done += len(chunk)
-            site = partial(Site, prompts=slice(0, 0), dest=dest, corrupted=None)
-            end_index = torch.zeros(len(chunk), dtype=torch.long)
-            run = _run(net, chunk.clean)
-            _, seen = _edited(net, run, [HeadEdit()], site, end_index, capture=True)
+        for prompts, chunk in _chunks(pairs):
+            dest = at[prompts]
+            site = partial(Site, prompts=prompts, corrupted=None)
+            run = _run(net, pairs, "clean", prompts, dest)
+            first = torch.zeros(len(chunk), dtype=torch.long)
+            _, seen = _edited(net, run, [HeadEdit()], site, first, capture=True)
             rows.append(torch.stack(seen.pattern, dim=2)[0])
     return torch.cat(rows)

@@ -141,11 +141,14 @@ def overlap_null(
 
     Important heads cluster by depth; keeping each layer's count makes the null as hard as that.
     """
-    out = np.empty(draws)
-    for draw in range(draws):
-        shuffled = [layer_matched(stage, n_heads, generator) for stage in b]
-        out[draw] = overlap(a, shuffled)
-    return out
+    common = np.zeros(draws)
+    for stage_a, stage_b in zip(a, b, strict=True):
+        for layer in {layer for layer, _ in stage_b}:
+            in_a, in_b = (sum(at == layer for at, _ in stage) for stage in (stage_a, stage_b))
+            # heads of `a` among in_b heads of the layer drawn without replacement
+            common += generator.hypergeometric(in_a, n_heads - in_a, in_b, size=draws)
+    size = sum(map(len, a))
+    return common / size if size else common
 
 
 def layer_matched(
