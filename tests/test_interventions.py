@@ -153,7 +153,7 @@ def test_scaling_one_head_leaves_its_group_alone():
     for arch in ("llama", "gemma3"):
         net, pairs = network(arch), random_pairs(2)
         both = iv.read(net, pairs, [iv.HeadEdit(), iv.scale_head((2, 0), 2.0)], capture=True)
-        assert torch.equal(both.pattern[0, :, :3], both.pattern[1, :, :3])
+        assert torch.allclose(both.pattern[0, :, :3], both.pattern[1, :, :3], atol=1e-6)
         # the norms' scales change with the edit, the proportions between heads only by it
         before, after = both.attribution[:, :, 2, :, 0]
         ratio = before / before[:, 1:2], after / after[:, 1:2]

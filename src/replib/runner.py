@@ -703,6 +703,11 @@ def _environment(runtime: str | None = None) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "REPLIB_THREADS": str(_threads()),
     }
+    # glibc gives every large tensor fresh pages and takes them back at once; on a busy virtual
+    # machine the page faults cost more than the arithmetic. Elsewhere these mean nothing.
+    environment.setdefault("MALLOC_MMAP_MAX_", "0")
+    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(8 << 30))
+    environment.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
     if runtime is not None:
         environment["JUPYTER_RUNTIME_DIR"] = runtime
     return environment
