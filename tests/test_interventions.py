@@ -1,5 +1,6 @@
 """Exact edits against hooks and whole forward passes, on small random models of four shapes."""
 
+import dataclasses
 import functools
 import hashlib
 
@@ -139,7 +140,8 @@ def test_edits_agree_with_hooks(arch, everywhere):
             iv.attention_row([(1, 0), (2, 3)], row),
             iv.attention_knockout([(1, 1), (2, 1)], pairs.positions["pair"]),
         ]
-    ours = iv.read(net, pairs, edits, everywhere=everywhere, full_vocabulary=True)
+    ours = iv.read(net, pairs, edits, everywhere=everywhere, correct=True, full_vocabulary=True)
+    assert torch.equal(ours.correct, ours.top1 == pairs.answer)
     for i, edit in enumerate(edits):
         slow = reference.read(net.model, pairs, edit, everywhere)
         expected = end_logits_to_diff(slow, pairs)
@@ -159,6 +161,17 @@ def test_scaling_one_head_leaves_its_group_alone():
         ratio = before / before[:, 1:2], after / after[:, 1:2]
         torch.testing.assert_close(ratio[1][:, 2:], ratio[0][:, 2:], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ratio[1][:, 0], 2 * ratio[0][:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_correct_is_top1_of_the_whole_vocabulary():
+    """Also where most rows are settled by a few tokens: every third answer is the model's own."""
+    net, pairs = network("gemma3"), random_pairs(2, n=30)
+    winners = iv.read(net, pairs, full_vocabulary=True).top1[0]
+    answer = pairs.answer.clone()
+    answer[::3] = torch.where(winners[::3] == pairs.foil[::3], answer[::3], winners[::3])
+    told = dataclasses.replace(pairs, answer=answer)
+    assert torch.equal(iv.read(net, told, correct=True).correct[0], winners == answer)
+    assert (winners == answer).sum() > 5
 
 
 def test_mean_ablation_mixes_up_no_heads():

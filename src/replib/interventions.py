@@ -33,8 +33,9 @@ Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
-# 4 × d_mlp floats on the way through an MLP: 16,384 rows keep both embedded models under 1 GB.
-MAX_ROWS = 16_384
+# 4 × d_mlp floats on the way through an MLP: with 4,096 rows the tensors stay below 35 MB in both
+# embedded models, a size that the allocator reuses.
+MAX_ROWS = 4_096
 # Prompts × positions of one unedited run computed at once.
 MAX_TOKENS = 2_048
 # Unedited runs kept for the next edit of the same prompts (keys and values, mostly).
@@ -178,6 +179,23 @@ class Network:
             logsumexp.append(logits.logsumexp(-1))
         shape = resid.shape[:-1]
         return torch.cat(top1).view(shape), torch.cat(logsumexp).view(shape)
+
+    def is_top1(
+        self, resid: Float[Tensor, "*batch d_model"], token: Int[Tensor, "*batch"]
+    ) -> Bool[Tensor, "*batch"]:
+        """Is `token` the most probable of the full vocabulary?
+
+        Rows in which one of the usual winners clearly beats it are settled by those few logits;
+        only the others are compared with every token. The answer is the same.
+        """
+        flat, want = resid.flatten(0, -2), token.flatten()
+        usual = self.vocabulary(flat[:: max(1, len(flat) // 256)])[0].unique()
+        seen = self.logits(flat, torch.cat([want[:, None], usual.expand(len(flat), -1)], dim=-1))
+        open_ = seen[:, 0] > seen[:, 1:].max(-1).values - 1e-2  # rounding differs between kernels
+        best = torch.zeros_like(want, dtype=torch.bool)
+        if open_.any():
+            best[open_] = self.vocabulary(flat[open_])[0] == want[open_]
+        return best.view(token.shape)
 
 
 def _look(
@@ -722,6 +740,7 @@ class Readout:
     Attributes:
         tokens: the candidates of the prompts, or (answer, foil) where they have none.
         logits: of `tokens`.
+        correct: is the answer the most probable token of the full vocabulary? (None unless asked)
         top1, logsumexp: most probable token, and log-sum-exp of the logits, over the full
             vocabulary (None unless asked for); log p(token) is its logit less the log-sum-exp.
         pattern: attention from END, every head (None unless captured).
@@ -734,6 +753,7 @@ class Readout:
     logits: Float[Tensor, "edit prompt token"]
     top1: Int[Tensor, "edit prompt"] | None = None
     logsumexp: Float[Tensor, "edit prompt"] | None = None
+    correct: Bool[Tensor, "edit prompt"] | None = None
     pattern: Float[Tensor, "edit prompt layer head src"] | None = None
     attribution: Float[Tensor, "edit prompt layer head token"] | None = None
 
@@ -743,6 +763,7 @@ def read(
     pairs: PromptPairs,
     edits: Sequence[HeadEdit] = (HeadEdit(),),
     everywhere: bool = False,
+    correct: bool = False,
     full_vocabulary: bool = False,
     capture: bool = False,
 ) -> Readout:
@@ -774,6 +795,8 @@ def read(
                 resid, seen = _edited(net, clean, some, site, end_index, capture)
                 out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
                 out["logit_diff"] = logit_diff(net, resid, chunk)
+                if correct:
+                    out["correct"] = net.is_top1(resid, chunk.answer.expand(resid.shape[:-1]))
                 if full_vocabulary:
                     out["top1"], out["logsumexp"] = net.vocabulary(resid)
                 if capture:
@@ -792,6 +815,7 @@ def read(
         whole("logits"),
         whole("top1"),
         whole("logsumexp"),
+        whole("correct"),
         whole("pattern"),
         whole("attribution"),
     )

@@ -703,10 +703,10 @@ def _environment(runtime: str | None = None) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "REPLIB_THREADS": str(_threads()),
     }
-    # glibc gives every large tensor fresh pages and takes them back at once; on a busy virtual
-    # machine the page faults cost more than the arithmetic. Elsewhere these mean nothing.
-    environment.setdefault("MALLOC_MMAP_MAX_", "0")
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(8 << 30))
+    # glibc takes fresh pages for every tensor and gives them back at once; page faults are dear on
+    # a busy virtual machine. Tensors up to 32 MB are to reuse theirs. Means nothing elsewhere.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
     environment.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
     if runtime is not None:
         environment["JUPYTER_RUNTIME_DIR"] = runtime
