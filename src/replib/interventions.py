@@ -251,30 +251,19 @@ class Run:
         return sum(t.nbytes for tensors in lists for t in tensors)
 
 
-class _Editor:
-    """Called at q, k, v, pattern and z of each layer; the base of all edits changes nothing."""
-
-    start: int  # first layer that has to be computed again
-
-    def k_or_v_per_head(self, layer: int) -> bool:
-        return False
-
-    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
-        return value
-
-
 def _forward(
     net: Network,
     run: Run,
     resid: Float[Tensor, "edit prompt dest d_model"],
     dest: Int[Tensor, "prompt dest"],
     layer: int,
-    edit: _Editor | None,
+    edit: _Receive | _EditHeads | None,
     record: Run | None = None,
 ) -> Float[Tensor, "edit prompt dest d_model"]:
     """One block at the positions `dest`, every other position read from `run`.
 
-    With `record` (and one edit, and every position) the block's activations are appended to it.
+    `edit` is called at q, k, v, pattern and z and returns what takes their place. With `record`
+    (and no edit, and every position) the block's activations are appended to it.
     """
     block, geometry = net.blocks[layer], net.geometry(run.tokens)
     n_prompts, n_dest = dest.shape
@@ -435,7 +424,7 @@ class PathPatch:
         return self.effect().mean(-1)
 
 
-class _Receive(_Editor):
+class _Receive:
     """Writes the recorded receiver inputs at their position, one sender's to each edit."""
 
     def __init__(
@@ -445,7 +434,7 @@ class _Receive(_Editor):
         index: Int[Tensor, "prompt k"],
     ):
         self.component, self.recorded, self.index = component, recorded, index
-        self.start = min(layer for layer, _ in recorded)
+        self.start = min(layer for layer, _ in recorded)  # first layer to compute again
         self.fired: set[Head] = set()
 
     def k_or_v_per_head(self, layer: int) -> bool:
@@ -697,7 +686,7 @@ class _Seen:
     z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
 
 
-class _EditHeads(_Editor):
+class _EditHeads:
     """Applies each edit to its own row; with `capture`, keeps what passes at `end_index`."""
 
     def __init__(
@@ -715,6 +704,9 @@ class _EditHeads(_Editor):
         for row, edit in enumerate(edits):
             for layer, head in edit.heads:
                 self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
+
+    def k_or_v_per_head(self, layer: int) -> bool:
+        return False  # these edits act on what comes after
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
