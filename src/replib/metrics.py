@@ -18,8 +18,8 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from replib.errors import UsageError
+from replib.interventions import Head
 
-Head = tuple[int, int]
 Interval = tuple[float, float]
 
 
