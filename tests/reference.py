@@ -131,7 +131,7 @@ def read(model, pairs, edit: HeadEdit, everywhere: bool):
     prompt = torch.arange(len(pairs))[:, None]
     cache = activations(model, pairs.corrupted, "attn.hook_z")
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    corrupted = Run(pairs.corrupted, dest, z=[cache[name][prompt, dest] for name in names])
+    corrupted = Run(dest, z=[cache[name][prompt, dest] for name in names])
     writes = {}
     for layer in {layer for layer, _ in edit.heads}:
 

@@ -249,8 +249,9 @@ def test_interventions_leave_no_trace():
 
 def test_an_edit_that_does_not_fire_raises(monkeypatch):
     net, pairs = network("llama"), random_pairs(1)
-    monkeypatch.setattr(iv, "_forward", lambda net, run, resid, *rest, **kw: resid)
-    with pytest.raises((RuntimeError, UsageError)):
+    iv.read(net, pairs)  # the unedited run is kept: only the edited one is made below
+    monkeypatch.setattr(iv, "_forward", lambda net, past, resid, *rest, **kw: resid)
+    with pytest.raises(RuntimeError, match="did not fire"):
         iv.read(net, pairs, [iv.zero_ablate([(2, 0)])])
 
 

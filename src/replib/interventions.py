@@ -225,18 +225,25 @@ def _look(
 
 
 @dataclass
-class Run:
-    """Activations of one unedited forward pass, layer by layer.
-
-    Keys and values are kept at every position, all else only at the positions `dest` that an edit
-    will compute again. `resid_pre` has n_layers + 1 entries, the last being what the final norm
-    reads.
-    """
+class _Past:
+    """Keys and values of the clean prompts at every position, layer by layer."""
 
     tokens: Int[Tensor, "prompt pos"]
+    k: list[Float[Tensor, "prompt pos kv_head d_head"]]
+    v: list[Float[Tensor, "prompt pos kv_head d_head"]]
+
+    def n_bytes(self) -> int:
+        return sum(t.nbytes for t in self.k + self.v)
+
+
+@dataclass
+class Run:
+    """Activations of some prompts' unedited forward pass at the positions `dest`, layer by layer.
+
+    `resid_pre` has n_layers + 1 entries, the last being what the final norm reads.
+    """
+
     dest: Int[Tensor, "prompt dest"]
-    k: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
-    v: list[Float[Tensor, "prompt pos kv_head d_head"]] = field(default_factory=list)
     resid_pre: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
     z: list[Float[Tensor, "prompt dest head d_head"]] = field(default_factory=list)
     o_out: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
@@ -247,34 +254,31 @@ class Run:
         return self.resid_pre[-1]
 
     def n_bytes(self) -> int:
-        lists = (self.k, self.v, self.resid_pre, self.z, self.o_out, self.mlp_out)
+        lists = (self.resid_pre, self.z, self.o_out, self.mlp_out)
         return sum(t.nbytes for tensors in lists for t in tensors)
 
 
 def _forward(
     net: Network,
-    run: Run,
+    past: _Past,
     resid: Float[Tensor, "edit prompt dest d_model"],
     dest: Int[Tensor, "prompt dest"],
     layer: int,
-    edit: _Receive | _EditHeads | None,
-    record: Run | None = None,
+    edit: _Receive | _EditHeads | None = None,
+    keep: Callable[[str, Tensor], None] | None = None,
 ) -> Float[Tensor, "edit prompt dest d_model"]:
-    """One block at the positions `dest`, every other position read from `run`.
+    """One block at the positions `dest`; the keys and values of all others are in `past`.
 
-    `edit` is called at q, k, v, pattern and z and returns what takes their place. With `record`
-    (and no edit, and every position) the block's activations are appended to it.
+    `edit` is called at q, k, v, pattern and z and returns what takes their place; `keep` is shown
+    the block's activations. With nothing in `past`, `dest` are all positions.
     """
-    block, geometry = net.blocks[layer], net.geometry(run.tokens)
+    block, geometry = net.blocks[layer], net.geometry(past.tokens)
     n_prompts, n_dest = dest.shape
-    n_pos = run.tokens.shape[1]
+    n_pos = past.tokens.shape[1]
     x = block.ln1(resid)
     q, k, v = (block.heads_of(project(x)) for project in (block.q, block.k, block.v))
     n_kv = k.shape[-2]
-    fresh = record is not None  # nothing to read from another run
-
-    def old(name: str) -> Tensor:
-        return getattr(run, name)[layer]
+    fresh = layer == len(past.k)
 
     if edit is not None:
         if edit.k_or_v_per_head(layer):
@@ -294,10 +298,9 @@ def _forward(
     if fresh:
         scores = scores_new
     else:
-        k_old, v_old = (
-            old(name).repeat_interleave(groups // n_kv, dim=-2) if groups != n_kv else old(name)
-            for name in ("k", "v")
-        )
+        k_old, v_old = past.k[layer], past.v[layer]
+        if groups != n_kv:
+            k_old, v_old = (t.repeat_interleave(groups // n_kv, dim=-2) for t in (k_old, v_old))
         scores = torch.einsum("epngmd,psgd->epgmns", q, k_old)
         column = dest.view(1, n_prompts, 1, 1, 1, n_dest).expand_as(scores_new)
         scores = scores.scatter(-1, column, scores_new)
@@ -319,55 +322,114 @@ def _forward(
     o_out = block.o(z.flatten(-2))
     mid = resid + block.write(o_out)
     mlp_out = block.mlp_write(resid if block.parallel else mid)
-    if record is not None:
-        prompt = torch.arange(n_prompts, device=dest.device)[:, None]
-        record.k.append(k[0])
-        record.v.append(v[0])
-        for name, value in (("z", z), ("o_out", o_out), ("mlp_out", mlp_out)):
-            getattr(record, name).append(value[0][prompt, record.dest])
+    if keep is not None:
+        for name, value in (("k", k), ("v", v), ("z", z), ("o_out", o_out), ("mlp_out", mlp_out)):
+            keep(name, value[0])
     return mid + mlp_out
 
 
-def _run(
-    net: Network,
-    pairs: PromptPairs,
-    which: str,
-    prompts: Int[Tensor, " prompt"],
-    dest: Int[Tensor, "prompt dest"],
-) -> Run:
-    """The unedited run of some prompts ("clean" or "corrupted"), kept for the next edit of them.
+def _past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> _Past:
+    """Keys and values of some clean prompts. The model is run once for a set of prompts.
 
-    Its first prompt is checked against the model's own forward pass.
+    The first prompt is checked against the model's own forward pass.
 
     Raises:
         UsageError: if the model computes something that this module does not know (an unusual
             block layout), rather than edit a network that is not the model.
     """
-    whole = getattr(pairs, which)
-    kept = net.kept.setdefault(whole, {})
-    key = (tuple(prompts.tolist()), tuple(dest.flatten().tolist()))
-    if key in kept:
-        return kept[key]
-    tokens = whole[prompts]
-    resid = net.model(tokens, stop_at_layer=0)  # embeddings
-    run = Run(tokens, dest)
-    prompt = torch.arange(len(tokens), device=tokens.device)[:, None]
-    everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    for layer in range(net.n_layers):
-        run.resid_pre.append(resid[prompt, dest])
-        resid = _forward(net, run, resid[None], everywhere, layer, None, record=run)[0]
-    run.resid_pre.append(resid[prompt, dest])
-    seen = _look(net.model, tokens[:1], lambda name: name == "ln_final.hook_in")
+    kept = net.kept.setdefault(pairs.clean, {})
+    if "past" not in kept:
+        whole = _Past(pairs.clean, [], [])
+        for some, chunk in _chunks(pairs, torch.zeros_like(pairs.length)):
+            tokens = chunk.clean[:, : int(chunk.length[0])]  # a piece's prompts are equally long
+            every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+            past = _Past(tokens, [], [])
+            resid = net.model(tokens, stop_at_layer=0)[None]  # embeddings
+            for layer in range(net.n_layers):
+                new: dict[str, Tensor] = {}
+                resid = _forward(net, past, resid, every, layer, keep=new.__setitem__)
+                past.k.append(new["k"])
+                past.v.append(new["v"])
+            if not whole.k:
+                _check(net, tokens[:1], resid[0, :1])
+                whole.k, whole.v = (
+                    [t.new_zeros(*pairs.clean.shape, *t.shape[2:]) for t in side]
+                    for side in (past.k, past.v)
+                )
+            for name in ("k", "v"):
+                for all_, part in zip(getattr(whole, name), getattr(past, name), strict=True):
+                    all_[some, : tokens.shape[1]] = part
+        _make_room(net, whole.n_bytes())
+        net.kept.setdefault(pairs.clean, kept)["past"] = whole
+    whole = kept["past"]
+    if torch.equal(prompts, torch.arange(len(pairs), device=prompts.device)):
+        return whole
+    return _Past(pairs.clean[prompts], [k[prompts] for k in whole.k], [v[prompts] for v in whole.v])
+
+
+def _check(
+    net: Network, tokens: Int[Tensor, "1 pos"], resid: Float[Tensor, "1 pos d_model"]
+) -> None:
+    """Refuses a model whose own final residual stream is not the one computed here."""
+    seen = _look(net.model, tokens, lambda name: name == "ln_final.hook_in")
     expected = seen["ln_final.hook_in"]
-    error = (resid[:1] - expected).norm() / expected.norm()
+    error = (resid - expected).norm() / expected.norm()
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
         raise UsageError(
             f"this model's blocks are not of a known layout (recomputed residual stream off by "
             f"{float(error):.1e} of its norm): exact path patching refuses it"
         )
-    if sum(r.n_bytes() for runs in net.kept.values() for r in runs.values()) > MAX_KEPT_BYTES:
-        net.kept.clear()
-        kept = net.kept.setdefault(whole, {})
+
+
+def _make_room(net: Network, n_bytes: int) -> None:
+    """Forgets what is kept if `n_bytes` more would be too much."""
+    if n_bytes + sum(r.n_bytes() for kept in net.kept.values() for r in kept.values()) > (
+        MAX_KEPT_BYTES
+    ):
+        for kept in net.kept.values():
+            kept.clear()
+
+
+def _run(
+    net: Network,
+    pairs: PromptPairs,
+    which: Literal["clean", "corrupted"],
+    prompts: Int[Tensor, " prompt"],
+    past: _Past,
+    dest: Int[Tensor, "prompt dest"],
+) -> Run:
+    """The unedited run of some prompts at `dest`, kept for the next edit of them.
+
+    The corrupted run is the clean one up to the first token that differs: only positions from
+    there on are computed, `past` serves the others.
+    """
+    kept = net.kept.setdefault(pairs.clean, {})
+    key = (which, tuple(prompts.tolist()), tuple(dest.flatten().tolist()))
+    if key in kept:
+        return kept[key]
+    tokens = getattr(pairs, which)[prompts]
+    at = dest
+    if which == "corrupted":
+        differs = (tokens != past.tokens).int()
+        first = torch.where(differs.any(-1), differs.argmax(-1), dest[:, 0])
+        first, last = torch.minimum(first, dest.min(-1).values), dest.max(-1).values
+        n_at = int((last - first).max()) + 1
+        first = (last - n_at + 1).clamp(min=0)
+        at = first[:, None] + torch.arange(n_at, device=tokens.device)
+    prompt = torch.arange(len(tokens), device=tokens.device)[:, None]
+    index = dest - at[:, :1]
+    run = Run(dest)
+
+    def keep(name: str, value: Tensor) -> None:
+        if name not in ("k", "v"):
+            getattr(run, name).append(value[prompt, index])
+
+    resid = net.model(tokens, stop_at_layer=0)[prompt, at]
+    for layer in range(net.n_layers):
+        run.resid_pre.append(resid[prompt, index])
+        resid = _forward(net, past, resid[None], at, layer, keep=keep)[0]
+    run.resid_pre.append(resid[prompt, index])
+    _make_room(net, run.n_bytes())
     kept[key] = run
     return run
 
@@ -570,7 +632,10 @@ def path_patch(
             prompt, end, at = torch.arange(len(chunk)), chunk.length - 1, every[prompts]
             dest, end_index = _window(at, end, chunk.clean.shape[1])
             index = at - dest[:, :1]
-            clean, corrupted = (_run(net, pairs, w, prompts, dest) for w in ("clean", "corrupted"))
+            past = _past(net, pairs, prompts)
+            clean, corrupted = (
+                _run(net, pairs, which, prompts, past, dest) for which in ("clean", "corrupted")
+            )
             clean_diff[prompts] = logit_diff(net, clean.final[prompt, end_index], chunk)
             corrupted_diff[prompts] = logit_diff(net, corrupted.final[prompt, end_index], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
@@ -592,7 +657,7 @@ def path_patch(
                     editor = _Receive(component, recorded, index)
                     resid = clean.resid_pre[editor.start].expand(len(some), -1, -1, -1)
                     for layer in range(editor.start, net.n_layers):
-                        resid = _forward(net, clean, resid, dest, layer, editor)
+                        resid = _forward(net, past, resid, dest, layer, editor)
                     if editor.fired != set(recorded):
                         raise RuntimeError("a receiver was not patched")
                     at_end = resid[:, prompt, end_index]
@@ -793,14 +858,17 @@ def read(
             dest, end_index = _window(
                 starts[prompts][:, None], chunk.length - 1, chunk.clean.shape[1]
             )
-            clean = _run(net, pairs, "clean", prompts, dest)
-            corrupted = _run(net, pairs, "corrupted", prompts, dest) if needs_corrupted else None
+            past = _past(net, pairs, prompts)
+            clean = _run(net, pairs, "clean", prompts, past, dest)
+            corrupted = None
+            if needs_corrupted:
+                corrupted = _run(net, pairs, "corrupted", prompts, past, dest)
             site = partial(Site, prompts=prompts, corrupted=corrupted)
             batch = max(1, MAX_ROWS // dest.numel())
             columns.append([])
             for start in range(0, len(edits), batch):
                 some = edits[start : start + batch]
-                resid, seen = _edited(net, clean, some, site, end_index, capture)
+                resid, seen = _edited(net, past, clean, some, site, end_index, capture)
                 out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
                 out["logit_diff"] = logit_diff(net, resid, chunk)
                 if correct:
@@ -832,6 +900,7 @@ def read(
 
 def _edited(
     net: Network,
+    past: _Past,
     clean: Run,
     edits: Sequence[HeadEdit],
     site: Callable[[Head], Site],
@@ -842,7 +911,7 @@ def _edited(
     editor = _EditHeads(edits, site, end_index, capture)
     resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
     for layer in range(editor.start, net.n_layers):
-        resid = _forward(net, clean, resid, clean.dest, layer, editor)
+        resid = _forward(net, past, resid, clean.dest, layer, editor)
     if editor.todo:
         raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
     prompt = torch.arange(len(end_index), device=end_index.device)
@@ -899,7 +968,8 @@ def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head
     total = 0.0
     with torch.inference_mode():
         for prompts, chunk in _chunks(pairs, pairs.length - 1):
-            run = _run(net, pairs, "clean", prompts, chunk.length[:, None] - 1)
+            past = _past(net, pairs, prompts)
+            run = _run(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
             total = total + torch.stack([z[:, 0].sum(0) for z in run.z])
     return total / len(pairs)
 
@@ -919,8 +989,9 @@ def attention_from(
         for prompts, chunk in _chunks(pairs, pairs.length - 1):
             dest = at[prompts]
             site = partial(Site, prompts=prompts, corrupted=None)
-            run = _run(net, pairs, "clean", prompts, dest)
+            past = _past(net, pairs, prompts)
+            run = _run(net, pairs, "clean", prompts, past, dest)
             first = torch.zeros(len(chunk), dtype=torch.long)
-            _, seen = _edited(net, run, [HeadEdit()], site, first, capture=True)
+            _, seen = _edited(net, past, run, [HeadEdit()], site, first, capture=True)
             rows.append(torch.stack(seen.pattern, dim=2)[0])
     return torch.cat(rows)
