@@ -49,8 +49,11 @@ def run(model, tokens, writes, record=()):
 def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
     """Logit difference per prompt with the path sender → receivers patched."""
     n_layers = model.cfg.n_layers
-    at = pairs.positions[position]
-    at = at[:, None] if at.ndim == 1 else at
+    if position == "all":
+        at = [range(int(length)) for length in pairs.length]
+    else:
+        at = pairs.positions[position]
+        at = at[:, None] if at.ndim == 1 else at
     prompts, positions = zip(
         *[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0], strict=True
     )
@@ -80,6 +83,14 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
             writes[name] = function
     if receivers == "logits":
         return end_logit_diff(run(model, pairs.clean, writes)[0], pairs)
+    if receivers[0] == "resid_post":
+        name = f"blocks.{receivers[1]}.hook_resid_post"
+        _, recorded = run(model, pairs.clean, writes, [name])
+
+        def replace(resid):
+            resid[here] = recorded[name][here]
+
+        return end_logit_diff(run(model, pairs.clean, {name: replace})[0], pairs)
     names = sorted({f"blocks.{layer}.attn.hook_{component}" for layer, _ in receivers})
     _, recorded = run(model, pairs.clean, writes, names)
 

@@ -67,8 +67,8 @@ def end_logits_to_diff(logits, pairs):
 @given(
     arch=st.sampled_from(ARCHS),
     seed=st.integers(0, 10_000),
-    component=st.sampled_from(["q", "k", "v", "logits"]),
-    position=st.sampled_from(["END", "S2", "pair"]),
+    component=st.sampled_from(["q", "k", "v", "resid_post", "logits"]),
+    position=st.sampled_from(["END", "S2", "pair", "all"]),
     freeze_mlps=st.booleans(),
     data=st.data(),
 )
@@ -78,7 +78,12 @@ def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_ml
     receivers = data.draw(st.lists(head, min_size=1, max_size=3, unique=True))
     if component == "logits":
         receivers, component, position = "logits", "q", "END"
-    top = net.n_layers if receivers == "logits" else max(layer for layer, _ in receivers)
+        top = net.n_layers
+    elif component == "resid_post":
+        receivers, component = ("resid_post", receivers[0][0] - 1), "q"
+        top = receivers[1] + 1
+    else:
+        top = max(layer for layer, _ in receivers)
     sender = data.draw(st.sampled_from(net.heads(below=top)))
     ours = iv.path_patch(net, pairs, receivers, component, position, [sender], freeze_mlps)
     slow = reference.path_patch(
@@ -263,6 +268,7 @@ def test_an_edit_that_does_not_fire_raises(monkeypatch):
         ({"receivers": [(1, 0)], "senders": [(2, 0)]}, "below layer 1"),
         ({"receivers": [(2, 0)], "position": "S3"}, "no position 'S3'"),
         ({"receivers": "logits", "position": "S2"}, "read at END"),
+        ({"receivers": ("resid_post", 9)}, "no layer 9: this model has"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(arguments, words):

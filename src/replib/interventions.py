@@ -31,6 +31,7 @@ from replib.prompts import PromptPairs
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
+Residual = tuple[Literal["resid_post"], int]  # the residual stream after a layer
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
 # 4 × d_mlp floats on the way through an MLP: with 2,048 rows what one step writes is still in the
@@ -164,8 +165,12 @@ class Network:
     def logits(
         self, resid: Float[Tensor, "*batch d_model"], tokens: Int[Tensor, "*batch token"]
     ) -> Float[Tensor, "*batch token"]:
-        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost."""
-        out = torch.einsum("...d,...td->...t", self.ln_final(resid), self.W_U[tokens])
+        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost.
+
+        Always float32: two logits near 20 that differ by 0.05 are the same number in bfloat16.
+        """
+        x, W_U = self.ln_final(resid).float(), self.W_U[tokens].float()
+        out = torch.einsum("...d,...td->...t", x, W_U)
         return out if self.b_U is None else out + self.b_U[tokens]
 
     def vocabulary(
@@ -174,7 +179,7 @@ class Network:
         """Most probable next token over the full vocabulary, and the logits' log-sum-exp."""
         top1, logsumexp = [], []
         for rows in self.ln_final(resid).flatten(0, -2).split(256):
-            logits = torch.nn.functional.linear(rows, self.W_U, self.b_U)
+            logits = torch.nn.functional.linear(rows, self.W_U, self.b_U).float()
             top1.append(logits.argmax(-1))
             logsumexp.append(logits.logsumexp(-1))
         shape = resid.shape[:-1]
@@ -191,7 +196,8 @@ class Network:
         flat, want = resid.flatten(0, -2), token.flatten()
         usual = self.vocabulary(flat[:: max(1, len(flat) // 256)])[0].unique()
         seen = self.logits(flat, torch.cat([want[:, None], usual.expand(len(flat), -1)], dim=-1))
-        open_ = seen[:, 0] > seen[:, 1:].max(-1).values - 1e-2  # rounding differs between kernels
+        rounding = 1e-2 if self.W_U.dtype == torch.float32 else 1.0  # differs between kernels
+        open_ = seen[:, 0] > seen[:, 1:].max(-1).values - rounding
         best = torch.zeros_like(want, dtype=torch.bool)
         if open_.any():
             best[open_] = self.vocabulary(flat[open_])[0] == want[open_]
@@ -306,7 +312,7 @@ def _forward(
         scores = scores.scatter(-1, column, scores_new)
     allowed = geometry.allowed[layer][dest].view(1, n_prompts, 1, 1, n_dest, n_pos)
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    pattern = scores.softmax(-1).flatten(2, 3)  # edit prompt head dest src
+    pattern = scores.softmax(-1, dtype=torch.float32).to(scores.dtype).flatten(2, 3)
     if edit is not None:
         pattern = edit("pattern", layer, pattern)
     pattern = pattern.unflatten(2, (groups, -1))
@@ -450,10 +456,14 @@ def _chunks(
 
 
 def _positions(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
+    """Position(s) of each prompt, −1 where a prompt has fewer than others. "all" is every token."""
+    if name == "all":
+        every = torch.arange(pairs.clean.shape[1], device=pairs.clean.device).expand_as(pairs.clean)
+        return torch.where(every < pairs.length[:, None], every, -1)
     if name not in pairs.positions:
         raise UsageError(
             f"no position {name!r} in these {pairs.task} prompts; they have "
-            f"{', '.join(pairs.positions)}"
+            f"{', '.join(pairs.positions)}, all"
         )
     at = pairs.positions[name]
     return at[:, None] if at.ndim == 1 else at
@@ -532,7 +542,8 @@ def _send(
     senders: Sequence[Head],
     index: Int[Tensor, "prompt k"],
     receivers: Sequence[Head],
-    component: Component | None,
+    component: Component,
+    last: int,
     freeze_mlps: bool,
 ) -> tuple[dict[Head, Tensor], Float[Tensor, "edit prompt k d_model"]]:
     """First pass: each sender's corrupted output travels on with all other heads frozen.
@@ -541,11 +552,10 @@ def _send(
 
     With every other head frozen there, no position can see another: the residual stream there
     changes by the sender's write and by what the MLPs (unless frozen too) make of it.
-    Returns the inputs of the receivers that lie above a sender, and the residual stream after
-    the last layer computed.
+    Returns the inputs of the receiver heads that lie above a sender, and the residual stream that
+    layer `last` reads.
     """
     prompt = torch.arange(len(index), device=index.device)[:, None]
-    last = net.n_layers if component is None else max(layer for layer, _ in receivers)
     first = min(layer for layer, _ in senders)
     resid = clean.resid_pre[first][prompt, index].repeat(len(senders), 1, 1, 1)
     sent_at: dict[int, list[tuple[int, int]]] = {}
@@ -584,7 +594,7 @@ def _send(
 def path_patch(
     net: Network,
     pairs: PromptPairs,
-    receivers: Sequence[Head] | Literal["logits"],
+    receivers: Sequence[Head] | Residual | Literal["logits"],
     component: Component = "q",
     position: str = "END",
     senders: Sequence[Head] | None = None,
@@ -596,26 +606,36 @@ def path_patch(
     from the corrupted prompt, every other head frozen at its clean `z` there, MLPs recomputed
     (or frozen with `freeze_mlps`), and the receivers' q, k or v at `position` is recorded;
     (2) the clean prompt is run again with the recorded values written in and everything else
-    free. Receivers "logits" read the residual stream of pass 1 directly (`position` is END).
+    free. For the residual stream the stream itself is recorded and written in. After the last
+    layer that is all the logits read: "logits" takes no second pass.
     One query head's key or value is patched alone, also where heads share keys and values.
 
     Args:
-        receivers: heads, or "logits" for the final residual stream.
-        component: which input of the receivers; ignored for "logits".
-        position: name of a position, or of a set of positions, of `pairs`.
-        senders: default all heads below the last receiver's layer.
+        receivers: heads, ("resid_post", layer) for the residual stream after that layer, or
+            "logits" for the one after the last.
+        component: which input of receiver heads; means nothing for a residual stream.
+        position: name of a position, or of a set of positions, of `pairs`; "all" for every token.
+        senders: default all heads that the receivers can see.
 
     Raises:
-        UsageError: no receivers, a head or a position that does not exist, or a sender at or
-            above every receiver's layer.
+        UsageError: no receivers, a head, layer or position that does not exist, or a sender that
+            no receiver can see.
     """
-    to_logits = receivers == "logits"
-    if not to_logits and not receivers:
+    if not receivers:
         raise UsageError("path patching needs at least one receiver head")
-    if to_logits and position != "END":
-        raise UsageError(f"the logits are read at END, so the patch must be there, not {position}")
-    heads = [] if to_logits else list(receivers)
-    top = net.n_layers if to_logits else max(layer for layer, _ in heads)
+    if receivers == "logits":
+        if position != "END":
+            raise UsageError(
+                f"the logits are read at END, so the patch must be there, not {position}"
+            )
+        receivers = ("resid_post", net.n_layers - 1)
+    if receivers[0] == "resid_post":
+        heads, top = [], receivers[1] + 1
+        if not 0 < top <= net.n_layers:
+            raise UsageError(f"no layer {top - 1}: this model has {net.n_layers} layers")
+    else:
+        heads = list(receivers)
+        top = max(layer for layer, _ in heads)
     senders = sorted(net.heads(below=top) if senders is None else senders)
     net.check_heads([*heads, *senders])
     late = [(layer, head) for layer, head in senders if layer >= top]
@@ -623,13 +643,15 @@ def path_patch(
         raise UsageError(f"senders must lie below layer {top}, given {late or 'none'}")
 
     shape = (net.n_layers, net.n_heads, len(pairs))
-    patched = torch.full(shape, torch.nan, dtype=net.W_U.dtype, device=net.W_U.device)
+    patched = torch.full(shape, torch.nan, device=net.W_U.device)
     clean_diff, corrupted_diff = patched[0, 0].clone(), patched[0, 0].clone()
     with torch.inference_mode():
         every = _positions(pairs, position)
-        every = torch.where(every < 0, every[:, :1], every)  # padding repeats the first member
+        real = every >= 0
+        every = torch.where(real, every, every[:, :1])  # padding repeats the first member
         for prompts, chunk in _chunks(pairs, every.min(-1).values):
-            prompt, end, at = torch.arange(len(chunk)), chunk.length - 1, every[prompts]
+            prompt, end = torch.arange(len(chunk)), chunk.length - 1
+            at = every[prompts][:, real[prompts].any(0)]
             dest, end_index = _window(at, end, chunk.clean.shape[1])
             index = at - dest[:, :1]
             past = _past(net, pairs, prompts)
@@ -641,29 +663,23 @@ def path_patch(
             batch = max(1, MAX_ROWS // dest.numel())
             for start in range(0, len(senders), batch):
                 some = senders[start : start + batch]
-                recorded, resid = _send(
-                    net,
-                    clean,
-                    corrupted,
-                    some,
-                    index,
-                    heads,
-                    None if to_logits else component,
-                    freeze_mlps,
+                recorded, sent = _send(
+                    net, clean, corrupted, some, index, heads, component, top, freeze_mlps
                 )
-                if to_logits:
-                    at_end = resid[:, :, 0]
-                else:
+                editor, begin = None, top
+                if heads:
                     editor = _Receive(component, recorded, index)
-                    resid = clean.resid_pre[editor.start].expand(len(some), -1, -1, -1)
-                    for layer in range(editor.start, net.n_layers):
-                        resid = _forward(net, past, resid, dest, layer, editor)
-                    if editor.fired != set(recorded):
-                        raise RuntimeError("a receiver was not patched")
-                    at_end = resid[:, prompt, end_index]
+                    begin = editor.start
+                resid = clean.resid_pre[begin].repeat(len(some), 1, 1, 1)
+                if not heads:
+                    resid[:, prompt[:, None], index] = sent
+                for layer in range(begin, net.n_layers):
+                    resid = _forward(net, past, resid, dest, layer, editor)
+                if heads and editor.fired != set(recorded):
+                    raise RuntimeError("a receiver was not patched")
                 layers, head_index = torch.tensor(some).T
                 patched[layers[:, None], head_index[:, None], prompts] = logit_diff(
-                    net, at_end, chunk
+                    net, resid[:, prompt, end_index], chunk
                 )
     return PathPatch(patched, clean_diff, corrupted_diff)
 
