@@ -46,9 +46,8 @@ def run(model, tokens, writes, record=()):
     return logits, seen
 
 
-def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
-    """Logit difference per prompt with the path sender → receivers patched."""
-    n_layers = model.cfg.n_layers
+def path_patch(model, pairs, senders, receivers, component, position, freeze_mlps):
+    """Logit difference [sender prompt] with the path sender → receivers patched, one at a time."""
     if position == "all":
         at = [range(int(length)) for length in pairs.length]
     else:
@@ -57,10 +56,20 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
     prompts, positions = zip(
         *[(p, int(t)) for p in range(len(pairs)) for t in at[p] if t >= 0], strict=True
     )
-    prompts, positions = torch.tensor(prompts), torch.tensor(positions)
-    here = (prompts, positions)
+    here = (torch.tensor(prompts), torch.tensor(positions))
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
     corrupted = activations(model, pairs.corrupted, "attn.hook_z")
+    patched = [
+        _path_patch_one(model, pairs, s, receivers, component, here, clean, corrupted, freeze_mlps)
+        for s in senders
+    ]
+    return torch.stack(patched)
+
+
+def _path_patch_one(
+    model, pairs, sender, receivers, component, here, clean, corrupted, freeze_mlps
+):
+    n_layers = model.cfg.n_layers
 
     def freeze(layer):
         name = f"blocks.{layer}.attn.hook_z"

@@ -87,9 +87,9 @@ def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_ml
     sender = data.draw(st.sampled_from(net.heads(below=top)))
     ours = iv.path_patch(net, pairs, receivers, component, position, [sender], freeze_mlps)
     slow = reference.path_patch(
-        net.model, pairs, sender, receivers, component, position, freeze_mlps
+        net.model, pairs, [sender], receivers, component, position, freeze_mlps
     )
-    torch.testing.assert_close(ours.logit_diff[sender], slow, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(ours.logit_diff[sender], slow[0], atol=TOLERANCE, rtol=0)
     assert ours.logit_diff.isnan().all(-1).sum() == net.n_layers * net.n_heads - 1
 
 

@@ -598,7 +598,7 @@ def test_a_hostile_model_name_writes_inside_the_output_folder(tmp_path, monkeypa
 def test_the_kernel_s_environment(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("REPLIB_THREADS", "3")
-    environment = runner._environment("/tmp/x")
+    environment = runner.environment("/tmp/x")
     assert environment["TQDM_DISABLE"] == "1"
     assert environment["PYTHONHASHSEED"] == "0"
     assert environment["REPLIB_THREADS"] == "3"

@@ -273,18 +273,16 @@ def _forward(
     edit: _Receive | _EditHeads | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> Float[Tensor, "edit prompt dest d_model"]:
-    """One block at the positions `dest`; the keys and values of all others are in `past`.
+    """One block at the consecutive positions `dest`; keys and values before them are in `past`.
 
     `edit` is called at q, k, v, pattern and z and returns what takes their place; `keep` is shown
-    the block's activations. With nothing in `past`, `dest` are all positions.
+    the block's activations. Where `dest` begins at the first position, `past` is not looked at.
     """
     block, geometry = net.blocks[layer], net.geometry(past.tokens)
-    n_prompts, n_dest = dest.shape
-    n_pos = past.tokens.shape[1]
+    n_dest = dest.shape[1]
     x = block.ln1(resid)
     q, k, v = (block.heads_of(project(x)) for project in (block.q, block.k, block.v))
     n_kv = k.shape[-2]
-    fresh = layer == len(past.k)
 
     if edit is not None:
         if edit.k_or_v_per_head(layer):
@@ -298,30 +296,35 @@ def _forward(
         q, k = block.q_norm(q), block.k_norm(k)
     q, k = _rotate(q, cos, sin) * block.scale, _rotate(k, cos, sin)
 
+    # Attention to the n_old positions that the clean run has, then to `dest`. Prompts may begin
+    # at different positions: what one has in `dest` is masked among the old ones.
     groups = k.shape[-2]  # key/value heads, or query heads once a key or value is edited
     q = q.unflatten(-2, (groups, -1))  # edit prompt dest group member d_head
-    scores_new = torch.einsum("epngmd,epsgd->epgmns", q, k)
-    if fresh:
-        scores = scores_new
-    else:
-        k_old, v_old = past.k[layer], past.v[layer]
+    n_old = int(dest[:, 0].max())
+    old = torch.arange(n_old, device=dest.device) < dest[:, :1]  # prompt old
+    column = dest[:, None].expand(-1, n_dest, -1)  # prompt dest dest
+    allowed = geometry.allowed[layer][dest]  # prompt dest src
+    allowed = torch.cat([allowed[..., :n_old] & old[:, None], allowed.gather(-1, column)], dim=-1)
+    scores = torch.einsum("epngmd,epsgd->epgmns", q, k)
+    if n_old:
+        k_old, v_old = past.k[layer][:, :n_old], past.v[layer][:, :n_old]
         if groups != n_kv:
             k_old, v_old = (t.repeat_interleave(groups // n_kv, dim=-2) for t in (k_old, v_old))
-        scores = torch.einsum("epngmd,psgd->epgmns", q, k_old)
-        column = dest.view(1, n_prompts, 1, 1, 1, n_dest).expand_as(scores_new)
-        scores = scores.scatter(-1, column, scores_new)
-    allowed = geometry.allowed[layer][dest].view(1, n_prompts, 1, 1, n_dest, n_pos)
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    pattern = scores.softmax(-1, dtype=torch.float32).to(scores.dtype).flatten(2, 3)
-    if edit is not None:
-        pattern = edit("pattern", layer, pattern)
-    pattern = pattern.unflatten(2, (groups, -1))
-    if fresh:
-        z = torch.einsum("epgmns,epsgd->epngmd", pattern, v)
-    else:
-        new = pattern.gather(-1, column)
-        z = torch.einsum("epgmns,epsgd->epngmd", new, v)
-        z = z + torch.einsum("epgmns,psgd->epngmd", pattern.scatter(-1, column, 0.0), v_old)
+        scores = torch.cat([torch.einsum("epngmd,psgd->epgmns", q, k_old), scores], dim=-1)
+    scores = scores.masked_fill(~allowed[:, None, None], torch.finfo(scores.dtype).min)
+    pattern = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+    if edit is not None and edit.wants_pattern(layer):
+        # by source position, as an edit reads and writes it
+        here = column[:, None].expand(*pattern.shape[:1], -1, block.n_heads, -1, -1)
+        pattern = pattern.flatten(2, 3)  # edit prompt head dest src
+        by_src = pattern.new_zeros(*pattern.shape[:-1], past.tokens.shape[1])
+        by_src[..., :n_old] = pattern[..., :n_old]
+        by_src = edit("pattern", layer, by_src.scatter(-1, here, pattern[..., n_old:]))
+        pattern = torch.cat([by_src[..., :n_old] * old[:, None, None], by_src.gather(-1, here)], -1)
+        pattern = pattern.unflatten(2, (groups, -1))
+    z = torch.einsum("epgmns,epsgd->epngmd", pattern[..., n_old:], v)
+    if n_old:
+        z = z + torch.einsum("epgmns,psgd->epngmd", pattern[..., :n_old], v_old)
     z = z.flatten(3, 4)  # edit prompt dest head d_head
     if edit is not None:
         z = edit("z", layer, z)
@@ -522,6 +525,9 @@ class _Receive:
 
     def k_or_v_per_head(self, layer: int) -> bool:
         return self.component != "q" and any(at == layer for at, _ in self.recorded)
+
+    def wants_pattern(self, layer: int) -> bool:
+        return False
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         if name != self.component or not any(at == layer for at, _ in self.recorded):
@@ -801,6 +807,9 @@ class _EditHeads:
 
     def k_or_v_per_head(self, layer: int) -> bool:
         return False  # these edits act on what comes after
+
+    def wants_pattern(self, layer: int) -> bool:
+        return self.seen is not None or ("pattern", layer) in self.todo
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire

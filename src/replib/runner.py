@@ -404,7 +404,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=runs[0].chapter.root / "notebooks",
-        env=_environment(),
+        env=environment(),
         check=False,
         start_new_session=True,  # an interrupt is ours to answer
     )
@@ -616,7 +616,7 @@ def _watch(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=_environment(runtime),
+            env=environment(runtime),
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None
@@ -691,7 +691,7 @@ def _sample(process: subprocess.Popen, watched: _Watched) -> None:
     watched.peak_bytes = max(watched.peak_bytes, total)
 
 
-def _environment(runtime: str | None = None) -> dict[str, str]:
+def environment(runtime: str | None = None) -> dict[str, str]:
     """Our environment, with what makes a run quiet and repeatable."""
     environment = dict(os.environ)
     environment.pop("MPLBACKEND", None)  # figures belong in the notebook
