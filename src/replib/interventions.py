@@ -86,16 +86,6 @@ class _Block:
         return x.unflatten(-1, (-1, self.d_head))
 
 
-def _rotate(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """Rotary position embedding of the first `cos.shape[-1]` coordinates (the rest pass)."""
-    if cos is None:
-        return x
-    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    half = cos.shape[-1] // 2
-    turned = torch.cat([-rotated[..., half:], rotated[..., :half]], dim=-1)
-    return torch.cat([rotated * cos + turned * sin, rest], dim=-1)
-
-
 @dataclass(frozen=True)
 class _Geometry:
     """What depends on the prompt length only: rotary angles and who may attend to whom."""
@@ -103,6 +93,19 @@ class _Geometry:
     cos: list[Float[Tensor, "pos d_rotary"] | None]
     sin: list[Float[Tensor, "pos d_rotary"] | None]
     allowed: list[Bool[Tensor, "pos src"]]
+
+    def rotate(self, x: Tensor, layer: int, at: Int[Tensor, "prompt dest"]) -> Tensor:
+        """Rotary position embedding of the first d_rotary coordinates (the rest pass).
+
+        `x` is [edit, prompt, dest, head, d_head].
+        """
+        if self.cos[layer] is None:
+            return x
+        cos, sin = (t[layer][at].unsqueeze(-2) for t in (self.cos, self.sin))
+        rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        half = cos.shape[-1] // 2
+        turned = torch.cat([-rotated[..., half:], rotated[..., :half]], dim=-1)
+        return torch.cat([rotated * cos + turned * sin, rest], dim=-1)
 
 
 class Network:
@@ -272,37 +275,39 @@ def _forward(
     layer: int,
     edit: _Receive | _EditHeads | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
-) -> Float[Tensor, "edit prompt dest d_model"]:
+) -> Float[Tensor, "edit prompt out d_model"]:
     """One block at the consecutive positions `dest`; keys and values before them are in `past`.
 
     `edit` is called at q, k, v, pattern and z and returns what takes their place; `keep` is shown
     the block's activations. Where `dest` begins at the first position, `past` is not looked at.
+    Nothing reads the last layer but at END, the last of `dest`: there it is computed at END only,
+    unless someone edits or keeps what it does elsewhere.
     """
     block, geometry = net.blocks[layer], net.geometry(past.tokens)
-    n_dest = dest.shape[1]
+    at_end = layer == net.n_layers - 1 and keep is None and not (edit and edit.acts_at(layer))
     x = block.ln1(resid)
-    q, k, v = (block.heads_of(project(x)) for project in (block.q, block.k, block.v))
-    n_kv = k.shape[-2]
+    k, v = block.heads_of(block.k(x)), block.heads_of(block.v(x))
+    n_kv, src = k.shape[-2], dest
+    if at_end:
+        resid, x, dest = resid[:, :, -1:], x[:, :, -1:], dest[:, -1:]
+    q = block.heads_of(block.q(x))
 
     if edit is not None:
         if edit.k_or_v_per_head(layer):
             # One query head's key or value is edited: undo the sharing within its group.
             k, v = (t.repeat_interleave(block.n_heads // n_kv, dim=-2) for t in (k, v))
         q, k, v = edit("q", layer, q), edit("k", layer, k), edit("v", layer, v)
-    cos, sin = (None, None)
-    if geometry.cos[layer] is not None:
-        cos, sin = (t[layer][dest].unsqueeze(-2) for t in (geometry.cos, geometry.sin))
     if block.q_norm is not None:
         q, k = block.q_norm(q), block.k_norm(k)
-    q, k = _rotate(q, cos, sin) * block.scale, _rotate(k, cos, sin)
+    q, k = geometry.rotate(q, layer, dest) * block.scale, geometry.rotate(k, layer, src)
 
-    # Attention to the n_old positions that the clean run has, then to `dest`. Prompts may begin
-    # at different positions: what one has in `dest` is masked among the old ones.
+    # Attention to the n_old positions that the clean run has, then to those computed here. Prompts
+    # may begin at different positions: what one has among the new is masked among the old.
     groups = k.shape[-2]  # key/value heads, or query heads once a key or value is edited
     q = q.unflatten(-2, (groups, -1))  # edit prompt dest group member d_head
-    n_old = int(dest[:, 0].max())
-    old = torch.arange(n_old, device=dest.device) < dest[:, :1]  # prompt old
-    column = dest[:, None].expand(-1, n_dest, -1)  # prompt dest dest
+    n_old = int(src[:, 0].max())
+    old = torch.arange(n_old, device=dest.device) < src[:, :1]  # prompt old
+    column = src[:, None].expand(-1, dest.shape[1], -1)  # prompt dest new
     allowed = geometry.allowed[layer][dest]  # prompt dest src
     allowed = torch.cat([allowed[..., :n_old] & old[:, None], allowed.gather(-1, column)], dim=-1)
     scores = torch.einsum("epngmd,epsgd->epgmns", q, k)
@@ -419,12 +424,8 @@ def _run(
     tokens = getattr(pairs, which)[prompts]
     at = dest
     if which == "corrupted":
-        differs = (tokens != past.tokens).int()
-        first = torch.where(differs.any(-1), differs.argmax(-1), dest[:, 0])
-        first, last = torch.minimum(first, dest.min(-1).values), dest.max(-1).values
-        n_at = int((last - first).max()) + 1
-        first = (last - n_at + 1).clamp(min=0)
-        at = first[:, None] + torch.arange(n_at, device=tokens.device)
+        first = torch.minimum(_first_difference(pairs)[prompts], dest[:, 0])
+        at = _window(first, dest[:, -1])
     prompt = torch.arange(len(tokens), device=tokens.device)[:, None]
     index = dest - at[:, :1]
     run = Run(dest)
@@ -443,18 +444,23 @@ def _run(
     return run
 
 
+def _first_difference(pairs: PromptPairs) -> Int[Tensor, " prompt"]:
+    """The first position at which clean and corrupted prompts differ."""
+    return (pairs.clean != pairs.corrupted).int().argmax(-1)
+
+
 def _chunks(
-    pairs: PromptPairs, first: Int[Tensor, " prompt"]
+    pairs: PromptPairs, *firsts: Int[Tensor, " prompt"]
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
     """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
 
-    Prompts of one piece are computed again over windows of one length, from `first` to END, so
-    prompts as far from END go together: none is computed at more positions than it needs.
+    Prompts of one piece are computed again over windows of one length, from each of `firsts` to
+    END, so prompts as far from END go together: none is computed at more positions than it needs.
     """
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
-    window = pairs.length - 1 - first
-    for n in window.unique().tolist():
-        for prompts in (window == n).nonzero()[:, 0].split(size):
+    windows = torch.stack([pairs.length - 1 - first for first in firsts], dim=-1)
+    for window in windows.unique(dim=0):
+        for prompts in (windows == window).all(-1).nonzero()[:, 0].split(size):
             yield prompts, pairs[prompts]
 
 
@@ -523,14 +529,17 @@ class _Receive:
         self.start = min(layer for layer, _ in recorded)  # first layer to compute again
         self.fired: set[Head] = set()
 
+    def acts_at(self, layer: int) -> bool:
+        return any(at == layer for at, _ in self.recorded)
+
     def k_or_v_per_head(self, layer: int) -> bool:
-        return self.component != "q" and any(at == layer for at, _ in self.recorded)
+        return self.component != "q" and self.acts_at(layer)
 
     def wants_pattern(self, layer: int) -> bool:
         return False
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
-        if name != self.component or not any(at == layer for at, _ in self.recorded):
+        if name != self.component or not self.acts_at(layer):
             return value
         value = value.clone()
         prompt = torch.arange(value.shape[1], device=value.device)[:, None]
@@ -655,17 +664,17 @@ def path_patch(
         every = _positions(pairs, position)
         real = every >= 0
         every = torch.where(real, every, every[:, :1])  # padding repeats the first member
-        for prompts, chunk in _chunks(pairs, every.min(-1).values):
-            prompt, end = torch.arange(len(chunk)), chunk.length - 1
+        for prompts, chunk in _chunks(pairs, every.min(-1).values, _first_difference(pairs)):
+            prompt = torch.arange(len(chunk), device=chunk.clean.device)
             at = every[prompts][:, real[prompts].any(0)]
-            dest, end_index = _window(at, end, chunk.clean.shape[1])
+            dest = _window(at.min(-1).values, chunk.length - 1)
             index = at - dest[:, :1]
             past = _past(net, pairs, prompts)
             clean, corrupted = (
                 _run(net, pairs, which, prompts, past, dest) for which in ("clean", "corrupted")
             )
-            clean_diff[prompts] = logit_diff(net, clean.final[prompt, end_index], chunk)
-            corrupted_diff[prompts] = logit_diff(net, corrupted.final[prompt, end_index], chunk)
+            clean_diff[prompts] = logit_diff(net, clean.final[:, -1], chunk)
+            corrupted_diff[prompts] = logit_diff(net, corrupted.final[:, -1], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
             for start in range(0, len(senders), batch):
                 some = senders[start : start + batch]
@@ -685,19 +694,19 @@ def path_patch(
                     raise RuntimeError("a receiver was not patched")
                 layers, head_index = torch.tensor(some).T
                 patched[layers[:, None], head_index[:, None], prompts] = logit_diff(
-                    net, resid[:, prompt, end_index], chunk
+                    net, resid[:, :, -1], chunk
                 )
     return PathPatch(patched, clean_diff, corrupted_diff)
 
 
 def _window(
-    at: Int[Tensor, "prompt k"], end: Int[Tensor, " prompt"], n_pos: int
-) -> tuple[Int[Tensor, "prompt dest"], Int[Tensor, " prompt"]]:
-    """Consecutive positions, as many in each prompt, from the first of `at` to END at least."""
-    first = at.min(-1).values
-    n_dest = int((end - first).max()) + 1
-    first = first.clamp(max=n_pos - n_dest)
-    return first[:, None] + torch.arange(n_dest, device=at.device), end - first
+    first: Int[Tensor, " prompt"], last: Int[Tensor, " prompt"]
+) -> Int[Tensor, "prompt dest"]:
+    """The positions from `first` to `last`, as many in each prompt (see `_chunks`)."""
+    n_dest = (last - first).unique()
+    if len(n_dest) != 1:
+        raise RuntimeError(f"windows of unequal lengths in one piece: {n_dest.tolist()}")
+    return first[:, None] + torch.arange(int(n_dest) + 1, device=first.device)
 
 
 # --- Edits of heads at one position --------------------------------------------------------------
@@ -787,23 +796,25 @@ class _Seen:
 
 
 class _EditHeads:
-    """Applies each edit to its own row; with `capture`, keeps what passes at `end_index`."""
+    """Applies each edit to its own row; with `capture`, keeps what passes at the last position."""
 
     def __init__(
         self,
         edits: Sequence[HeadEdit],
         site: Callable[[Head], Site],
-        end_index: Int[Tensor, " prompt"],
         capture: bool,
     ):
         edited = [layer for edit in edits for layer, _ in edit.heads]
         self.start = 0 if capture or not edited else min(edited)
-        self.site, self.end_index = site, end_index
+        self.site = site
         self.seen = _Seen() if capture else None
         self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
         for row, edit in enumerate(edits):
             for layer, head in edit.heads:
                 self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
+
+    def acts_at(self, layer: int) -> bool:
+        return self.seen is not None or any(at == layer for _, at in self.todo)
 
     def k_or_v_per_head(self, layer: int) -> bool:
         return False  # these edits act on what comes after
@@ -819,11 +830,7 @@ class _EditHeads:
             here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
             value[here] = edit.apply(value[here], self.site((layer, head)))
         if self.seen is not None and name in ("pattern", "z"):
-            prompt = torch.arange(len(self.end_index), device=value.device)
-            if name == "pattern":
-                at_end = value[:, prompt, :, self.end_index].transpose(0, 1)
-            else:
-                at_end = value[:, prompt, self.end_index]
+            at_end = value[..., -1, :] if name == "pattern" else value[:, :, -1]
             getattr(self.seen, name).append(at_end)
         return value
 
@@ -878,11 +885,10 @@ def read(
     order: list[Tensor] = []
     starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
     with torch.inference_mode():
-        for prompts, chunk in _chunks(pairs, starts):
+        firsts = [starts, *([_first_difference(pairs)] if needs_corrupted else [])]
+        for prompts, chunk in _chunks(pairs, *firsts):
             order.append(prompts)
-            dest, end_index = _window(
-                starts[prompts][:, None], chunk.length - 1, chunk.clean.shape[1]
-            )
+            dest = _window(starts[prompts], chunk.length - 1)
             past = _past(net, pairs, prompts)
             clean = _run(net, pairs, "clean", prompts, past, dest)
             corrupted = None
@@ -893,7 +899,7 @@ def read(
             columns.append([])
             for start in range(0, len(edits), batch):
                 some = edits[start : start + batch]
-                resid, seen = _edited(net, past, clean, some, site, end_index, capture)
+                resid, seen = _edited(net, past, clean, some, site, capture)
                 out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
                 out["logit_diff"] = logit_diff(net, resid, chunk)
                 if correct:
@@ -929,18 +935,16 @@ def _edited(
     clean: Run,
     edits: Sequence[HeadEdit],
     site: Callable[[Head], Site],
-    end_index: Int[Tensor, " prompt"],
     capture: bool,
 ) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
     """The final residual stream at END under each edit, and what `capture` asks for."""
-    editor = _EditHeads(edits, site, end_index, capture)
+    editor = _EditHeads(edits, site, capture)
     resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
     for layer in range(editor.start, net.n_layers):
         resid = _forward(net, past, resid, clean.dest, layer, editor)
     if editor.todo:
         raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
-    prompt = torch.arange(len(end_index), device=end_index.device)
-    return resid[:, prompt, end_index], editor.seen
+    return resid[:, :, -1], editor.seen
 
 
 def _frozen_norm(
@@ -1011,12 +1015,11 @@ def attention_from(
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
     rows = []
     with torch.inference_mode():
-        for prompts, chunk in _chunks(pairs, pairs.length - 1):
+        for prompts, _ in _chunks(pairs, pairs.length - 1):
             dest = at[prompts]
             site = partial(Site, prompts=prompts, corrupted=None)
             past = _past(net, pairs, prompts)
             run = _run(net, pairs, "clean", prompts, past, dest)
-            first = torch.zeros(len(chunk), dtype=torch.long)
-            _, seen = _edited(net, past, run, [HeadEdit()], site, first, capture=True)
+            _, seen = _edited(net, past, run, [HeadEdit()], site, capture=True)
             rows.append(torch.stack(seen.pattern, dim=2)[0])
     return torch.cat(rows)
