@@ -22,7 +22,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 ROOT = find_root()
 LIBRARY = Path(os.path.relpath(Path(replib.__file__).parent))
-BOOK_ONLY = {"book.py", "book_gate.py", "cli.py"}
+BOOK_ONLY = {"book.py", "book_gate.py", "cli.py", "performance.py"}
 PROFILE = config.get("profile", "laptop")
 # The models' packages have files of their own; what they ship is in `weights` below.
 LOCK = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
@@ -123,7 +123,8 @@ rule html:
         stamps=[f"build/stamps/{pair}.ok" for pair in PAIRS],
         pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
         config=["_config.yml", "_toc.yml"],
-        code=[str(LIBRARY / "book.py"), str(LIBRARY / "book_gate.py")],
+        code=[str(LIBRARY / name) for name in ("book.py", "book_gate.py", "performance.py")],
+        bench="benchmarks/bench.json",
     output:
         "_build/html/index.html",
     params:

@@ -288,3 +288,23 @@ def test_an_unknown_block_layout_is_refused():
     net.blocks[1].scale *= 1.5
     with pytest.raises(UsageError, match="not of a known layout"):
         iv.read(net, pairs)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
+def test_bfloat16_is_near_float32_and_reads_out_in_float32(arch):
+    """Rounding only: errors far below the size of the effects; nothing read out is bfloat16."""
+    exact, pairs = network(arch), random_pairs(7)
+    model = tiny_model(arch, seed=1)
+    model.original_model.to(torch.bfloat16)
+    model.cfg.dtype = torch.bfloat16
+    half = iv.Network(model)
+    for receivers, position in (("logits", "END"), ([(2, 1)], "S2")):
+        a, b = (iv.path_patch(net, pairs, receivers, "q", position) for net in (exact, half))
+        error = (a.logit_diff - b.logit_diff).nan_to_num().abs().max()
+        assert 0 < error < 0.05 * a.clean.abs().max()
+        assert b.logit_diff.dtype == torch.float32
+    seen = iv.read(half, pairs, capture=True, correct=True, full_vocabulary=True)
+    for name in ("logits", "logsumexp", "pattern", "attribution"):
+        assert getattr(seen, name).dtype == torch.float32
+    assert torch.equal(seen.correct, seen.top1 == pairs.answer)
+    iv.read(half, pairs, [iv.mean_ablate([(1, 1)], iv.mean_z(half, pairs))])

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 
+from replib import performance
 from replib.claims import MIME, OUTCOMES, Claims, read_record, read_yaml, record_value
 from replib.errors import UsageError
 from replib.runner import MADE_IN_MEMORY
@@ -625,6 +626,8 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         prose = root / "book" / "chapters" / f"{paper}.md"
         text = prose.read_text() if prose.is_file() else ""
         (folder / "index.md").write_text(landing_page(members, claims, text))
+    if (part / performance.PAGE).is_file():
+        performance.write(root, part)
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
