@@ -65,8 +65,8 @@ class Sizes:
     movers: dict[str, list[iv.Head]]
     main: str  # the model of the tables
     n_prompts: int = 50
-    n_obvious: int = 6  # senders for which the obvious reference is run
-    n_peer: int = 4  # prompts for TransformerLens' sweeps
+    n_obvious: int = 4  # senders for which the obvious reference is run
+    n_peer: int = 3  # prompts for TransformerLens' sweeps
     n_kinds: int = 16
     n_null: int = 100
     n_draws: int = 200
@@ -377,7 +377,7 @@ def kinds(model: str, sizes: Sizes) -> list[dict[str, Any]]:
                 }
             )
 
-        iv.read(net, pairs[:2])
+        iv.read(net, pairs)  # warm
         for case in cases:
             senders = case.senders(net)
             given = (case.receivers, case.component)
@@ -389,6 +389,8 @@ def kinds(model: str, sizes: Sizes) -> list[dict[str, Any]]:
                 flops,
                 len(senders),
             )
+        if model in RANDOM:
+            return rows
         pairs = prompts(net, "ioi", sizes.n_null)
         attend = torch.zeros(pairs.clean.shape).scatter(1, pairs.positions["S2"][:, None], 1.0)
         generator = rng(0, "bench")

@@ -424,8 +424,10 @@ def _run(
     tokens = getattr(pairs, which)[prompts]
     at = dest
     if which == "corrupted":
-        first = torch.minimum(_first_difference(pairs)[prompts], dest[:, 0])
-        at = _window(first, dest[:, -1])
+        differs = (pairs.clean[prompts] != tokens).int().argmax(-1)
+        n_at = int((dest[:, -1] - torch.minimum(differs, dest[:, 0])).max()) + 1
+        first = (dest[:, -1] - n_at + 1).clamp(min=0)  # as many positions in each prompt
+        at = first[:, None] + torch.arange(n_at, device=tokens.device)
     prompt = torch.arange(len(tokens), device=tokens.device)[:, None]
     index = dest - at[:, :1]
     run = Run(dest)
@@ -444,23 +446,18 @@ def _run(
     return run
 
 
-def _first_difference(pairs: PromptPairs) -> Int[Tensor, " prompt"]:
-    """The first position at which clean and corrupted prompts differ."""
-    return (pairs.clean != pairs.corrupted).int().argmax(-1)
-
-
 def _chunks(
-    pairs: PromptPairs, *firsts: Int[Tensor, " prompt"]
+    pairs: PromptPairs, first: Int[Tensor, " prompt"]
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
     """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
 
-    Prompts of one piece are computed again over windows of one length, from each of `firsts` to
-    END, so prompts as far from END go together: none is computed at more positions than it needs.
+    Prompts of one piece are computed again over windows of one length, from `first` to END, so
+    prompts as far from END go together: none is computed at more positions than it needs.
     """
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
-    windows = torch.stack([pairs.length - 1 - first for first in firsts], dim=-1)
-    for window in windows.unique(dim=0):
-        for prompts in (windows == window).all(-1).nonzero()[:, 0].split(size):
+    window = pairs.length - 1 - first
+    for n in window.unique().tolist():
+        for prompts in (window == n).nonzero()[:, 0].split(size):
             yield prompts, pairs[prompts]
 
 
@@ -664,7 +661,7 @@ def path_patch(
         every = _positions(pairs, position)
         real = every >= 0
         every = torch.where(real, every, every[:, :1])  # padding repeats the first member
-        for prompts, chunk in _chunks(pairs, every.min(-1).values, _first_difference(pairs)):
+        for prompts, chunk in _chunks(pairs, every.min(-1).values):
             prompt = torch.arange(len(chunk), device=chunk.clean.device)
             at = every[prompts][:, real[prompts].any(0)]
             dest = _window(at.min(-1).values, chunk.length - 1)
@@ -885,8 +882,7 @@ def read(
     order: list[Tensor] = []
     starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
     with torch.inference_mode():
-        firsts = [starts, *([_first_difference(pairs)] if needs_corrupted else [])]
-        for prompts, chunk in _chunks(pairs, *firsts):
+        for prompts, chunk in _chunks(pairs, starts):
             order.append(prompts)
             dest = _window(starts[prompts], chunk.length - 1)
             past = _past(net, pairs, prompts)
