@@ -124,7 +124,7 @@ rule html:
         pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
         config=["_config.yml", "_toc.yml"],
         code=[str(LIBRARY / name) for name in ("book.py", "book_gate.py", "performance.py")],
-        bench="benchmarks/bench.json",
+        bench=["benchmarks/bench.json"] if Path("book/performance.md").is_file() else [],
     output:
         "_build/html/index.html",
     params:
