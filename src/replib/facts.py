@@ -138,7 +138,7 @@ def relations() -> dict[str, list[Fact]]:
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Does one name hold the other as a part? One or two letters (a symbol) only as a whole word."""
+    """Does one name hold the other as a part? One or two letters (a symbol): as a whole word."""
     a, b = sorted((a.casefold(), b.casefold()), key=len)
     return bool(re.search(rf"\b{re.escape(a)}\b", b)) if len(a) <= 2 else a in b
 
@@ -176,7 +176,7 @@ def facts_from_file(path: str | Path) -> list[Fact]:
         if not isinstance(row, Mapping) or set(row) - {"relation"} != set(FILE_COLUMNS):
             got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise UsageError(
-                f"{where}: must have {', '.join(FILE_COLUMNS)} (and relation, if you like), not {got}"
+                f"{where}: must have {', '.join(FILE_COLUMNS)} (relation, if you like), not {got}"
             )
         for key, value in row.items():
             if not isinstance(value, str) or not value.strip():
@@ -226,7 +226,7 @@ def _rows(path: Path) -> list[object]:
     return rows
 
 
-# --- Which facts, which splits, which contrary answers -----------------------------------------------
+# --- Which facts, which splits, which contrary answers -------------------------------------------
 
 
 def readable(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Fact]:
@@ -244,12 +244,17 @@ def readable(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[
 def split_facts(
     facts: Sequence[Fact], fraction: float, seed: int
 ) -> tuple[list[Fact], list[Fact], int]:
-    """(selection, report, names shared by the two).
+    """(first part, second part, number of names that both have).
 
     Facts with a name in common (subject, answer, given foils) stay together, so that nothing is
     shared. Where that would leave the smaller part under half of what was asked for, as when
     everything hangs together, facts are split by subject alone, and the count says what is shared.
+
+    Raises:
+        UsageError: fewer than two facts.
     """
+    if len(facts) < 2:
+        raise UsageError(f"{len(facts)} facts cannot be split in two; give more")
     rng = random.Random(seed)
 
     def names(fact: Fact) -> set[str]:
@@ -359,6 +364,23 @@ def conflict_pairs(
     )
 
 
+def choose_template(seen: Mapping[str, tuple[int, float, float]]) -> str:
+    """Which template carries the head analysis: (known facts, memorised share, in-context share).
+
+    The first one (the paper's), if at least 20 facts are known in it and both shares are at least
+    10%; else, of those with at least 20 known facts, the one whose smaller share is largest, of
+    equals the one with most known facts; if none has 20, the one with most.
+    """
+    paper, *_ = seen
+    known, *both = seen[paper]
+    if known >= 20 and min(both) >= 0.1:
+        return paper
+    enough = {name: row for name, row in seen.items() if row[0] >= 20}
+    if not enough:
+        return max(seen, key=lambda name: seen[name][0])
+    return max(enough, key=lambda name: (min(enough[name][1:]), enough[name][0]))
+
+
 # --- Scoring --------------------------------------------------------------------------------------
 
 
@@ -382,7 +404,9 @@ def outcome(continuation: str, answer: str, foil: str | None = None) -> str:
 
 def settled(continuation: str, answer: str) -> bool:
     """Can more text not change the outcome any more?"""
-    return "Q:" in continuation or (continuation[-1:] in " .,\n" and _mentions(continuation, answer))
+    return "Q:" in continuation or (
+        continuation[-1:] in " .,\n" and _mentions(continuation, answer)
+    )
 
 
 def copying_conflicts(seed: int, n: int) -> list[Conflict]:

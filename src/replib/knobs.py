@@ -5,7 +5,7 @@ one forward pass from the head's layer on; greedy continuations are for the few 
 reported (`replib.generation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,30 +20,54 @@ from replib.prompts import PromptPairs
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Which candidate is the most probable next token; neither: another token is.
+    """What the next token says: which candidate it is, if any, and how probable each one is.
 
-    With the candidates of `facts.conflict_pairs`: `answer` is the memorised answer's first token,
-    `foil` the in-context one's. The first axis counts the edits.
+    With the candidates of `facts.conflict_pairs`, column 0 is the memorised answer's first token
+    and column 1 the in-context one's. The first axis counts the edits.
     """
 
-    answer: Bool[Tensor, "edit prompt"]
-    foil: Bool[Tensor, "edit prompt"]
+    top: Bool[Tensor, "edit prompt candidate"]  # is it the most probable of all tokens?
+    probability: Float[Tensor, "edit prompt candidate"]
 
     def share(self, wanted: str) -> Float[Tensor, " edit"]:
         """Share of prompts with the outcome `wanted`: memorised, in-context or other."""
-        if wanted not in (known := ("memorised", "in-context", "other")):
-            raise UsageError(f"outcome {wanted!r} is not known; choose one of: {', '.join(known)}")
-        other = ~(self.answer | self.foil)
-        mask = {"memorised": self.answer, "in-context": self.foil, "other": other}[wanted]
-        return mask.double().mean(-1)
+        if wanted == "other":
+            return (~self.top.any(-1)).double().mean(-1)
+        return self.top[..., _column(wanted)].double().mean(-1)
+
+    def mean_probability(self, wanted: str) -> Float[Tensor, " edit"]:
+        """Mean probability of the wanted candidate: smoother than a share, alpha is tuned on it."""
+        return self.probability[..., _column(wanted)].double().mean(-1)
+
+    def labels(self, edit: int = 0) -> list[str]:
+        """The outcome of each prompt as a word."""
+        return [
+            "memorised" if memorised else "in-context" if in_context else "other"
+            for memorised, in_context in self.top[edit].tolist()
+        ]
+
+
+def _column(wanted: str) -> int:
+    if wanted not in ("memorised", "in-context"):
+        raise UsageError(f"outcome {wanted!r}: choose memorised or in-context")
+    return ("memorised", "in-context").index(wanted)
 
 
 def first_token_outcomes(
     net: Network, pairs: PromptPairs, edits: Sequence[HeadEdit] = (HeadEdit(),)
 ) -> Outcomes:
     """Outcomes at END by the first token; the edits act at every position."""
-    top1 = read(net, pairs, edits, everywhere=True, full_vocabulary=True).top1
-    return Outcomes(answer=top1 == pairs.answer, foil=top1 == pairs.foil)
+    seen = read(net, pairs, edits, everywhere=True, full_vocabulary=True)
+    return Outcomes(
+        top=seen.top1[..., None] == seen.tokens,
+        probability=(seen.logits - seen.logsumexp[..., None]).exp(),
+    )
+
+
+def scale_heads(alphas: Mapping[Head, float]) -> HeadEdit:
+    """Several heads scaled at once, each by its own factor."""
+    factors = dict(alphas)
+    return HeadEdit(tuple(factors), "z", lambda old, site: factors[site.head] * old)
 
 
 def scaling_curves(
@@ -58,14 +82,42 @@ def scaling_curves(
         found = first_token_outcomes(net, pairs, edits)
         for i, head in enumerate(some):
             rows = slice(i * len(alphas), (i + 1) * len(alphas))
-            curves[head] = Outcomes(found.answer[rows], found.foil[rows])
+            curves[head] = Outcomes(found.top[rows], found.probability[rows])
     return curves
 
 
-def best_alpha(share: Float[Tensor, " alpha"], alphas: Sequence[float]) -> int:
-    """Index of the factor with the largest share of what is wanted; of equals, the nearest to 1."""
-    order = sorted(range(len(alphas)), key=lambda i: (-float(share[i]), abs(alphas[i] - 1)))
-    return order[0]
+def best_alpha(score: Float[Tensor, " alpha"], alphas: Sequence[float]) -> int:
+    """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
+    return min(range(len(alphas)), key=lambda i: (-float(score[i]), abs(alphas[i] - 1)))
+
+
+def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
+    """Up to `n` prompts, one a group, memorised and in-context in turn as long as there are both.
+
+    Yu et al. tune on as many prompts of either outcome (generate_heads.py of the released code);
+    where one is lacking, the other fills up, and "other" comes last.
+    """
+    queues = {
+        name: [i for i, label in enumerate(labels) if label == name]
+        for name in ("memorised", "in-context", "other")
+    }
+    taken: list[int] = []
+    seen: set[str] = set()
+
+    def take(name: str) -> bool:
+        while queues[name]:
+            i = queues[name].pop(0)
+            if groups[i] not in seen:
+                seen.add(groups[i])
+                taken.append(i)
+                return True
+        return False
+
+    while len(taken) < n:
+        got = [take(name) for name in ("memorised", "in-context") if len(taken) < n]
+        if not any(got) and not take("other"):
+            break
+    return taken
 
 
 def matched_heads(

@@ -28,15 +28,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.facts import TEMPLATES, relations, zipf
 from replib.planted import (
+    _BALLAST,
+    _LOGIT,
     D_MODEL,
     N_HEADS,
     N_LAYERS,
     N_POSITIONS,
-    _BALLAST,
     _codes,
-    _head,
     _Head,
-    _LOGIT,
+    _head,
     _noise_head,
     _set_head,
     _slots,
@@ -118,7 +118,8 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         embedding[asks] += slots["wants_answer"][:, 0] - slots["idle"][:, 0]
         for fact in known:
             embedding[token(fact.subject)] += (
-                memory[fact.subject] * slots["fact"] @ codes[fact.answer] + slots["is_subject"][:, 0]
+                memory[fact.subject] * slots["fact"] @ codes[fact.answer]
+                + slots["is_subject"][:, 0]
             )
         for answer in answers:
             embedding[token(answer)] += (

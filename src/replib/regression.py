@@ -47,7 +47,9 @@ def logistic(
         UsageError: not one or two kinds of clusters, or one outcome only.
     """
     if len(clusters) not in (1, 2) or y.all() or not y.any():
-        raise UsageError("logistic regression needs both outcomes, and one or two kinds of clusters")
+        raise UsageError(
+            "logistic regression needs both outcomes, and one or two kinds of clusters"
+        )
     design = np.column_stack([x, np.ones(len(x))])
     used = np.append(x.std(0) > 0, True)
     a = design[:, used]
