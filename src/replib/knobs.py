@@ -35,9 +35,11 @@ class Outcomes:
             return (~self.top.any(-1)).double().mean(-1)
         return self.top[..., _column(wanted)].double().mean(-1)
 
-    def mean_probability(self, wanted: str) -> Float[Tensor, " edit"]:
-        """Mean probability of the wanted candidate: smoother than a share, alpha is tuned on it."""
-        return self.probability[..., _column(wanted)].double().mean(-1)
+    def score(self, wanted: str) -> list[tuple[float, float]]:
+        """(share, mean probability) of the wanted outcome for each edit: alpha is tuned on the
+        share, and on the probability where shares are equal."""
+        probability = self.probability[..., _column(wanted)].double().mean(-1)
+        return list(zip(self.share(wanted).tolist(), probability.tolist(), strict=True))
 
     def labels(self, edit: int = 0) -> list[str]:
         """The outcome of each prompt as a word."""
@@ -86,9 +88,9 @@ def scaling_curves(
     return curves
 
 
-def best_alpha(score: Float[Tensor, " alpha"], alphas: Sequence[float]) -> int:
+def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) -> int:
     """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
-    return min(range(len(alphas)), key=lambda i: (-float(score[i]), abs(alphas[i] - 1)))
+    return max(range(len(alphas)), key=lambda i: (*score[i], -abs(alphas[i] - 1)))
 
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
