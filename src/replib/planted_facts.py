@@ -146,9 +146,9 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
 
 
 def _strengths(names: list[str], sign: float, generator: torch.Generator) -> dict[str, float]:
-    """1, give or take 0.2 by the name's frequency and 0.1 by chance; at least 0.6, at most 1.4."""
+    """1, give or take 0.3 by the name's frequency and 0.1 by chance; at least 0.6, at most 1.4."""
     frequency: Float[Tensor, " name"] = torch.tensor([zipf(name) for name in names])
     standard = (frequency - frequency.mean()) / frequency.std()
     chance = torch.randn(len(names), generator=generator)
-    strength = (1 + 0.2 * sign * standard + 0.1 * chance).clamp(0.6, 1.4)
+    strength = (1 + 0.3 * sign * standard + 0.1 * chance).clamp(0.6, 1.4)
     return dict(zip(names, strength.tolist(), strict=True))

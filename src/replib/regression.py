@@ -33,15 +33,18 @@ def logistic(
     x: Float[np.ndarray, "item term"],
     y: Bool[np.ndarray, " item"],
     clusters: Sequence[Sequence[str]],
-    steps: int = 50,
+    ridge: float = 0.1,
+    steps: int = 100,
 ) -> Logistic:
     """Logistic regression of `y` on `x` and an intercept, errors clustered by one or two entities.
 
     Newton's method; the covariance is the sandwich estimator with summed scores of each cluster.
     With two kinds of clusters (country, city) it is V_country + V_city − V_both (Cameron, Gelbach
     and Miller 2011), each with the usual factor G / (G − 1) for G clusters.
-    A column that does not vary gets coefficient 0 and variance 0. Where the two outcomes can be
-    separated perfectly no coefficients exist; they come out as NaN.
+    `ridge` · coefficient² / 2 is taken off the log likelihood for every term but the intercept:
+    hardly anything, but a term that decides a few observations alone keeps a finite coefficient.
+    A column that does not vary gets coefficient 0 and variance 0. Where the fit gets every single
+    observation right, nothing is known about errors: coefficients come out as NaN.
 
     Raises:
         UsageError: not one or two kinds of clusters, or one outcome only.
@@ -54,15 +57,16 @@ def logistic(
     used = np.append(x.std(0) > 0, True)
     a = design[:, used]
     beta = np.zeros(a.shape[1])
+    penalty = np.append(np.full(a.shape[1] - 1, ridge), 0.0)
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(a @ beta, -30, 30)))
-        bread = np.linalg.pinv((a * (p * (1 - p))[:, None]).T @ a)
-        change = bread @ (a.T @ (y - p))
+        bread = np.linalg.pinv((a * (p * (1 - p))[:, None]).T @ a + np.diag(penalty))
+        change = bread @ (a.T @ (y - p) - penalty * beta)
         beta = beta + change
         if np.abs(change).max() < 1e-8:
             break
     coefficient, covariance = np.zeros(len(used)), np.zeros((len(used), len(used)))
-    if np.abs(change).max() >= 1e-4 or np.abs(a @ beta).min() > 10:  # still growing: separated
+    if np.abs(y - p).max() < 0.5:
         return Logistic(np.full(len(used), np.nan), np.full(covariance.shape, np.nan))
     scores = a * (y - p)[:, None]
 
