@@ -91,6 +91,14 @@ def test_facts_from_packages(relations):
     assert {f.subject: f.answer for f in relations["currency"]}["Japan"] == "yen"
 
 
+def test_too_few_readable_facts():
+    tokenizer = tiny_model("gpt2").tokenizer
+    some = [Fact("capital", "France", "Paris"), Fact("capital", "Xqzzy", "Paris")]
+    assert facts.readable(tokenizer, some) == some[:1]
+    with pytest.raises(UsageError, match=r"1 of 2 facts .* 2 are needed"):
+        facts.readable(tokenizer, some, at_least=2)
+
+
 def test_frequent_words_have_higher_frequencies():
     assert facts.zipf("France") > facts.zipf("Bhutan") > facts.zipf("Xqzzyv") == 0
 

@@ -229,16 +229,26 @@ def _rows(path: Path) -> list[object]:
 # --- Which facts, which splits, which contrary answers -------------------------------------------
 
 
-def readable(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Fact]:
-    """The facts that the tokenizer can write without an unknown token."""
-    if tokenizer.unk_token_id is None:
-        return list(facts)
+def readable(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], at_least: int = 0
+) -> list[Fact]:
+    """The facts that the tokenizer can write without an unknown token.
+
+    Raises:
+        UsageError: fewer than `at_least`.
+    """
 
     def known(fact: Fact) -> bool:
         text = (OWN_TEMPLATE if fact.prompt else TEMPLATES[0]).conflict(fact, fact.answer)
         return tokenizer.unk_token_id not in tokenizer(text).input_ids
 
-    return [fact for fact in facts if known(fact)]
+    found = [f for f in facts if tokenizer.unk_token_id is None or known(f)]
+    if len(found) < at_least:
+        raise UsageError(
+            f"{len(found)} of {len(facts)} facts can be written with this model's tokenizer; "
+            f"{at_least} are needed"
+        )
+    return found
 
 
 def split_facts(
