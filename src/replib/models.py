@@ -1,7 +1,7 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` (weights
-set by hand), any Hugging Face id with a revision, any local folder. Weights are read from
+Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` and
+`planted-successor` (weights set by hand), any Hugging Face id with a revision, any local folder. Weights are read from
 safetensors or GGUF files only, and code that comes with a checkpoint is never run.
 """
 
@@ -58,7 +58,7 @@ class ModelInfo:
     """What was loaded, in the words that go into the record.
 
     `sha256` is that of the GGUF file for the embedded models, of the weight files for a local
-    folder or a hub id, and of the parameters' bytes for `tiny` and `planted-ioi`.
+    folder or a hub id, and of the parameters' bytes for those made in memory.
     """
 
     name: str
@@ -123,7 +123,8 @@ _SOURCES: dict[str, EmbeddedSource] = {
     ),
 }
 EMBEDDED = tuple(_SOURCES)
-KNOWN = (*EMBEDDED, "tiny", "planted-ioi")
+IN_MEMORY = ("tiny", "planted-ioi", "planted-successor")
+KNOWN = (*EMBEDDED, *IN_MEMORY)
 _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
 
 
@@ -178,6 +179,14 @@ def load_model(
             source="weights set by hand in replib.planted",
             note="A small transformer that does IOI by a circuit known in advance.",
         )
+    elif name == "planted-successor":
+        from replib.planted_successor import planted_successor
+
+        model, tokenizer = planted_successor()
+        where = _Where(
+            source="weights set by hand in replib.planted_successor",
+            note="A small transformer with a successor head and mod-10 features.",
+        )
     else:
         where = _locate(name, revision)
         model, tokenizer = _read_folder(name, where, DTYPES[dtype])
@@ -193,7 +202,7 @@ def prepare_model(name: str, *, revision: str | None = None) -> None:
 
     Raises UsageError as `load_model` does.
     """
-    if name not in ("tiny", "planted-ioi"):
+    if name not in IN_MEMORY:
         _locate(name, revision)
 
 
