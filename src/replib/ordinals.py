@@ -23,35 +23,36 @@ from replib.errors import UsageError
 from replib.prompts import PromptPairs
 
 ROMAN = "Roman numerals"  # kept apart: nothing is ever fitted or chosen on it
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 WORDS: Mapping[str, tuple[str, ...]] = {
     "numbers": tuple(map(str, range(1, 201))),
-    "number words": tuple(
+    "number words": _words(
         "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-        "sixteen seventeen eighteen nineteen twenty".split()
+        "sixteen seventeen eighteen nineteen twenty"
     ),
-    "ordinal words": tuple(
-        "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+    "ordinal words": _words("first second third fourth fifth sixth seventh eighth ninth tenth"),
+    "days": _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "months": _words(
+        "January February March April May June July August September October November December"
     ),
-    "days": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
-    "months": tuple(
-        "January February March April May June July August September October November "
-        "December".split()
-    ),
-    "day prefixes": tuple("Mon Tue Wed Thu Fri Sat Sun".split()),
-    "month prefixes": tuple("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()),
+    "day prefixes": _words("Mon Tue Wed Thu Fri Sat Sun"),
+    "month prefixes": _words("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"),
     "letters": tuple(string.ascii_uppercase),
-    ROMAN: tuple(
-        "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX".split()
-    ),
+    ROMAN: _words("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"),
 }
 WRAPS = ("days", "months")  # after Sunday comes Monday
 MIN_PAIRS = 3  # a class with fewer successions is left out
 # Things for numbered lists.
-ITEMS = tuple(
+ITEMS = _words(
     """
     apple bread butter cheese coffee milk rice salt sugar tea water wine book box chair clock door
     key lamp map paper pen ring table ball boat car drum flag horse bird cat dog fish tree rose
-    """.split()
+    """
 )
 
 
@@ -90,6 +91,9 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
 
     Without at least `MIN_PAIRS` successions a class is left out. Where a word falls out, the pair
     before and the pair after it go too.
+
+    Raises:
+        UsageError: if no class is left.
     """
     classes = {}
     for name, words in WORDS.items():
@@ -112,6 +116,8 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
                 torch.tensor(list(found)),
                 torch.tensor(pairs),
             )
+    if not classes.keys() - {ROMAN}:
+        raise UsageError("ordinal classes: this tokenizer writes none of them in single tokens")
     return classes
 
 
@@ -153,7 +159,7 @@ def list_pairs(
     shown: int = 3,
     most: int = 12,
 ) -> PromptPairs | None:
-    """" Monday, Tuesday, Wednesday," with answer " Thursday"; candidates are the whole class.
+    """ " Monday, Tuesday, Wednesday," with answer " Thursday"; candidates are the whole class.
 
     Corrupted: the same words in another order that ends in another word, so that a head which
     favours the whole class does there what it does here, and a head which continues the list does
@@ -204,7 +210,7 @@ def list_pairs(
 def numbered_pairs(
     tokenizer: PreTrainedTokenizerBase, n_prompts: int, generator: np.random.Generator
 ) -> PromptPairs | None:
-    """"2. milk\\n3. rice\\n4. tea\\n" with answer "5" (Gould et al., App. J, with our own words).
+    """ "2. milk\\n3. rice\\n4. tea\\n" with answer "5" (Gould et al., App. J, with our own words).
 
     Numbers stay below 10: one token in every tokenizer at hand. Corrupted: the three numbers in
     another order. None if the tokenizer cannot write such a list in single tokens.

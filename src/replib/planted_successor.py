@@ -50,6 +50,10 @@ _BALLAST = 12.0
 _LOGIT = 8.0
 _UP = 0.1  # the bias towards whatever comes later
 _NOISE = 0.2
+_COMMON = """
+    the of and to in a he that they was for his you with is not it said as on from be at them day
+    days year years or month which who were have will son sons people Lord God
+"""
 _PIECE = r" ?[A-Za-z]+| ?[0-9]+|[^A-Za-z0-9]"
 
 
@@ -132,12 +136,9 @@ def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
     for index in range(201):
         meaning[f"{index}"] = ("bare digits", index)
         meaning.setdefault(f" {index}", ("numbers", index))
-    common = """the of and to in a he that they was for his you I with is not it said as on from be
-    at them day days year years or month which who were have will son sons people Lord God""".split()
+    common = _COMMON.split()
     texts = [*meaning, *(f" {word}" for word in (*ITEMS, *common)), *",.\n ;:?!'\"", "<>"]
-    vocab = {
-        token: i for i, token in enumerate(dict.fromkeys(["<pad>", "<eos>", "<unk>", *texts]))
-    }
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(["<pad>", "<eos>", "<unk>", *texts]))}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
     tokenizer.decoder = decoders.Fuse()

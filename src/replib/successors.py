@@ -105,13 +105,21 @@ def _linear(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
 
 
 def ov_writes(
-    net: Network, layer: int, x: Float[Tensor, "*token d_model"], normed: bool = True
+    net: Network,
+    layer: int,
+    x: Float[Tensor, "*token d_model"],
+    normed: bool = True,
+    direction: bool = False,
 ) -> Float[Tensor, "*token head d_model"]:
-    """What each head of a layer would add, ready for the unembedding, if it attended to x alone."""
+    """What each head of a layer would add, ready for the unembedding, if it attended to x alone.
+
+    `direction`: x is not an input but a part of one, so that the norm in front is linear too.
+    """
     block = net.blocks[layer]
     with torch.no_grad():
-        u = block.ln1(x) if normed else x
-        v = block.heads_of(block.v(u) - block.v(torch.zeros_like(u[..., :1, :])))
+        if normed:
+            x = _linear(block.ln1, x) if direction else block.ln1(x)
+        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
         v = v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
         out = torch.einsum("...hd,hdm->...hm", v, block.W_O)
         if normed:
@@ -325,9 +333,7 @@ def _without(
 ) -> Float[Tensor, "row head d_model"]:
     """The final residual stream if a head had written its mean and nothing had reacted to it."""
     block = net.blocks[layer]
-    change = torch.einsum(
-        "rhd,hdm->rhm", mean_z[heads] - rows.z[layer][:, heads], block.W_O[heads]
-    )
+    change = torch.einsum("rhd,hdm->rhm", mean_z[heads] - rows.z[layer][:, heads], block.W_O[heads])
     if block.ln1_post is not None:  # Gemma: the heads' sum is normalised before it is added
         o_out = rows.o_out[layer][:, None]
         change = block.ln1_post(o_out + change) - block.ln1_post(o_out)
