@@ -45,7 +45,7 @@ class Split:
 def _cases(
     index: np.ndarray,
     domain: np.ndarray,
-    targets: Sequence[int],
+    targets: np.ndarray,
     given: np.ndarray,
     generator: np.random.Generator,
     per_target: int,
