@@ -48,7 +48,7 @@ _WIDTHS = {
 }
 _BALLAST = 12.0
 _LOGIT = 8.0
-_UP = 0.3  # the bias towards whatever comes later
+_UP = 0.4  # the bias towards whatever comes later
 _NOISE = 0.2
 _COMMON = """
     the of and to in a he that they was for his you with is not it said as on from be at them day
