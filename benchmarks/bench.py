@@ -253,10 +253,9 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
     with open_model(model) as net:
         pairs = equally_long(net, n_prompts)
         tl, heads = net.model, net.heads()
-        end = {"pairs": pairs}
 
         def metric(logits: torch.Tensor) -> torch.Tensor:
-            return reference.end_logit_diff(logits, end["pairs"]).mean()
+            return reference.end_logit_diff(logits, pairs).mean()
 
         def cache_of(tokens: torch.Tensor) -> Any:
             return tl.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))[1]
