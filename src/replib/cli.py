@@ -65,7 +65,7 @@ def _parser() -> _Parser:
     run = commands.add_parser("run", help="run a paper's notebook on a model", allow_abbrev=False)
     run.set_defaults(command=_run)
     run.add_argument("paper", metavar="PAPER", help="a name that `replib list` shows")
-    run.add_argument("--model", help="an embedded model, tiny, planted-ioi, a folder or a hub id")
+    run.add_argument("--model", help="an embedded model, tiny, planted-..., a folder or a hub id")
     run.add_argument("--profile", choices=PROFILES, default="laptop", help="default: laptop")
     run.add_argument(
         "-p",

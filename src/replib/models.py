@@ -1,8 +1,9 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` (weights
-set by hand), any Hugging Face id with a revision, any local folder. Weights are read from
-safetensors or GGUF files only, and code that comes with a checkpoint is never run.
+Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` and
+`planted-facts` (weights set by hand), any Hugging Face id with a revision, any local folder.
+Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is
+never run.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ModelInfo:
     """What was loaded, in the words that go into the record.
 
     `sha256` is that of the GGUF file for the embedded models, of the weight files for a local
-    folder or a hub id, and of the parameters' bytes for `tiny` and `planted-ioi`.
+    folder or a hub id, and of the parameters' bytes for `tiny` and the planted models.
     """
 
     name: str
@@ -123,7 +124,8 @@ _SOURCES: dict[str, EmbeddedSource] = {
     ),
 }
 EMBEDDED = tuple(_SOURCES)
-KNOWN = (*EMBEDDED, "tiny", "planted-ioi")
+MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts")
+KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
 
 
@@ -178,6 +180,14 @@ def load_model(
             source="weights set by hand in replib.planted",
             note="A small transformer that does IOI by a circuit known in advance.",
         )
+    elif name == "planted-facts":
+        from replib.planted_facts import planted_facts
+
+        model, tokenizer = planted_facts()
+        where = _Where(
+            source="weights set by hand in replib.planted_facts",
+            note="A small transformer that recalls facts with one head and copies with another.",
+        )
     else:
         where = _locate(name, revision)
         model, tokenizer = _read_folder(name, where, DTYPES[dtype])
@@ -193,7 +203,7 @@ def prepare_model(name: str, *, revision: str | None = None) -> None:
 
     Raises UsageError as `load_model` does.
     """
-    if name not in ("tiny", "planted-ioi"):
+    if name not in MADE_IN_MEMORY:
         _locate(name, revision)
 
 

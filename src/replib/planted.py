@@ -197,17 +197,17 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def _slots() -> dict[str, Float[Tensor, "d_model width"]]:
+def _slots(widths: Mapping[str, int] = _WIDTHS) -> dict[str, Float[Tensor, "d_model width"]]:
     """Orthonormal directions for every slot, all orthogonal to the all-ones vector.
 
     They are columns of the discrete cosine transform, whose first column, left out, is constant.
     """
     row, column = torch.arange(D_MODEL, dtype=torch.float64), torch.arange(1, D_MODEL)
     basis = (math.pi / D_MODEL * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / D_MODEL)
-    starts = [sum(list(_WIDTHS.values())[:i]) for i in range(len(_WIDTHS))]
+    starts = [sum(list(widths.values())[:i]) for i in range(len(widths))]
     return {
         slot: basis[:, start : start + width].float()
-        for (slot, width), start in zip(_WIDTHS.items(), starts, strict=True)
+        for (slot, width), start in zip(widths.items(), starts, strict=True)
     }
 
 

@@ -1005,14 +1005,16 @@ def colored_objects_from_file(
 _PIECE = r" ?[A-Za-z]+|[0-9]|[^A-Za-z0-9]"
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer(more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer in which every word of the tasks above is one token, with its leading space.
 
+    So is every word of the texts `more`, if there are any.
     Digits, punctuation and the newline are tokens of their own; any other text is <unk>. It adds
     no BOS token. `decode(ids) == text` for every prompt of the tasks.
     """
     fields = (*NAMES, *PLACES, *OBJECTS, *COLORED_OBJECTS, *COLORS, *NOUNS, *SURFACES, *STARTERS)
     texts = [f" {word}" for words in (*CAPITALS.items(), fields) for word in words]
+    texts += more
     texts += [f" {color.title()}" for color in COLORS]
     texts += [_ask("table", "there is", [("orange", "pen"), ("red", "cup"), ("red", "mug")], 0)]
     for template in (*IOI_TEMPLATES, *CAPITAL_TEMPLATES, GREATER_THAN_TEMPLATE):

@@ -1,0 +1,365 @@
+"""Facts, their scoring, generation with scaled heads, knobs and regression, by worked examples."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from replib import facts, knobs
+from replib.errors import UsageError
+from replib.facts import TEMPLATES, Conflict, Fact, outcome
+from replib.generation import continuations, scaled_heads, text_loss
+from replib.interventions import Network, read, scale_head
+from replib.models import ARCHITECTURES, load_model, tiny_model
+from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
+from replib.regression import logistic, standardised
+
+PROMPTS = [
+    "The capital of France is the city of",
+    "Q: What is the capital of Spain?\nA:",
+    "The capital city of Peru is called",
+    "When Mary and John arrived at the park, John handed the lemon to",
+] * 2
+
+
+# --- scoring and templates ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Paris.", "memorised"),
+        (" Lima, not Paris.", "memorised"),  # memorised wins ties
+        (" Lima.\nQ: What is the capital of Peru?\nA: Paris", "in-context"),  # up to the next Q:
+        (" Parisian life", "other"),  # whole words only
+        ("", "other"),
+    ],
+)
+def test_outcome(text, expected):
+    assert outcome(text, "Paris", "Lima") == expected
+
+
+def test_a_symbol_keeps_its_case():
+    assert outcome(" as iron", "As") == "other"
+    assert outcome(" As.", "As") == "memorised"
+
+
+def test_settled_text_cannot_change_its_outcome():
+    assert facts.settled(" Paris.", "Paris") and facts.settled(" Lima\nQ:", "Paris")
+    assert not facts.settled(" Lima.", "Paris")  # Paris may still come
+    assert not facts.settled(" Niger", "Niger")  # may become Nigeria
+
+
+def test_the_paper_s_prompt_letter_by_letter():
+    fact = Fact("capital", "France", "Paris")
+    text = "The capital of France is Lima.\nQ: What is the capital of France?\nA:"
+    assert TEMPLATES[0].conflict(fact, "Lima") == text
+    assert TEMPLATES[0].alone(fact) == "Q: What is the capital of France?\nA:"
+    peru = Fact("currency", "Peru", "sol", lead="the")
+    assert TEMPLATES[1].conflict(peru, "yen") == (
+        "The currency of Peru is the yen. The currency of Peru is the"
+    )
+
+
+def test_template_choice():
+    rows = {"paper": (30, 0.1, 0.2), "b": (30, 0.4, 0.4), "c": (90, 0.0, 1.0)}
+    assert facts.choose_template(rows) == "paper"
+    assert facts.choose_template(rows | {"paper": (19, 0.5, 0.5)}) == "b"
+    assert facts.choose_template(rows | {"paper": (30, 0.0, 1.0), "b": (40, 0.0, 1.0)}) == "c"
+    assert facts.choose_template({"paper": (0, 0.0, 0.0), "b": (3, 0.0, 0.0)}) == "b"
+
+
+# --- facts, splits, foils -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def relations():
+    return facts.relations()
+
+
+def test_facts_from_packages(relations):
+    capitals = {f.subject: f.answer for f in relations["capital"]}
+    assert capitals["France"] == "Paris" and len(capitals) > 200
+    assert "Mexico" not in capitals and "Vatican" not in capitals  # the answer holds the subject
+    assert len(set(capitals.values())) == len(capitals)
+    symbols = {f.subject: f.answer for f in relations["chemical symbol"]}
+    assert symbols["iron"] == "Fe" and "neutron" not in symbols
+    languages = {f.subject: f.answer for f in relations["official language"]}
+    assert languages["Brazil"] == "Portuguese" and "Switzerland" not in languages
+    assert {f.subject: f.answer for f in relations["currency"]}["Japan"] == "yen"
+
+
+def test_too_few_readable_facts():
+    tokenizer = tiny_model("gpt2").tokenizer
+    some = [Fact("capital", "France", "Paris"), Fact("capital", "Xqzzy", "Paris")]
+    assert facts.readable(tokenizer, some) == some[:1]
+    with pytest.raises(UsageError, match=r"1 of 2 facts .* 2 are needed"):
+        facts.readable(tokenizer, some, at_least=2)
+
+
+def test_frequent_words_have_higher_frequencies():
+    assert facts.zipf("France") > facts.zipf("Bhutan") > facts.zipf("Xqzzyv") == 0
+
+
+def test_splits_share_no_name(relations):
+    first, second, shared = facts.split_facts(relations["capital"], 0.4, seed=1)
+    assert shared == 0 and not set(first) & set(second)
+    assert len(first) == round(0.4 * (len(first) + len(second)))
+
+
+def test_own_facts_that_hang_together_stay_together_if_possible():
+    chain = [Fact("r", f"s{i}", f"a{i}", foils=(f"a{i + 1 - 2 * (i % 2)}",)) for i in range(8)]
+    first, second, shared = facts.split_facts(chain, 0.5, seed=0)  # pairs: 0-1, 2-3, ...
+    assert shared == 0 and len(first) == len(second) == 4
+    star = [Fact("r", f"s{i}", f"a{i}", foils=("same",)) for i in range(8)]
+    first, second, shared = facts.split_facts(star, 0.5, seed=0)
+    assert shared == 1 and len(first) == len(second) == 4
+    with pytest.raises(UsageError, match="1 facts cannot be split"):
+        facts.split_facts(star[:1], 0.5, seed=0)
+
+
+def test_foils_do_not_collide():
+    model = load_model("planted-facts")
+    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:40]
+    conflicts = facts.draw_foils(model.tokenizer, some, 2, seed=0)
+    assert len(conflicts) == 80
+    for c in conflicts:
+        assert facts.first_token(model.tokenizer, c.foil) != facts.first_token(
+            model.tokenizer, c.fact.answer
+        )
+    assert max(np.unique([c.foil for c in conflicts], return_counts=True)[1]) <= 4
+    pairs = facts.conflict_pairs(model.tokenizer, conflicts, TEMPLATES[0])
+    row = torch.arange(len(pairs))
+    assert torch.equal(pairs.clean[row, pairs.positions["in_context"]], pairs.foil)
+
+
+# --- a reader's file ------------------------------------------------------------------------------
+
+GOOD = {"subject": "France", "prompt": "{subject} is ruled from", "answer": "Paris", "foil": "Rome"}
+
+
+def write(path, rows):
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["f.json", "f.csv"])
+def test_own_facts(tmp_path, name):
+    rows = [GOOD, GOOD | {"subject": "Peru", "answer": "Lima", "prompt": "Peru is ruled from"}]
+    fact, other = facts.facts_from_file(write(tmp_path / name, rows))
+    assert other.prompt == "Peru is ruled from"
+    assert facts.OWN_TEMPLATE.conflict(fact, fact.foils[0]) == (
+        "France is ruled from Rome.\nFrance is ruled from"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"answer": ""}, "answer must be text"),
+        ({"foil": 3}, "foil must be text"),
+        ({"prompt": "The capital is"}, "neither"),
+        ({"prompt": "{subject} and {city} is"}, "brace"),
+        ({"prompt": "Paris in {subject} is"}, "already says the answer 'Paris'"),
+        ({"foil": "Paris"}, "cannot be told apart"),
+        ({"note": "x"}, "must have subject, prompt, answer, foil"),
+        ({}, "repeats an earlier row"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, change, reason):
+    path = write(tmp_path / "bad.json", [GOOD, GOOD | change])
+    with pytest.raises(UsageError, match=rf"bad\.json row 2: .*{reason}") as error:
+        facts.facts_from_file(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("f.txt", "x"), ("f.json", "{"), ("f.json", "[]"), ("f.csv", "subject\n")]
+)
+def test_bad_files(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=name):
+        facts.facts_from_file(tmp_path / name)
+    with pytest.raises(UsageError, match=r"missing\.csv"):
+        facts.facts_from_file(tmp_path / "missing.csv")
+
+
+# --- generation with scaled heads -----------------------------------------------------------------
+
+
+def slow_continuation(model, prompt, n_new, heads, stop):
+    """Token by token, whole forward passes, z scaled by the bridge's own hook."""
+    ids = model.tokenizer(prompt).input_ids
+    start, text = len(ids), ""
+
+    def scale(head, alpha):
+        def hook(z, hook):
+            z = z.clone()
+            z[:, :, head] *= alpha
+            return z
+
+        return hook
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", scale(h, a)) for (layer, h), a in heads.items()]
+    for _ in range(n_new):
+        logits = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks)
+        token = int(logits[0, -1].argmax())
+        if token == model.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+        text = model.tokenizer.decode(ids[start:])
+        if stop(text):
+            break
+    return text
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_continuations_are_those_of_whole_forward_passes(arch):
+    model = tiny_model(arch)
+    before = {k: v.clone() for k, v in model.original_model.state_dict().items()}
+    heads = {(1, 2): -3.0, (3, 0): 4.0}
+    fast = continuations(model, PROMPTS, 6, heads, lambda i, text: i == 1 and len(text) > 12)
+    for i, prompt in enumerate(PROMPTS):
+        stop = (lambda text: len(text) > 12) if i == 1 else (lambda text: False)
+        assert fast[i] == slow_continuation(model, prompt, 6, heads, stop)
+    assert fast != continuations(model, PROMPTS, 6)
+    after = model.original_model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert not model.blocks[1].attn.o.original_component._forward_pre_hooks
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_only_the_scaled_query_head_changes(arch):
+    """Under grouped-query attention heads 2 and 3 share a value vector; 3 must not feel it."""
+    model = tiny_model(arch)
+    tokens = torch.tensor([model.tokenizer(PROMPTS[0]).input_ids])
+    seen = []
+    module = model.blocks[1].attn.o.original_component
+    watch = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    with torch.inference_mode():
+        model.original_model(tokens)
+        watch.remove()
+        with scaled_heads(model, {(1, 2): -3.0}):
+            watch = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+            model.original_model(tokens)
+            watch.remove()
+    plain, scaled = (z.unflatten(-1, (4, -1)) for z in seen)
+    torch.testing.assert_close(scaled[:, :, 2], -3.0 * plain[:, :, 2])
+    assert torch.equal(scaled[:, :, [0, 1, 3]], plain[:, :, [0, 1, 3]])
+
+
+def test_scaling_proves_that_it_happened():
+    model = tiny_model("llama")
+    with pytest.raises(RuntimeError, match="no forward pass"), scaled_heads(model, {(1, 0): 2.0}):
+        pass
+    with pytest.raises(UsageError, match="no head L9H0"), scaled_heads(model, {(9, 0): 2.0}):
+        pass
+    assert torch.equal(text_loss(model), text_loss(model, scales={(1, 0): 1.0}))
+    assert not torch.equal(text_loss(model), text_loss(model, scales={(1, 0): -2.0}))
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_first_token_of_a_continuation_is_what_is_read(arch):
+    model = tiny_model(arch)
+    net = Network(model)
+    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:12]
+    conflicts = facts.draw_foils(model.tokenizer, some, 1, seed=0)
+    pairs = facts.conflict_pairs(model.tokenizer, conflicts, TEMPLATES[0])
+    edit = [scale_head((1, 2), -3.0)]
+    top1 = read(net, pairs, edit, everywhere=True, full_vocabulary=True).top1[0]
+    said = continuations(model, pairs.text, 1, {(1, 2): -3.0})
+    assert said == [model.tokenizer.decode([int(token)]) for token in top1]
+
+
+# --- knobs ----------------------------------------------------------------------------------------
+
+
+def test_outcomes_and_the_best_factor():
+    top = torch.tensor([[[True, False], [False, True]], [[False, True], [False, False]]])
+    found = knobs.Outcomes(top, torch.tensor([[[0.9, 0.0], [0.2, 0.6]], [[0.1, 0.5], [0.1, 0.3]]]))
+    assert found.share("memorised").tolist() == [0.5, 0.0]
+    assert found.share("other").tolist() == [0.0, 0.5]
+    assert found.labels(1) == ["in-context", "other"]
+    assert found.score("in-context")[1] == pytest.approx((0.5, 0.4))
+    with pytest.raises(UsageError, match="choose memorised or in-context"):
+        found.share("right")
+    assert knobs.best_alpha([(0.5, 0.1), (0.5, 0.3), (0.4, 0.9)], [-2.0, 0.0, 3.0]) == 1
+    assert knobs.best_alpha([(0.5, 0.1), (0.5, 0.1)], [-2.0, 1.0]) == 1  # nearest to no change
+
+
+def test_tuning_prompts_are_balanced_and_of_different_subjects():
+    labels = ["memorised", "memorised", "memorised", "in-context", "other", "in-context"]
+    assert knobs.tuning_rows(labels, list("aabcdb"), 4) == [0, 3, 2, 4]
+    assert knobs.tuning_rows(["memorised"] * 3, list("abc"), 2) == [0, 1]
+
+
+def test_random_heads_are_of_the_nearest_layers():
+    net = Network(tiny_model("gpt2"))
+    heads = knobs.matched_heads(net, (2, 1), 6, {(2, 0)}, np.random.default_rng(0))
+    assert {(2, 2), (2, 3)} < set(heads) and len(set(heads)) == 6
+    assert {layer for layer, _ in heads} <= {1, 2, 3}
+    assert (2, 1) not in heads and (2, 0) not in heads
+
+
+def test_means_per_group():
+    values = torch.tensor([[1.0, 3.0, 10.0]])
+    assert knobs.per_group(values, ["b", "b", "a"]).tolist() == [[2.0, 10.0]]
+
+
+def test_two_planted_heads_scaled_at_once():
+    model = load_model("planted-facts")
+    net = Network(model)
+    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:30]
+    pairs = facts.conflict_pairs(
+        model.tokenizer, facts.draw_foils(model.tokenizer, some, 1, 0), TEMPLATES[0]
+    )
+    plans = [{MEMORY_HEAD: 0.0, CONTEXT_HEAD: 0.0}, {MEMORY_HEAD: 0.0, CONTEXT_HEAD: 1.0}]
+    found = knobs.first_token_outcomes(net, pairs, [knobs.scale_heads(p) for p in plans])
+    assert found.share("other")[0] > 0.9 and found.share("in-context")[1] > 0.9
+
+
+# --- regression -----------------------------------------------------------------------------------
+
+
+def test_logistic_regression_finds_the_coefficients_and_widens_for_clusters():
+    generator = np.random.default_rng(0)
+    x = standardised(generator.normal(size=(4000, 2)))
+    y = generator.random(4000) < 1 / (1 + np.exp(-(1.0 * x[:, 0] - 0.5 * x[:, 1] + 0.3)))
+    alone = [str(i) for i in range(4000)]
+    fit = logistic(x, y, [alone])
+    assert fit.coefficient == pytest.approx([1.0, -0.5, 0.3], abs=0.15)
+    low, high = fit.interval(0)
+    assert 0.1 < high - low < 0.25
+    # every observation ten times over, as clusters: the same interval as without the copies
+    copies = np.repeat(np.arange(400), 10)
+    of_copies = logistic(x[copies], y[copies], [[str(i) for i in copies]])
+    once = logistic(x[:400], y[:400], [alone[:400]], ridge=0.01)
+    assert of_copies.interval(0) == pytest.approx(once.interval(0), rel=0.02)
+    # two kinds of clusters that are the same are one
+    twice = logistic(x, y, [alone, alone])
+    assert twice.interval(0) == pytest.approx(fit.interval(0), rel=1e-6)
+
+
+def test_logistic_regression_at_its_edges():
+    x = np.column_stack([np.linspace(-1, 1, 20), np.ones(20)])
+    names = [str(i) for i in range(20)]
+    separated = logistic(100 * x, x[:, 0] > 0, [names])
+    assert np.isnan(separated.coefficient).all()
+    mixed = logistic(x, np.arange(20) % 3 == 0, [names])
+    assert mixed.coefficient[1] == 0 and mixed.interval(1) == (0.0, 0.0)
+    with pytest.raises(UsageError, match="both outcomes"):
+        logistic(x, np.ones(20, dtype=bool), [names])
+
+
+def test_copying_statements_are_not_facts():
+    some = facts.copying_conflicts(seed=0, n=5)
+    assert len({c.fact.subject for c in some}) == 5
+    assert all(isinstance(c, Conflict) and c.foil != c.fact.answer for c in some)
