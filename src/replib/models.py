@@ -1,7 +1,8 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
 Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` and
-`planted-facts` (weights set by hand), any Hugging Face id with a revision, any local folder.
+`planted-facts` and `planted-successor` (weights set by hand), any Hugging Face id with a
+revision, any local folder.
 Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is
 never run.
 """
@@ -124,7 +125,7 @@ _SOURCES: dict[str, EmbeddedSource] = {
     ),
 }
 EMBEDDED = tuple(_SOURCES)
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts")
+MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-successor")
 KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
 
@@ -187,6 +188,14 @@ def load_model(
         where = _Where(
             source="weights set by hand in replib.planted_facts",
             note="A small transformer that recalls facts with one head and copies with another.",
+        )
+    elif name == "planted-successor":
+        from replib.planted_successor import planted_successor
+
+        model, tokenizer = planted_successor()
+        where = _Where(
+            source="weights set by hand in replib.planted_successor",
+            note="A small transformer with a successor head and mod-10 features.",
         )
     else:
         where = _locate(name, revision)

@@ -60,7 +60,7 @@ PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 TIME_LIMIT_S = 3600.0
 # Models that need no look at the disk or the hub before a run; see replib.models for the others.
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts")
+MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-successor")
 PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "scipy", "papermill")
 SAMPLE_S = 0.1
 

@@ -1,0 +1,258 @@
+"""A transformer with a successor head, a category booster and mod-10 features, set by hand.
+
+`planted_successor` builds a GPT-2 (3 layers of 4 heads) whose residual stream is a row of named
+slots, as in `replib.planted`. The embedding says of every ordinal token its residue (index modulo
+10), the decade of its successor, and its class. MLP0 copies these three into slots of their own,
+`f_residue`, `f_decade` and `f_class`, two neurons for each residue: so its neurons are periodic
+over the numbers with period 10, and its output is index and class side by side. Then:
+
+- the *successor head* L1H2 looks at the ordinal token just before, or at the one three places back
+  (the number of the line, in a numbered list), turns its residue by one and copies the rest to
+  what is said; with a small preference for whatever comes later (a greater-than bias);
+- the *category booster* L2H1 looks at the same token and favours its whole class: it helps every
+  list, and knows no successor. A method that takes it for a successor head is wrong.
+
+The head cannot wrap: what comes after Sunday or December it does not know. Roman numerals have
+features too, but " I", " V" and " X" are letters here, as each token has one meaning only. All
+other heads are small noise, and the MLPs of later layers write nothing. Nothing is trained.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replib.ordinals import ITEMS, WORDS
+
+N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 3, 4, 84, 256
+D_MODEL = N_HEADS * D_HEAD
+PLANTED_SUCCESSOR = (1, 2)
+PLANTED_BOOSTER = (2, 1)
+
+_CLASSES = ("bare digits", *WORDS)  # numbers without a leading space count as a class of their own
+_N = {"residue": 10, "decade": 21, "class": len(_CLASSES)}
+_STRENGTH = {"residue": 1.0, "decade": 0.6, "class": 0.6}  # in the output of MLP0
+_WIDTHS = {
+    **{slot: width for slot, width in _N.items()},  # filled by the embedding
+    **{f"f_{slot}": width for slot, width in _N.items()},  # by MLP0
+    **{f"o_{slot}": width for slot, width in _N.items()},  # by the heads: what to say
+    "word": 24,
+    "position": 40,
+    "is_ordinal": 1,
+    "is_first": 1,
+    "ballast": 1,
+}
+_BALLAST = 12.0
+_LOGIT = 8.0
+_UP = 0.4  # the bias towards whatever comes later
+_NOISE = 0.2
+_COMMON = """
+    the of and to in a he that they was for his you with is not it said as on from be at them day
+    days year years or month which who were have will son sons people Lord God
+"""
+_PIECE = r" ?[A-Za-z]+| ?[0-9]+|[^A-Za-z0-9]"
+
+
+def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The model described above and its tokenizer, the same at every call."""
+    tokenizer, meaning = _tokenizer()
+    model = blank_model(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    slots = _slots()
+    scale = math.sqrt((_BALLAST**2 + 6) / D_MODEL)  # what LayerNorm divides by, times nothing else
+
+    with torch.no_grad():
+        for parameter in model.transformer.h.parameters():
+            if parameter.ndim > 1:
+                parameter.zero_()
+        words = torch.randn(len(tokenizer), _WIDTHS["word"], generator=generator)
+        embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
+        unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
+        for token, (name, index) in meaning.items():
+            embedding[token] += slots["residue"][:, index % 10]
+            embedding[token] += slots["decade"][:, (index + 1) // 10]
+            embedding[token] += slots["class"][:, _CLASSES.index(name)]
+            embedding[token] += slots["is_ordinal"][:, 0]
+            said = slots["o_residue"][:, index % 10] + slots["o_decade"][:, index // 10]
+            said = said + slots["o_class"][:, _CLASSES.index(name)]
+            unembedding[token] += _LOGIT * scale * said
+        model.transformer.wte.weight.copy_(embedding + _BALLAST * slots["ballast"][:, 0])
+        model.lm_head.weight.copy_(unembedding)
+        codes, back = _positions()
+        model.transformer.wpe.weight.copy_(codes @ slots["position"].T)
+        model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
+
+        _set_mlp(model, slots, scale)
+        for layer in range(N_LAYERS):
+            for head in range(N_HEADS):
+                if (layer, head) in (PLANTED_SUCCESSOR, PLANTED_BOOSTER):
+                    moves = _successor() if (layer, head) == PLANTED_SUCCESSOR else _booster()
+                    parts = (*_looks_back(slots, back, scale), *_moves(slots, moves, scale))
+                else:
+                    parts = _noise_head(generator)
+                _set_head(model, layer, head, *parts)
+    return model, tokenizer
+
+
+def random_successor(seed: int) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The same shape and tokenizer with random weights: nothing can be found in it."""
+    tokenizer, _ = _tokenizer()
+    model = blank_model(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
+    return model, tokenizer
+
+
+def blank_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=N_POSITIONS,
+        n_embd=D_MODEL,
+        n_layer=N_LAYERS,
+        n_head=N_HEADS,
+        n_inner=2 * _N["residue"] + _N["decade"] + _N["class"],
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
+        return GPT2LMHeadModel(config).eval()
+
+
+def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
+    """A tokenizer with every ordinal token, and what each means: token -> (class, index)."""
+    meaning: dict[str, tuple[str, int]] = {}
+    for name, words in WORDS.items():
+        for index, word in enumerate(words, 1):
+            meaning.setdefault(f" {word}", (name, index))  # the first class that has it
+    for index in range(201):
+        meaning[f"{index}"] = ("bare digits", index)
+        meaning.setdefault(f" {index}", ("numbers", index))
+    common = _COMMON.split()
+    texts = [*meaning, *(f" {word}" for word in (*ITEMS, *common)), *",.\n ;:?!'\"", "<>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(["<pad>", "<eos>", "<unk>", *texts]))}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+    return wrapped, {vocab[text]: what for text, what in meaning.items()}
+
+
+def _slots() -> dict[str, Float[Tensor, "d_model width"]]:
+    """Orthonormal directions for every slot, all orthogonal to the all-ones vector (cosines)."""
+    row, column = torch.arange(D_MODEL, dtype=torch.float64), torch.arange(1, D_MODEL)
+    basis = (math.pi / D_MODEL * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / D_MODEL)
+    out, at = {}, 0
+    for slot, width in _WIDTHS.items():
+        out[slot] = basis[:, at : at + width].float()
+        at += width
+    return out
+
+
+def _positions() -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
+    """Unit position codes and the matrix that steps one position back (see `replib.planted`)."""
+    n = _WIDTHS["position"] // 2
+    frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
+    angle = torch.arange(N_POSITIONS)[:, None] * frequency
+    codes = torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(n)
+    cos, sin = frequency.cos().diag(), frequency.sin().diag()
+    back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+    return codes.float(), back.float()
+
+
+def _set_mlp(model: GPT2LMHeadModel, slots: dict[str, Tensor], scale: float) -> None:
+    """MLP0: a neuron for each unit of the three slots (two for each residue) copies it."""
+    mlp, at = model.transformer.h[0].mlp, 0
+    for slot, copies in (("residue", 2), ("decade", 1), ("class", 1)):
+        for unit in range(_N[slot]):
+            for _ in range(copies):
+                mlp.c_fc.weight[:, at] = 8 * scale * slots[slot][:, unit]
+                mlp.c_fc.bias[at] = -4.0  # 4 where the unit is on, −4 where it is off
+                strength = _STRENGTH[slot] / (4 * copies)
+                mlp.c_proj.weight[at] = strength * slots[f"f_{slot}"][:, unit]
+                at += 1
+    for bias in (mlp.c_proj.bias, *(b.mlp.c_fc.bias for b in model.transformer.h[1:])):
+        bias.zero_()
+
+
+def _successor() -> dict[str, Float[Tensor, "width width"]]:
+    """How the head maps what it reads to what it says: [from, to] for each slot."""
+    residue = torch.eye(10).roll(1, dims=1) + _UP * torch.ones(10, 10).triu(2)
+    decade = torch.eye(_N["decade"]) + _UP * torch.ones(_N["decade"], _N["decade"]).triu(1)
+    return {"residue": residue, "decade": decade, "class": torch.eye(_N["class"])}
+
+
+def _booster() -> dict[str, Float[Tensor, "width width"]]:
+    return {"class": torch.eye(_N["class"])}
+
+
+def _looks_back(
+    slots: dict[str, Tensor], back: Float[Tensor, "width width"], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W_Q, W_K [d_model, d_head] and b_Q: the place before, or three back, if ordinal."""
+    w_q, w_k = torch.zeros(2, D_MODEL, D_HEAD)
+    b_q = torch.zeros(D_HEAD)
+    gain = math.sqrt(D_HEAD)  # attention divides by it
+    width, at = _WIDTHS["position"], 0
+    for step, weight in ((back, 36.0), (back @ back @ back, 30.0)):
+        w_q[:, at : at + width] = gain * weight * scale * slots["position"] @ step
+        w_k[:, at : at + width] = scale * slots["position"]
+        at += width
+    for key, weight in (("is_ordinal", 20.0), ("is_first", 26.0)):
+        b_q[at] = gain * weight
+        w_k[:, at] = scale * slots[key][:, 0]
+        at += 1
+    return w_q, w_k, b_q
+
+
+def _moves(
+    slots: dict[str, Tensor], moves: dict[str, Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """W_V [d_model, d_head] and W_O [d_head, d_model]."""
+    w_v, w_o, at = torch.zeros(D_MODEL, D_HEAD), torch.zeros(D_HEAD, D_MODEL), 0
+    for slot, matrix in moves.items():
+        own = slice(at, at + len(matrix))
+        w_v[:, own] = scale * slots[f"f_{slot}"]
+        w_o[own] = matrix @ slots[f"o_{slot}"].T
+        at += len(matrix)
+    return w_v, w_o
+
+
+def _noise_head(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Random weights: scores of about 1, output of about `_NOISE` in length."""
+    w_q, w_k, w_v = torch.randn(3, D_MODEL, D_HEAD, generator=generator) / math.sqrt(D_MODEL)
+    w_o = torch.randn(D_HEAD, D_MODEL, generator=generator) * _NOISE / math.sqrt(D_HEAD * D_MODEL)
+    return w_q, w_k, torch.zeros(D_HEAD), w_v, w_o
+
+
+def _set_head(
+    model: GPT2LMHeadModel,
+    layer: int,
+    head: int,
+    w_q: Tensor,
+    w_k: Tensor,
+    b_q: Tensor,
+    w_v: Tensor,
+    w_o: Tensor,
+) -> None:
+    """Put a head's matrices where GPT-2 keeps them: [query | key | value], heads side by side."""
+    attention = model.transformer.h[layer].attn
+    own = slice(head * D_HEAD, (head + 1) * D_HEAD)
+    for i, matrix in enumerate((w_q, w_k, w_v)):
+        attention.c_attn.weight[:, i * D_MODEL :][:, own] = matrix
+    attention.c_attn.bias[own] = b_q
+    attention.c_proj.weight[own] = w_o
