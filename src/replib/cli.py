@@ -27,6 +27,7 @@ from replib.runner import (
     plan,
     prepare,
 )
+from replib.sources import EMBEDDED, available_embedded
 
 OUT = Path("build/runs")
 
@@ -145,8 +146,6 @@ def _list(options: argparse.Namespace) -> int:
         for name, profile in chapter.profiles.items():
             default = "  (default)" if name == "laptop" else ""
             print(f"  {name:<7} {', '.join(profile.models)}{default}", flush=True)
-    from replib.models import EMBEDDED, available_embedded  # after the rest: it takes seconds
-
     installed = available_embedded()
     states = (f"{name} ({'' if name in installed else 'not '}installed)" for name in EMBEDDED)
     print(f"embedded models: {', '.join(states)}")
