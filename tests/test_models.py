@@ -32,7 +32,7 @@ from replib.models import (
     tiny_model,
 )
 from replib.prompts import word_tokenizer
-from replib.sources import EMBEDDED, KNOWN, SOURCES, EmbeddedSource, available_embedded
+from replib.sources import EMBEDDED, KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -446,8 +446,10 @@ def test_an_embedded_model_is_dequantised_once(
 
 
 def test_a_damaged_cache_folder_is_made_again(
-    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture
+    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
+    assert not is_ready("toy")
     prepare_model("toy")
     good = {k: v.clone() for k, v in load_file(toy_folder() / "model.safetensors").items()}
     weights, manifest = toy_folder() / "model.safetensors", toy_folder() / "manifest.json"
@@ -472,7 +474,9 @@ def test_a_damaged_cache_folder_is_made_again(
     for words, damage in damages.items():
         caplog.clear()
         damage()
+        assert not is_ready("toy")
         prepare_model("toy")
+        assert is_ready("toy")
         said = [r.getMessage() for r in caplog.records if "again" in r.getMessage()]
         assert len(said) == 1 and words in said[0]
         again = load_file(weights)
@@ -499,7 +503,7 @@ def test_an_interrupted_first_load_leaves_no_folder_that_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_write_manifest", power_cut)
+        patch.setattr(models, "write_manifest", power_cut)
         with pytest.raises(KeyboardInterrupt):
             prepare_model("toy")
     assert not list(sources.cache_folder().glob("toy-*"))
