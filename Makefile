@@ -24,7 +24,7 @@ help:
 	@echo "make test    run the tests; ARGS=... is passed on to pytest"
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
-	@echo "make bench   time path patching against its peers (about 11 minutes) and rewrite"
+	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
 	@echo "make clean   remove build/ and _build/"
 	@echo

@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import replib
 from replib.errors import UsageError
-from replib.runner import MADE_IN_MEMORY, find_chapter, find_root, list_papers, plan
+from replib.runner import find_chapter, find_root, list_papers, plan
+from replib.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -26,34 +26,16 @@ BOOK_ONLY = {"book.py", "book_gate.py", "cli.py", "performance.py"}
 PROFILE = config.get("profile", "laptop")
 # The models' packages have files of their own; what they ship is in `weights` below.
 LOCK = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
-ASK_MODELS = """
-import json
-from replib import models
-facts = {}
-for name, source in models._SOURCES.items():
-    paths = source.paths()
-    sizes = paths and [[path.name, path.stat().st_size] for path in paths]
-    facts[name] = paths and [source.sha256, source.requirements, sizes]
-print(json.dumps(facts))
-"""
 
 
-def embedded_models(cache):
-    """name -> its weights in a few words, None when it is not installed.
-
-    Asking replib.models takes seconds, as it loads torch; so the answer is kept until that module
-    or the set of installed packages changes.
-    """
-    installed = sorted(p.name for folder in sys.path for p in Path(folder).glob("*.dist-info"))
-    key = hashlib.sha256((LIBRARY / "models.py").read_bytes() + repr(installed).encode()).hexdigest()
-    if not (cache.is_file() and (kept := json.loads(cache.read_text()))["key"] == key):
-        answer = subprocess.run(
-            [sys.executable, "-c", ASK_MODELS], stdout=subprocess.PIPE, text=True, check=True
-        )
-        kept = {"key": key, "models": json.loads(answer.stdout)}
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(kept, indent=1))
-    return kept["models"]
+def embedded_models():
+    """name -> its weights in a few words, None when it is not installed."""
+    found = {}
+    for name, source in SOURCES.items():
+        paths = source.paths()
+        sizes = paths and [[path.name, path.stat().st_size] for path in paths]
+        found[name] = paths and [source.sha256, source.requirements, sizes]
+    return found
 
 
 def weights(name):
@@ -91,7 +73,7 @@ def find_jobs():
     return found
 
 
-EMBEDDED = embedded_models(Path("build/models.json"))
+EMBEDDED = embedded_models()
 try:
     JOBS = find_jobs()
 except UsageError as error:

@@ -3,9 +3,9 @@
     python benchmarks/bench.py [--smoke] [--out FILE]
 
 Prints tables and writes what the book's page on performance is made from (benchmarks/bench.json).
-Every contender runs in a process of its own, so that its peak memory is its own, on the same model,
-prompts and threads. Times are of one call, after another to warm up; the matrix-product rate is
-measured before and after it, in the same process, and the better of the two counts.
+All run on the same model, prompts and threads; every contender of the first two tables in a process
+of its own, so that its peak memory is its own. Times are of one call, after another to warm up; the
+matrix-product rate is measured before and after it, in the same process, and the better counts.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Sizes:
     movers: dict[str, list[iv.Head]]
     main: str  # the model of the tables
     n_prompts: int = 50
-    n_obvious: int = 4  # senders for which the obvious reference is run
+    n_obvious: int = 3  # senders for which the obvious reference is run
     n_peer: int = 3  # prompts for TransformerLens' sweeps
     n_kinds: int = 16
     n_null: int = 100
@@ -118,10 +118,10 @@ def prompts(net: iv.Network, task: str, n: int) -> PromptPairs:
 
 
 def rate(dtype: torch.dtype = torch.float32, n: int = 2048) -> float:
-    """Matrix products: floating-point operations a second, the best of five."""
+    """Matrix products: floating-point operations a second, the best of three."""
     a, b = torch.randn(2, n, n).to(dtype)
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         start = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - start)
@@ -236,10 +236,17 @@ def equally_long(net: iv.Network, n: int) -> PromptPairs:
     length = pairs.length.mode().values
     pairs = pairs[pairs.length == length][:n]
     width = int(length)
+    return replace_roles(
+        replace(pairs, clean=pairs.clean[:, :width], corrupted=pairs.corrupted[:, :width])
+    )
+
+
+def replace_roles(pairs: PromptPairs) -> PromptPairs:
+    """The clean run for the corrupted one, and the other way round."""
     return replace(
         pairs,
-        clean=pairs.corrupted[:, :width],
-        corrupted=pairs.clean[:, :width],
+        clean=pairs.corrupted,
+        corrupted=pairs.clean,
         text=pairs.corrupted_text,
         corrupted_text=pairs.text,
     )
@@ -340,11 +347,18 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
         }
 
 
-def replace_roles(pairs: PromptPairs) -> PromptPairs:
-    return replace(pairs, clean=pairs.corrupted, corrupted=pairs.clean)
+def by_model(sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
+    """`kinds` and `growth` of every model, each loaded once."""
+    rows: dict[str, list[dict[str, Any]]] = {"kinds": [], "growth": []}
+    for model in sizes.movers:
+        with open_model(model) as net:
+            rows["kinds"] += kinds(net, model, sizes)
+            if model not in RANDOM:
+                rows["growth"] += growth(net, model, sizes)
+    return rows
 
 
-def kinds(model: str, sizes: Sizes) -> list[dict[str, Any]]:
+def kinds(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Every stage, receiver kind and position of one model, each against its floor."""
     movers = sizes.movers[model]
     low = movers[0][0] - sizes.mid_layers
@@ -359,73 +373,71 @@ def kinds(model: str, sizes: Sizes) -> list[dict[str, Any]]:
         Case(model, movers, position="all", one_a_layer=True),
     ]
     rows = []
-    with open_model(model) as net:
-        pairs = prompts(net, "ioi", sizes.n_kinds)
+    pairs = prompts(net, "ioi", sizes.n_kinds)
 
-        def row(words: str, sweep: Callable[[], Any], flops: int, n: int) -> None:
-            net.kept.clear()
-            out = clock(sweep)
-            rows.append(
-                {
-                    "model": model,
-                    "what": words,
-                    "interventions": n,
-                    "prompts": len(pairs),
-                    "seconds": out["seconds"],
-                    "floor": flops / out["rate"],
-                }
-            )
+    def row(words: str, sweep: Callable[[], Any], flops: int, n: int) -> None:
+        net.kept.clear()
+        out = clock(sweep)
+        rows.append(
+            {
+                "model": model,
+                "what": words,
+                "interventions": n,
+                "prompts": len(pairs),
+                "seconds": out["seconds"],
+                "floor": flops / out["rate"],
+            }
+        )
 
-        iv.read(net, pairs)  # warm
-        for case in cases:
-            senders = case.senders(net)
-            given = (case.receivers, case.component)
-            at = iv._positions(pairs, case.position)
-            flops = floor.path_patch(net, pairs, *given, at, senders)
-            row(
-                case.words(),
-                lambda: iv.path_patch(net, pairs, *given, case.position, senders),  # noqa: B023
-                flops,
-                len(senders),
-            )
-        if model in RANDOM:
-            return rows
-        pairs = prompts(net, "ioi", sizes.n_null)
-        attend = torch.zeros(pairs.clean.shape).scatter(1, pairs.positions["S2"][:, None], 1.0)
-        generator = rng(0, "bench")
-        edits = [
-            iv.attention_row(sorted(layer_matched(movers, net.n_heads, generator)), attend)
-            for _ in range(sizes.n_draws)
-        ]
-        null = f"null: attention of {len(movers)} random heads at END"
-        flops = floor.edits_at_end(net, pairs, edits)
-        row(null, lambda: iv.read(net, pairs, edits), flops, len(edits))
-        heads = [iv.scale_head(head, 2.0) for head in net.heads()]
-        flops = floor.edits_at_end(net, pairs, heads)
-        row("each head scaled at END", lambda: iv.read(net, pairs, heads), flops, len(heads))
+    iv.read(net, pairs)  # warm
+    for case in cases:
+        senders = case.senders(net)
+        given = (case.receivers, case.component)
+        at = iv._positions(pairs, case.position)
+        flops = floor.path_patch(net, pairs, *given, at, senders)
+        row(
+            case.words(),
+            lambda: iv.path_patch(net, pairs, *given, case.position, senders),  # noqa: B023
+            flops,
+            len(senders),
+        )
+    if model in RANDOM:
+        return rows
+    pairs = prompts(net, "ioi", sizes.n_null)
+    attend = torch.zeros(pairs.clean.shape).scatter(1, pairs.positions["S2"][:, None], 1.0)
+    generator = rng(0, "bench")
+    edits = [
+        iv.attention_row(sorted(layer_matched(movers, net.n_heads, generator)), attend)
+        for _ in range(sizes.n_draws)
+    ]
+    null = f"null: attention of {len(movers)} random heads at END"
+    flops = floor.edits_at_end(net, pairs, edits)
+    row(null, lambda: iv.read(net, pairs, edits), flops, len(edits))
+    heads = [iv.scale_head(head, 2.0) for head in net.heads()]
+    flops = floor.edits_at_end(net, pairs, heads)
+    row("each head scaled at END", lambda: iv.read(net, pairs, heads), flops, len(heads))
     return rows
 
 
-def growth(model: str, sizes: Sizes) -> list[dict[str, Any]]:
+def growth(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Time of the movers' stage by number of prompts, on short and long prompts."""
     rows = []
-    with open_model(model) as net:
-        for task in ("ioi", "colored objects"):
-            whole = prompts(net, task, max(sizes.growth))
-            iv.path_patch(net, whole[:2], sizes.movers[model])
-            for n in sizes.growth:
-                pairs = whole[:n]
-                out = clock(lambda: iv.path_patch(net, pairs, sizes.movers[model]))  # noqa: B023
-                rows.append(
-                    {
-                        "model": model,
-                        "heads": net.n_layers * net.n_heads,
-                        "senders": len(net.heads(below=sizes.movers[model][0][0])),
-                        "positions": round(float(whole.length.double().mean())),
-                        "prompts": n,
-                        "seconds": out["seconds"],
-                    }
-                )
+    for task in ("ioi", "colored objects"):
+        whole = prompts(net, task, max(sizes.growth))
+        iv.path_patch(net, whole[:2], sizes.movers[model])
+        for n in sizes.growth:
+            pairs = whole[:n]
+            out = clock(lambda: iv.path_patch(net, pairs, sizes.movers[model]))  # noqa: B023
+            rows.append(
+                {
+                    "model": model,
+                    "heads": net.n_layers * net.n_heads,
+                    "senders": len(net.heads(below=sizes.movers[model][0][0])),
+                    "positions": round(float(whole.length.double().mean())),
+                    "prompts": n,
+                    "seconds": out["seconds"],
+                }
+            )
     return rows
 
 
@@ -541,14 +553,8 @@ def bench(sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
         say(show_headline(report["headlines"][-1]))
     report["peers"], _ = alone(peers, sizes.main, (movers[0][0] - 1, 0), sizes.n_peer)
     say(show_peers(report["peers"]))
-    report["kinds"] = []
-    for model in sizes.movers:
-        report["kinds"] += alone(kinds, model, sizes)[0]
+    report |= alone(by_model, sizes)[0]
     say(show_kinds(report["kinds"]))
-    report["growth"] = []
-    for model in sizes.movers:
-        if model not in RANDOM:
-            report["growth"] += alone(growth, model, sizes)[0]
     report["slopes"] = slopes(report["growth"])
     say(show_growth(report))
     report["seconds"] = time.perf_counter() - start

@@ -8,7 +8,7 @@ from replib.planted import PLANTED_ROLES
 from replib.runner import execute, find_chapter, find_root, plan
 
 PAPER = "ioi-circuit-reuse"
-SMALL = {"n_prompts": "24", "n_deep": "16", "n_cobj": "40", "n_draws": "40"}
+SMALL = {"n_prompts": "24", "n_deep": "16", "n_accuracy": "40", "n_cobj": "40", "n_draws": "40"}
 TIMES = ("started", "wall_time_s", "peak_memory_mb")
 
 

@@ -21,14 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from replib import models
+from replib import models, sources
 from replib.errors import UsageError
 from replib.models import (
     ARCHITECTURES,
-    EMBEDDED,
-    KNOWN,
-    EmbeddedSource,
-    available_embedded,
     find_device,
     load_model,
     model_info,
@@ -36,6 +32,7 @@ from replib.models import (
     tiny_model,
 )
 from replib.prompts import word_tokenizer
+from replib.sources import EMBEDDED, KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -134,7 +131,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedSource:
         sha256=hashlib.sha256(whole).hexdigest(),
         note="toy",
     )
-    monkeypatch.setitem(models._SOURCES, "toy", source)
+    monkeypatch.setitem(SOURCES, "toy", source)
     return source
 
 
@@ -423,7 +420,7 @@ def test_a_folder_with_a_gguf_file(tmp_path: Path) -> None:
 
 
 def toy_folder() -> Path:
-    (found,) = models.cache_folder().glob("toy-*")
+    (found,) = sources.cache_folder().glob("toy-*")
     return found
 
 
@@ -442,15 +439,17 @@ def test_an_embedded_model_is_dequantised_once(
         f"dequantising toy once, for about half a minute, into {toy_folder()}"
     ]
     assert toy_folder().name == f"toy-{toy.sha256[:12]}"
-    assert not list(models.cache_folder().rglob("*.gguf"))
-    assert not list(models.cache_folder().rglob("*.tmp"))
+    assert not list(sources.cache_folder().rglob("*.gguf"))
+    assert not list(sources.cache_folder().rglob("*.tmp"))
     config = json.loads((toy_folder() / "config.json").read_text())
     assert "quantization_config" not in config
 
 
 def test_a_damaged_cache_folder_is_made_again(
-    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture
+    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
+    assert not is_ready("toy")
     prepare_model("toy")
     good = {k: v.clone() for k, v in load_file(toy_folder() / "model.safetensors").items()}
     weights, manifest = toy_folder() / "model.safetensors", toy_folder() / "manifest.json"
@@ -475,7 +474,9 @@ def test_a_damaged_cache_folder_is_made_again(
     for words, damage in damages.items():
         caplog.clear()
         damage()
+        assert not is_ready("toy")
         prepare_model("toy")
+        assert is_ready("toy")
         said = [r.getMessage() for r in caplog.records if "again" in r.getMessage()]
         assert len(said) == 1 and words in said[0]
         again = load_file(weights)
@@ -502,11 +503,11 @@ def test_an_interrupted_first_load_leaves_no_folder_that_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_write_manifest", power_cut)
+        patch.setattr(models, "write_manifest", power_cut)
         with pytest.raises(KeyboardInterrupt):
             prepare_model("toy")
-    assert not list(models.cache_folder().glob("toy-*"))
-    left_over = models.cache_folder() / f".toy-{toy.sha256[:12]}.killed.tmp"
+    assert not list(sources.cache_folder().glob("toy-*"))
+    left_over = sources.cache_folder() / f".toy-{toy.sha256[:12]}.killed.tmp"
     left_over.mkdir()
     prepare_model("toy")
     assert toy_folder().is_dir() and not left_over.exists()
@@ -516,18 +517,18 @@ def test_a_gguf_file_of_another_sha256_is_refused(
     toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = dataclasses.replace(toy, sha256="0" * 64)
-    monkeypatch.setitem(models._SOURCES, "toy", other)
+    monkeypatch.setitem(SOURCES, "toy", other)
     with pytest.raises(UsageError) as error:
         load_model("toy")
     says(error, toy.sha256, "0" * 64, "toy==1.0")
-    assert [p for p in models.cache_folder().iterdir() if p.suffix != ".lock"] == []
+    assert [p for p in sources.cache_folder().iterdir() if p.suffix != ".lock"] == []
 
 
 def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "EMBEDDED", (*EMBEDDED, "toy"))
+    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
     assert "toy" in available_embedded()
     absent = dataclasses.replace(toy, parts=(*toy.parts, "toy_part3/piece"))
-    monkeypatch.setitem(models._SOURCES, "toy", absent)
+    monkeypatch.setitem(SOURCES, "toy", absent)
     assert "toy" not in available_embedded()
     with pytest.raises(UsageError) as error:
         load_model("toy")
@@ -536,8 +537,8 @@ def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.Mon
 
 def test_two_processes_may_load_first_at_once(toy: EmbeddedSource, tmp_path: Path) -> None:
     script = f"""
-from replib import models
-models._SOURCES["toy"] = models.EmbeddedSource(
+from replib import models, sources
+sources.SOURCES["toy"] = sources.EmbeddedSource(
     requirements=("toy==1.0",), parts={toy.parts!r}, sha256={toy.sha256!r}, note="")
 model = models.load_model("toy")
 print(model(" Mary").sum().item())
@@ -686,7 +687,7 @@ def test_an_embedded_model_completes_the_ioi_example(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name not in available_embedded():
-        pytest.skip(f"{name} is not installed: {models._SOURCES[name].install}")
+        pytest.skip(f"{name} is not installed: {SOURCES[name].install}")
     monkeypatch.delenv("REPLIB_CACHE")  # the user's own cache: half a minute to make
     model = load_model(name)
     with torch.no_grad():

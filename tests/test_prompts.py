@@ -26,6 +26,7 @@ from replib.prompts import (
     pairs_from_file,
     word_tokenizer,
 )
+from replib.sources import available_embedded
 
 TASKS = {
     "ioi": ioi_pairs,
@@ -71,7 +72,7 @@ def embedded():
     """The tokenizers of the embedded models whose packages are installed."""
     from replib import models
 
-    return {name: models.load_model(name).tokenizer for name in models.available_embedded()}
+    return {name: models.load_model(name).tokenizer for name in available_embedded()}
 
 
 def words(tokenizer, tokens) -> list[str]:

@@ -27,7 +27,7 @@ from docutils import nodes
 from replib import performance
 from replib.claims import MIME, OUTCOMES, Claims, read_record, read_yaml, record_value
 from replib.errors import UsageError
-from replib.runner import MADE_IN_MEMORY
+from replib.sources import MADE_IN_MEMORY
 
 CONTROLS = (
     "<p><strong>Controls.</strong> The same notebook on models made to check the procedure: it "

@@ -27,6 +27,7 @@ from replib.runner import (
     plan,
     prepare,
 )
+from replib.sources import EMBEDDED, KNOWN, available_embedded
 
 OUT = Path("build/runs")
 
@@ -65,7 +66,7 @@ def _parser() -> _Parser:
     run = commands.add_parser("run", help="run a paper's notebook on a model", allow_abbrev=False)
     run.set_defaults(command=_run)
     run.add_argument("paper", metavar="PAPER", help="a name that `replib list` shows")
-    run.add_argument("--model", help="an embedded model, tiny, planted-..., a folder or a hub id")
+    run.add_argument("--model", help=f"{', '.join(KNOWN)}, a folder, or a hub id")
     run.add_argument("--profile", choices=PROFILES, default="laptop", help="default: laptop")
     run.add_argument(
         "-p",
@@ -145,8 +146,6 @@ def _list(options: argparse.Namespace) -> int:
         for name, profile in chapter.profiles.items():
             default = "  (default)" if name == "laptop" else ""
             print(f"  {name:<7} {', '.join(profile.models)}{default}", flush=True)
-    from replib.models import EMBEDDED, available_embedded  # after the rest: it takes seconds
-
     installed = available_embedded()
     states = (f"{name} ({'' if name in installed else 'not '}installed)" for name in EMBEDDED)
     print(f"embedded models: {', '.join(states)}")

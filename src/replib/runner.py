@@ -55,12 +55,11 @@ from replib.claims import (
     write_record,
 )
 from replib.errors import UsageError
+from replib.sources import is_ready
 
 PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 TIME_LIMIT_S = 3600.0
-# Models that need no look at the disk or the hub before a run; see replib.models for the others.
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-successor")
 PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "scipy", "papermill")
 SAMPLE_S = 0.1
 
@@ -382,7 +381,10 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     UsageError as `replib.models` and `replib.prompts` do.
     """
     quick = [
-        run.model in MADE_IN_MEMORY and run.parameters["device"] == "cpu" and not run.files
+        is_ready(run.model)
+        and run.parameters["device"] == "cpu"
+        and run.parameters.get("revision") is None
+        and not run.files
         for run in runs
     ]
     if all(quick):
@@ -979,11 +981,11 @@ def _prepare_child() -> None:
 
 def _prepare_one(question: Mapping[str, Any]) -> str | None:
     """The device that a run will be on; None if its model is to be left out."""
-    from replib import models, prompts
+    from replib import models, prompts, sources
 
     device = str(models.find_device(question["device"]))
     name, revision = question["model"], question["revision"]
-    embedded = name in models.EMBEDDED and name not in models.available_embedded()
+    embedded = name in sources.EMBEDDED and name not in sources.available_embedded()
     if embedded and question["skip_missing"]:
         print(f"replib: {name} is not installed, left out", file=sys.stderr)
         return None
