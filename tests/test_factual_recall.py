@@ -5,6 +5,7 @@ import json
 import pytest
 
 from replib.claims import read_record
+from replib.cli import main
 from replib.facts import relations
 from replib.metrics import head_label
 from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
@@ -83,3 +84,14 @@ def test_a_file_of_200_mixed_facts_runs_through(tmp_path, mixed_file):
     assert record["measurements"]["facts"]["value"] == 200
     assert record["measurements"]["names_in_both_splits"]["value"] == 0
     assert claims["3.4"]["outcome"] == claims["3.5"]["outcome"] == "holds"
+
+
+def test_a_row_that_cannot_be_used_is_refused_before_the_run(tmp_path, capsys):
+    path = tmp_path / "facts.csv"
+    path.write_text("subject,prompt,answer,foil\nCanada,Its capital is,Ottawa,Lima\n")
+    out = tmp_path / "runs"
+    code = main(["run", PAPER, "--model", "tiny", "-p", f"facts_file={path}", "--out", str(out)])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count("\n") == 1
+    assert f"{path} row 1: prompt has neither {{subject}} nor the subject 'Canada'" in err
+    assert not out.exists()

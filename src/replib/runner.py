@@ -981,7 +981,7 @@ def _prepare_child() -> None:
 
 def _prepare_one(question: Mapping[str, Any]) -> str | None:
     """The device that a run will be on; None if its model is to be left out."""
-    from replib import models, prompts, sources
+    from replib import facts, models, prompts, sources
 
     device = str(models.find_device(question["device"]))
     name, revision = question["model"], question["revision"]
@@ -993,6 +993,9 @@ def _prepare_one(question: Mapping[str, Any]) -> str | None:
     loaders = {
         "prompts_file": prompts.pairs_from_file,
         "colored_objects_file": prompts.colored_objects_from_file,
+        "facts_file": lambda tokenizer, path: facts.readable(
+            tokenizer, facts.facts_from_file(path), at_least=8
+        ),
     }
     if files := {key: path for key, path in question["files"].items() if key in loaders}:
         tokenizer = models.load_model(name, revision=revision).tokenizer
