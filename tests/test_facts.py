@@ -234,6 +234,7 @@ def test_continuations_are_those_of_whole_forward_passes(arch):
     after = model.original_model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert not model.blocks[1].attn.o.original_component._forward_pre_hooks
+    assert not model.original_model.get_output_embeddings()._forward_pre_hooks
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
