@@ -236,20 +236,8 @@ def equally_long(net: iv.Network, n: int) -> PromptPairs:
     length = pairs.length.mode().values
     pairs = pairs[pairs.length == length][:n]
     width = int(length)
-    return replace_roles(
-        replace(pairs, clean=pairs.clean[:, :width], corrupted=pairs.corrupted[:, :width])
-    )
-
-
-def replace_roles(pairs: PromptPairs) -> PromptPairs:
-    """The clean run for the corrupted one, and the other way round."""
-    return replace(
-        pairs,
-        clean=pairs.corrupted,
-        corrupted=pairs.clean,
-        text=pairs.corrupted_text,
-        corrupted_text=pairs.text,
-    )
+    cut = replace(pairs, clean=pairs.clean[:, :width], corrupted=pairs.corrupted[:, :width])
+    return cut.swapped()
 
 
 def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
@@ -313,7 +301,7 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
                 )
                 if name.startswith("head output"):
                     exact = b["result"] - iv.read(net, pairs).logit_diff.mean()
-            patch = iv.path_patch(net, replace_roles(pairs), "logits")
+            patch = iv.path_patch(net, pairs.swapped(), "logits")
             stage_1 = (patch.clean - patch.logit_diff).mean(-1)  # supporters positive, as theirs
 
         def screen() -> Any:

@@ -154,7 +154,9 @@ def write(path, rows):
 @pytest.mark.parametrize("name", ["f.json", "f.csv"])
 def test_own_facts(tmp_path, name):
     rows = [GOOD, GOOD | {"subject": "Peru", "answer": "Lima", "prompt": "Peru is ruled from"}]
+    rows = [row | {"relation": "seat"} for row in rows]
     fact, other = facts.facts_from_file(write(tmp_path / name, rows))
+    assert fact.relation == other.relation == "seat"
     assert other.prompt == "Peru is ruled from"
     assert facts.OWN_TEMPLATE.conflict(fact, fact.foils[0]) == (
         "France is ruled from Rome.\nFrance is ruled from"

@@ -520,6 +520,13 @@ def test_rows_are_picked_together():
         pairs[3]
 
 
+def test_swapped_twice_is_the_same():
+    pairs = ioi_pairs(WORD, 4, 0)
+    swapped = pairs.swapped()
+    assert swapped.clean.equal(pairs.corrupted) and swapped.text == pairs.corrupted_text
+    assert swapped.swapped().clean.equal(pairs.clean)
+
+
 def test_split_is_disjoint_and_complete():
     pairs = ioi_pairs(WORD, 20, 0)
     for n, size in ((0.5, 10), (0.25, 5), (6, 6)):

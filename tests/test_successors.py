@@ -212,11 +212,12 @@ def test_index_and_domain_are_found_where_they_are_planted_and_not_when_shuffled
 
 
 def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not(net, classes):
-    from replib.planted_successor import _slots
+    from replib.planted import make_slots
+    from replib.planted_successor import _WIDTHS, D_MODEL
 
     c = classes["letters"]
     x = su.mlp0(net, c.tokens)
-    features = _slots()["f_residue"].T
+    features = make_slots(_WIDTHS, D_MODEL)["f_residue"].T
     success = ft.exchange(net, PLANTED_SUCCESSOR, x, c, features, 1.0)
     assert success[0].isnan().tolist() == [False, True] + [False] * 8  # A has residue 1
     assert float(success[:8].nanmean()) > 0.9

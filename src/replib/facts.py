@@ -13,9 +13,6 @@ Facts come from packages (`relations`) or from a reader's file (`facts_from_file
 those of words in general English (`zipf`), a proxy for counts in a model's training text.
 """
 
-import csv
-import io
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts import PromptPairs
+from replib.prompts import PromptPairs, rows_of_file
 
 OUTCOMES = ("memorised", "in-context", "other")
 FILE_COLUMNS = ("subject", "prompt", "answer", "foil")
@@ -158,7 +155,8 @@ def zipf(name: str) -> float:
 
 
 def facts_from_file(path: str | Path) -> list[Fact]:
-    """A reader's facts: JSON (a list of objects) or CSV, UTF-8, rows counted from 1.
+    """A reader's facts: JSON (a list of objects), JSONL or CSV, UTF-8, rows counted
+    from 1.
 
     Columns: subject; prompt, a text that the answer follows, with the subject or {subject} in it;
     answer, what the model may have learnt; foil, what the context will say instead; and, if you
@@ -170,9 +168,7 @@ def facts_from_file(path: str | Path) -> list[Fact]:
     """
     path = Path(path)
     facts: dict[tuple[str, str], Fact] = {}
-    rows = _rows(path)
-    for i, row in enumerate(rows, 1):
-        where = f"{path} row {i}"
+    for where, row in rows_of_file(path, FILE_COLUMNS, more=("relation",)).items():
         if not isinstance(row, Mapping) or set(row) - {"relation"} != set(FILE_COLUMNS):
             got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise UsageError(
@@ -197,33 +193,6 @@ def facts_from_file(path: str | Path) -> list[Fact]:
         relation = row.get("relation", "your facts").strip()
         facts[prompt, foil] = Fact(relation, subject, answer, prompt=prompt, foils=(foil,))
     return list(facts.values())
-
-
-def _rows(path: Path) -> list[object]:
-    if path.suffix.lower() not in (".json", ".csv"):
-        raise UsageError(f"{path}: unknown kind of file; use .json or .csv")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    if path.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: not JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise UsageError(f"{path}: must hold a list of rows, not a {type(rows).__name__}")
-    else:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            rows = [{str(key): value for key, value in row.items()} for row in reader]
-        except csv.Error as error:
-            raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
-    if not rows:
-        raise UsageError(f"{path} holds no rows")
-    return rows
 
 
 # --- Which facts, which splits, which contrary answers -------------------------------------------

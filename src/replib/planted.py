@@ -148,21 +148,8 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """
     tokenizer = word_tokenizer()
     generator = torch.Generator().manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=N_POSITIONS,
-        n_embd=D_MODEL,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
-        n_inner=4,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
-        model = GPT2LMHeadModel(config).eval()
-    slots = _slots()
+    model = blank_model(tokenizer)
+    slots = make_slots()
     # LayerNorm multiplies by about sqrt(d_model) / length; reading matrices undo it.
     scale = math.sqrt((_BALLAST**2 + 3) / D_MODEL)
     codes = _codes(len(NAMES), _WIDTHS["name"], generator)
@@ -191,19 +178,21 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             for head in range(N_HEADS):
                 plan = _HEADS.get((layer, head))
                 parts = _noise_head(generator) if plan is None else _head(plan, readers, scale)
-                _set_head(model, layer, head, *parts)
+                set_head(model, layer, head, *parts)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model, tokenizer
 
 
-def _slots(widths: Mapping[str, int] = _WIDTHS) -> dict[str, Float[Tensor, "d_model width"]]:
+def make_slots(
+    widths: Mapping[str, int] = _WIDTHS, d_model: int = D_MODEL
+) -> dict[str, Float[Tensor, "d_model width"]]:
     """Orthonormal directions for every slot, all orthogonal to the all-ones vector.
 
     They are columns of the discrete cosine transform, whose first column, left out, is constant.
     """
-    row, column = torch.arange(D_MODEL, dtype=torch.float64), torch.arange(1, D_MODEL)
-    basis = (math.pi / D_MODEL * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / D_MODEL)
+    row, column = torch.arange(d_model, dtype=torch.float64), torch.arange(1, d_model)
+    basis = (math.pi / d_model * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / d_model)
     starts = [sum(list(widths.values())[:i]) for i in range(len(widths))]
     return {
         slot: basis[:, start : start + width].float()
@@ -269,7 +258,31 @@ def _noise_head(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Ten
     return w_q, w_k, w_v, w_o * _NOISE / math.sqrt(D_HEAD * D_MODEL), torch.zeros(D_HEAD)
 
 
-def _set_head(
+def blank_model(
+    tokenizer: PreTrainedTokenizerFast,
+    n_layers: int = N_LAYERS,
+    n_heads: int = N_HEADS,
+    d_model: int = D_MODEL,
+    d_mlp: int = 4,
+) -> GPT2LMHeadModel:
+    """A GPT-2 over a tokenizer's vocabulary, to be given its weights."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=N_POSITIONS,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=n_heads,
+        n_inner=d_mlp,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
+        return GPT2LMHeadModel(config).eval()
+
+
+def set_head(
     model: GPT2LMHeadModel,
     layer: int,
     head: int,
@@ -281,8 +294,9 @@ def _set_head(
 ) -> None:
     """Put a head's matrices where GPT-2 keeps them: [query | key | value], heads side by side."""
     attention = model.transformer.h[layer].attn
-    own = slice(head * D_HEAD, (head + 1) * D_HEAD)
+    d_model, d_head = w_q.shape
+    own = slice(head * d_head, (head + 1) * d_head)
     for i, matrix in enumerate((w_q, w_k, w_v)):
-        attention.c_attn.weight[:, i * D_MODEL :][:, own] = matrix
+        attention.c_attn.weight[:, i * d_model :][:, own] = matrix
     attention.c_attn.bias[own] = b_q
     attention.c_proj.weight[own] = w_o

@@ -24,7 +24,7 @@ import re
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.facts import TEMPLATES, relations, zipf
 from replib.planted import (
@@ -33,13 +33,13 @@ from replib.planted import (
     D_MODEL,
     N_HEADS,
     N_LAYERS,
-    N_POSITIONS,
     _codes,
     _Head,
     _head,
     _noise_head,
-    _set_head,
-    _slots,
+    blank_model,
+    make_slots,
+    set_head,
 )
 from replib.prompts import word_tokenizer
 
@@ -83,21 +83,8 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     texts += [t.conflict(known[i], "") for t in TEMPLATES for i in (0, -1)]
     tokenizer = word_tokenizer(texts)
     generator = torch.Generator().manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=N_POSITIONS,
-        n_embd=D_MODEL,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
-        n_inner=4,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
-        model = GPT2LMHeadModel(config).eval()
-    slots = _slots(_WIDTHS)
+    model = blank_model(tokenizer)
+    slots = make_slots(_WIDTHS)
     scale = ((_BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
     answers = sorted({fact.answer for fact in known})
     codes = dict(zip(answers, _codes(len(answers), _WIDTHS["answer"], generator), strict=True))
@@ -139,7 +126,7 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             for head in range(N_HEADS):
                 plan = _HEADS.get((layer, head))
                 parts = _noise_head(generator) if plan is None else _head(plan, slots, scale)
-                _set_head(model, layer, head, *parts)
+                set_head(model, layer, head, *parts)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model, tokenizer

@@ -24,9 +24,10 @@ from jaxtyping import Float
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.ordinals import ITEMS, WORDS
+from replib.planted import blank_model, make_slots, set_head
 
 N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 3, 4, 84, 256
 D_MODEL = N_HEADS * D_HEAD
@@ -46,6 +47,7 @@ _WIDTHS = {
     "is_first": 1,
     "ballast": 1,
 }
+_D_MLP = 2 * _N["residue"] + _N["decade"] + _N["class"]
 _BALLAST = 12.0
 _LOGIT = 8.0
 _UP = 0.4  # the bias towards whatever comes later
@@ -60,9 +62,9 @@ _PIECE = r" ?[A-Za-z]+| ?[0-9]+|[^A-Za-z0-9]"
 def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The model described above and its tokenizer, the same at every call."""
     tokenizer, meaning = _tokenizer()
-    model = blank_model(tokenizer)
+    model = blank_model(tokenizer, N_LAYERS, N_HEADS, D_MODEL, _D_MLP)
     generator = torch.Generator().manual_seed(0)
-    slots = _slots()
+    slots = make_slots(_WIDTHS, D_MODEL)
     scale = math.sqrt((_BALLAST**2 + 6) / D_MODEL)  # what LayerNorm divides by, times nothing else
 
     with torch.no_grad():
@@ -91,40 +93,24 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             for head in range(N_HEADS):
                 if (layer, head) in (PLANTED_SUCCESSOR, PLANTED_BOOSTER):
                     moves = _successor() if (layer, head) == PLANTED_SUCCESSOR else _booster()
-                    parts = (*_looks_back(slots, back, scale), *_moves(slots, moves, scale))
+                    w_q, w_k, b_q = _looks_back(slots, back, scale)
+                    w_v, w_o = _moves(slots, moves, scale)
                 else:
-                    parts = _noise_head(generator)
-                _set_head(model, layer, head, *parts)
+                    w_q, w_k, b_q, w_v, w_o = _noise_head(generator)
+                set_head(model, layer, head, w_q, w_k, w_v, w_o, b_q)
     return model, tokenizer
 
 
 def random_successor(seed: int) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The same shape and tokenizer with random weights: nothing can be found in it."""
     tokenizer, _ = _tokenizer()
-    model = blank_model(tokenizer)
+    model = blank_model(tokenizer, N_LAYERS, N_HEADS, D_MODEL, _D_MLP)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = 0.1 * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
     return model, tokenizer
-
-
-def blank_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=N_POSITIONS,
-        n_embd=D_MODEL,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
-        n_inner=2 * _N["residue"] + _N["decade"] + _N["class"],
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
-        return GPT2LMHeadModel(config).eval()
 
 
 def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
@@ -150,17 +136,6 @@ def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
         clean_up_tokenization_spaces=False,
     )
     return wrapped, {vocab[text]: what for text, what in meaning.items()}
-
-
-def _slots() -> dict[str, Float[Tensor, "d_model width"]]:
-    """Orthonormal directions for every slot, all orthogonal to the all-ones vector (cosines)."""
-    row, column = torch.arange(D_MODEL, dtype=torch.float64), torch.arange(1, D_MODEL)
-    basis = (math.pi / D_MODEL * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / D_MODEL)
-    out, at = {}, 0
-    for slot, width in _WIDTHS.items():
-        out[slot] = basis[:, at : at + width].float()
-        at += width
-    return out
 
 
 def _positions() -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
@@ -237,22 +212,3 @@ def _noise_head(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Ten
     w_q, w_k, w_v = torch.randn(3, D_MODEL, D_HEAD, generator=generator) / math.sqrt(D_MODEL)
     w_o = torch.randn(D_HEAD, D_MODEL, generator=generator) * _NOISE / math.sqrt(D_HEAD * D_MODEL)
     return w_q, w_k, torch.zeros(D_HEAD), w_v, w_o
-
-
-def _set_head(
-    model: GPT2LMHeadModel,
-    layer: int,
-    head: int,
-    w_q: Tensor,
-    w_k: Tensor,
-    b_q: Tensor,
-    w_v: Tensor,
-    w_o: Tensor,
-) -> None:
-    """Put a head's matrices where GPT-2 keeps them: [query | key | value], heads side by side."""
-    attention = model.transformer.h[layer].attn
-    own = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    for i, matrix in enumerate((w_q, w_k, w_v)):
-        attention.c_attn.weight[:, i * D_MODEL :][:, own] = matrix
-    attention.c_attn.bias[own] = b_q
-    attention.c_proj.weight[own] = w_o

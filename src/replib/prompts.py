@@ -287,6 +287,16 @@ class PromptPairs:
             group=tuple(self.group[i] for i in pick),
         )
 
+    def swapped(self) -> "PromptPairs":
+        """The same prompts with the clean run for the corrupted one, and the other way round."""
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            text=self.corrupted_text,
+            corrupted_text=self.text,
+        )
+
     def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
         """Two disjoint sets, drawn at random: (selection, report).
 
@@ -862,8 +872,14 @@ def _parse_json(text: str, where: str) -> object:
         raise UsageError(f"{where}: not JSON ({error})") from None
 
 
-def _records(path: Path) -> tuple[list[object], list[str]]:
-    """The rows of a prompts file with a name for each: "FILE row 3", counted from 1."""
+def rows_of_file(path: Path, columns: Sequence[str], more: Sequence[str] = ()) -> dict[str, object]:
+    """The rows of a reader's JSON, JSONL or CSV file by name: "FILE row 3", counted from 1.
+
+    A CSV has exactly `columns`, and perhaps some of `more`; rows of the others are not looked into.
+
+    Raises:
+        UsageError: a file that is missing, empty, not UTF-8, of an unknown kind, or broken.
+    """
     suffix = path.suffix.lower()
     if suffix not in (".json", ".jsonl", ".csv"):
         raise UsageError(f"{path}: unknown kind of file; use .json, .jsonl or .csv")
@@ -882,13 +898,13 @@ def _records(path: Path) -> tuple[list[object], list[str]]:
         except csv.Error as error:
             raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
         header = reader.fieldnames or []
-        if sorted(header) != sorted(FILE_COLUMNS):
+        if sorted(set(header) - set(more)) != sorted(columns) or len(set(header)) < len(header):
             raise UsageError(
-                f"{path}: the columns must be {', '.join(FILE_COLUMNS)}, not {', '.join(header)}"
+                f"{path}: the columns must be {', '.join(columns)}, not {', '.join(header)}"
             )
     if not rows:
         raise UsageError(f"{path} holds no rows")
-    return rows, [f"{path} row {i}" for i in range(1, len(rows) + 1)]
+    return {f"{path} row {i}": row for i, row in enumerate(rows, 1)}
 
 
 def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row: dict) -> int:
@@ -923,10 +939,10 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     """
     path = Path(path)
     _check_tokenizer(tokenizer, str(path), 1)
-    rows, names = _records(path)
+    rows = rows_of_file(path, FILE_COLUMNS)
     pairs: list[_Pair] = []
     seen: dict[tuple[str, ...], str] = {}
-    for where, row in zip(names, rows, strict=True):
+    for where, row in rows.items():
         if not isinstance(row, dict) or set(row) != set(FILE_COLUMNS):
             got = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise UsageError(f"{where}: must have {', '.join(FILE_COLUMNS)} and no more, not {got}")
@@ -940,7 +956,7 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
         pairs.append(_Pair(row["clean"], row["corrupted"], answer, foil, {}, group))
-    return _assemble(tokenizer, path.stem, pairs, {}, names)
+    return _assemble(tokenizer, path.stem, pairs, {}, list(rows))
 
 
 def colored_objects_from_file(
@@ -960,11 +976,11 @@ def colored_objects_from_file(
     _check_tokenizer(tokenizer, str(path), 1)
     if path.suffix.lower() != ".json":
         raise UsageError(f"{path}: unknown kind of file; use .json")
-    rows, names = _records(path)
+    rows = rows_of_file(path, FILE_COLUMNS)
     rng = random.Random(seed)
     pairs: list[_Pair] = []
     seen: dict[str, str] = {}
-    for where, row in zip(names, rows, strict=True):
+    for where, row in rows.items():
         if not isinstance(row, list) or [type(part) for part in row] != [str, str]:
             raise UsageError(f"{where}: must be a list of two texts, [prompt, answer]")
         prompt, answer = row
@@ -997,7 +1013,7 @@ def colored_objects_from_file(
                 f"row 1 has {len(pairs[0].candidates)}"
             )
         pairs.append(pair)
-    return _assemble(tokenizer, path.stem, pairs, {}, names)
+    return _assemble(tokenizer, path.stem, pairs, {}, list(rows))
 
 
 # --- A tokenizer that knows these words only ------------------------------------------------------
