@@ -168,7 +168,30 @@ def grouped_bars(
     ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(len(groups)), list(groups), fontsize=9)
     ax.set(ylabel=ylabel, title=title)
-    ax.legend(frameon=False, fontsize=9)
+    fig.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=9)
+    return fig
+
+
+def strips(rows: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, empty: str) -> Figure:
+    """{row: {kind of point: its values}}; the words `empty` where there is no row.
+
+    Kinds are told apart by marker, and stand above one another so that none hides another.
+    """
+    fig, ax = plt.subplots(figsize=(7, 1.4 + 1.1 * max(1, len(rows))))
+    for y, kinds in enumerate(rows.values()):
+        for i, (kind, values) in enumerate(kinds.items()):
+            at = y + (i - (len(kinds) - 1) / 2) * 0.25
+            style = {"marker": MARKERS[i], "color": COLORS[i], "alpha": 0.7, "s": 45, "lw": 0}
+            ax.scatter(values, np.full(len(values), at), **style, label=None if y else kind)
+    if rows:
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.set(ylim=(len(rows) - 0.5, -0.5))
+        n_kinds = len(next(iter(rows.values())))
+        fig.legend(loc="outside upper center", ncols=n_kinds, frameon=False, fontsize=9)
+    else:
+        ax.text(0.5, 0.5, empty, ha="center", va="center", transform=ax.transAxes)
+        ax.set_yticks([])
+    ax.set(xlabel=xlabel)
     return fig
 
 
