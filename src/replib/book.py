@@ -409,7 +409,8 @@ _REFERRED = (
 def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
     """Append `-suffix` to every label that the notebook defines, and to its references to it.
 
-    One notebook becomes one page a model, and Sphinx wants a label once in the whole book.
+    One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
+    the whole book.
     """
     figures = [
         figure
@@ -513,7 +514,7 @@ def chapter_page(
     profile = (profiles.get(run.record["profile"]) or {}).get("parameters") or {}
     again = command(run.record, defaults(cells) | profile)
     fold_parameters(cells)
-    localise_labels(cells, run.model)
+    localise_labels(cells, f"{run.paper}-{run.model}")
     first = _source(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
     title, _, rest = first.partition("\n")
     if not re.match(r"# \S", title):
