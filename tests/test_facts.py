@@ -172,6 +172,7 @@ def test_own_facts(tmp_path, name):
         ({"prompt": "{subject} and {city} is"}, "brace"),
         ({"prompt": "Paris in {subject} is"}, "already says the answer 'Paris'"),
         ({"foil": "Paris"}, "cannot be told apart"),
+        ({"foil": "Paris Nord"}, "cannot be told apart"),
         ({"note": "x"}, "must have subject, prompt, answer, foil"),
         ({}, "repeats an earlier row"),
     ],

@@ -525,6 +525,7 @@ def test_swapped_twice_is_the_same():
     swapped = pairs.swapped()
     assert swapped.clean.equal(pairs.corrupted) and swapped.text == pairs.corrupted_text
     assert swapped.swapped().clean.equal(pairs.clean)
+    assert swapped.corrupted_text == pairs.text
 
 
 def test_split_is_disjoint_and_complete():
