@@ -239,6 +239,13 @@ def test_stage_puts_a_page_a_model_under_the_chapter_and_drops_chapters_without_
     ]
 
 
+def test_labels_carry_the_paper_and_the_model(project: Path) -> None:
+    stage(project)
+    for pair in EXPECTED:
+        text = (project / f"build/book/chapters/{pair}.ipynb").read_text()
+        assert f'"fig-gain-{pair.replace("/", "-")}"' in text
+
+
 def test_stage_shows_only_the_runs_asked_for(project: Path) -> None:
     assert [run.model for run in stage(project, EXPECTED[:1])] == ["model-a"]
     assert not (project / f"build/book/chapters/{EXPECTED[1]}.ipynb").exists()

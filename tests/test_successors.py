@@ -57,6 +57,14 @@ def test_a_head_that_always_says_the_same_gains_nothing_over_its_null():
     assert np.allclose(null.macro, 1 / 3)  # one of three successions, however they are dealt
 
 
+def test_in_the_micro_null_every_succession_counts_the_same():
+    classes = {"toy": small_class(), "wide": small_class(7)}
+    favoured = {"toy": torch.full((1, 4), 2), "wide": torch.full((1, 7), 3)}
+    null = su.shuffled_null(favoured, classes, rng(0, "null"), draws=20)
+    assert np.allclose(null.macro, (1 / 3 + 1 / 6) / 2)
+    assert np.allclose(null.micro, (1 + 1) / (3 + 6))
+
+
 def test_the_null_takes_the_best_of_all_heads():
     favoured = {"toy": torch.tensor([[1, 2, 3, 0], [1, 1, 1, 1]])}
     null = su.shuffled_null(favoured, {"toy": small_class()}, rng(0, "null"), draws=200)
