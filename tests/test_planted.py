@@ -260,7 +260,7 @@ def test_codes_of_names_and_positions_are_distinct():
     codes = planted._codes(50, 32, torch.Generator().manual_seed(0))
     cosines = codes @ codes.T - torch.eye(50)
     assert cosines.abs().max() <= 0.45 + 1e-6
-    positions, back = planted._positions()
+    positions, back = planted.position_codes(planted._WIDTHS["position"])
     cosines = positions @ positions.T - torch.eye(len(positions))
     assert cosines.abs().max() < 0.4
     torch.testing.assert_close(positions[1:] @ back, positions[:-1])

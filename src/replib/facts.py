@@ -155,8 +155,9 @@ def zipf(name: str) -> float:
 
 
 def facts_from_file(path: str | Path) -> list[Fact]:
-    """A reader's facts: JSON (a list of objects), JSONL or CSV, UTF-8, rows counted
-    from 1.
+    """A reader's facts: JSON (a list of objects), JSONL or CSV, UTF-8.
+
+    Rows are counted from 1.
 
     Columns: subject; prompt, a text that the answer follows, with the subject or {subject} in it;
     answer, what the model may have learnt; foil, what the context will say instead; and, if you
@@ -395,8 +396,3 @@ def copying_conflicts(seed: int, n: int) -> list[Conflict]:
     rng = random.Random(seed)
     pairs = zip(rng.sample(NAMES, n), rng.choices(OBJECTS, k=n), strict=True)
     return [Conflict(Fact("gift", name, "<nothing>"), thing) for name, thing in pairs]
-
-
-def shares(outcomes: Sequence[str]) -> dict[str, float]:
-    """Share of each outcome."""
-    return {name: outcomes.count(name) / max(1, len(outcomes)) for name in OUTCOMES}

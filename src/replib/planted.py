@@ -155,13 +155,9 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     codes = _codes(len(NAMES), _WIDTHS["name"], generator)
     words = torch.randn(len(tokenizer), _WIDTHS["word"], generator=generator)
     names = tokenizer.convert_tokens_to_ids([f" {name}" for name in NAMES])
-    positions, step_back = _positions()
+    positions, step_back = position_codes(_WIDTHS["position"])
 
     with torch.no_grad():
-        for parameter in model.transformer.h.parameters():
-            if parameter.ndim > 1:
-                parameter.zero_()
-
         embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
         embedding[names] = codes @ slots["name"].T + slots["is_name"][:, 0]
         embedding[tokenizer.convert_tokens_to_ids(" to")] += slots["wants_name"][:, 0]
@@ -174,13 +170,7 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.lm_head.weight.copy_(unembedding)
 
         readers = slots | {"position before": slots["position"] @ step_back}
-        for layer in range(N_LAYERS):
-            for head in range(N_HEADS):
-                plan = _HEADS.get((layer, head))
-                parts = _noise_head(generator) if plan is None else _head(plan, readers, scale)
-                set_head(model, layer, head, *parts)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        set_heads(model, _HEADS, readers, scale, generator)
     return model, tokenizer
 
 
@@ -211,13 +201,15 @@ def _codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n w
     return codes
 
 
-def _positions() -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
+def position_codes(
+    width: int,
+) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
     """Unit position codes (sines and cosines) and the matrix that steps one position back.
 
     With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by
     one step. The codes of different positions have dot products below 0.4.
     """
-    n = _WIDTHS["position"] // 2
+    n = width // 2
     frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
     angle = torch.arange(N_POSITIONS)[:, None] * frequency
     codes = torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(n)
@@ -251,11 +243,28 @@ def _head(
     return w_q, w_k, w_v, w_o, b_q
 
 
-def _noise_head(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Random weights: scores of about 1, output of about `_NOISE` in length."""
-    w_q, w_k, w_v = torch.randn(3, D_MODEL, D_HEAD, generator=generator) / math.sqrt(D_MODEL)
-    w_o = torch.randn(D_HEAD, D_MODEL, generator=generator)
-    return w_q, w_k, w_v, w_o * _NOISE / math.sqrt(D_HEAD * D_MODEL), torch.zeros(D_HEAD)
+def noise_head(
+    generator: torch.Generator, d_model: int = D_MODEL, d_head: int = D_HEAD, size: float = _NOISE
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Random weights, in the order of `_head`: scores of about 1, output of about `size` long."""
+    w_q, w_k, w_v = torch.randn(3, d_model, d_head, generator=generator) / math.sqrt(d_model)
+    w_o = torch.randn(d_head, d_model, generator=generator)
+    return w_q, w_k, w_v, w_o * size / math.sqrt(d_head * d_model), torch.zeros(d_head)
+
+
+def set_heads(
+    model: GPT2LMHeadModel,
+    plans: Mapping[tuple[int, int], _Head],
+    slots: Mapping[str, Float[Tensor, "d_model width"]],
+    scale: float,
+    generator: torch.Generator,
+) -> None:
+    """Every head of a model of this module's shape: as planned, the others small noise."""
+    for layer in range(N_LAYERS):
+        for head in range(N_HEADS):
+            plan = plans.get((layer, head))
+            parts = noise_head(generator) if plan is None else _head(plan, slots, scale)
+            set_head(model, layer, head, *parts)
 
 
 def blank_model(
@@ -265,7 +274,7 @@ def blank_model(
     d_model: int = D_MODEL,
     d_mlp: int = 4,
 ) -> GPT2LMHeadModel:
-    """A GPT-2 over a tokenizer's vocabulary, to be given its weights."""
+    """A GPT-2 over a tokenizer's vocabulary, the matrices of its blocks 0."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=N_POSITIONS,
@@ -279,7 +288,11 @@ def blank_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
-        return GPT2LMHeadModel(config).eval()
+        model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    for parameter in model.transformer.h.parameters():
+        if parameter.ndim > 1:
+            parameter.zero_()
+    return model
 
 
 def set_head(

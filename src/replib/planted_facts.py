@@ -31,15 +31,11 @@ from replib.planted import (
     _BALLAST,
     _LOGIT,
     D_MODEL,
-    N_HEADS,
-    N_LAYERS,
     _codes,
     _Head,
-    _head,
-    _noise_head,
     blank_model,
     make_slots,
-    set_head,
+    set_heads,
 )
 from replib.prompts import word_tokenizer
 
@@ -95,9 +91,6 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         return tokenizer.convert_tokens_to_ids(f" {word}")
 
     with torch.no_grad():
-        for parameter in model.transformer.h.parameters():
-            if parameter.ndim > 1:
-                parameter.zero_()
         words = torch.randn(len(tokenizer), _WIDTHS["word"], generator=generator)
         embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
         asks = tokenizer.convert_tokens_to_ids([":", " is"])
@@ -122,13 +115,7 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         unembedding[tokenizer.convert_tokens_to_ids(".")] += _LOGIT * scale * slots["idle"][:, 0]
         model.lm_head.weight.copy_(unembedding)
 
-        for layer in range(N_LAYERS):
-            for head in range(N_HEADS):
-                plan = _HEADS.get((layer, head))
-                parts = _noise_head(generator) if plan is None else _head(plan, slots, scale)
-                set_head(model, layer, head, *parts)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        set_heads(model, _HEADS, slots, scale, generator)
     return model, tokenizer
 
 

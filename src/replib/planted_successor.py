@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.ordinals import ITEMS, WORDS
-from replib.planted import blank_model, make_slots, set_head
+from replib.planted import blank_model, make_slots, noise_head, position_codes, set_head
 
-N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 3, 4, 84, 256
+N_LAYERS, N_HEADS, D_HEAD = 3, 4, 84
 D_MODEL = N_HEADS * D_HEAD
 PLANTED_SUCCESSOR = (1, 2)
 PLANTED_BOOSTER = (2, 1)
@@ -68,9 +68,6 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     scale = math.sqrt((_BALLAST**2 + 6) / D_MODEL)  # what LayerNorm divides by, times nothing else
 
     with torch.no_grad():
-        for parameter in model.transformer.h.parameters():
-            if parameter.ndim > 1:
-                parameter.zero_()
         words = torch.randn(len(tokenizer), _WIDTHS["word"], generator=generator)
         embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
         unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
@@ -84,7 +81,7 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             unembedding[token] += _LOGIT * scale * said
         model.transformer.wte.weight.copy_(embedding + _BALLAST * slots["ballast"][:, 0])
         model.lm_head.weight.copy_(unembedding)
-        codes, back = _positions()
+        codes, back = position_codes(_WIDTHS["position"])
         model.transformer.wpe.weight.copy_(codes @ slots["position"].T)
         model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
 
@@ -96,7 +93,7 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
                     w_q, w_k, b_q = _looks_back(slots, back, scale)
                     w_v, w_o = _moves(slots, moves, scale)
                 else:
-                    w_q, w_k, b_q, w_v, w_o = _noise_head(generator)
+                    w_q, w_k, w_v, w_o, b_q = noise_head(generator, D_MODEL, D_HEAD, _NOISE)
                 set_head(model, layer, head, w_q, w_k, w_v, w_o, b_q)
     return model, tokenizer
 
@@ -136,17 +133,6 @@ def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
         clean_up_tokenization_spaces=False,
     )
     return wrapped, {vocab[text]: what for text, what in meaning.items()}
-
-
-def _positions() -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
-    """Unit position codes and the matrix that steps one position back (see `replib.planted`)."""
-    n = _WIDTHS["position"] // 2
-    frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
-    angle = torch.arange(N_POSITIONS)[:, None] * frequency
-    codes = torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(n)
-    cos, sin = frequency.cos().diag(), frequency.sin().diag()
-    back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
-    return codes.float(), back.float()
 
 
 def _set_mlp(model: GPT2LMHeadModel, slots: dict[str, Tensor], scale: float) -> None:
@@ -205,10 +191,3 @@ def _moves(
         w_o[own] = matrix @ slots[f"o_{slot}"].T
         at += len(matrix)
     return w_v, w_o
-
-
-def _noise_head(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Random weights: scores of about 1, output of about `_NOISE` in length."""
-    w_q, w_k, w_v = torch.randn(3, D_MODEL, D_HEAD, generator=generator) / math.sqrt(D_MODEL)
-    w_o = torch.randn(D_HEAD, D_MODEL, generator=generator) * _NOISE / math.sqrt(D_HEAD * D_MODEL)
-    return w_q, w_k, torch.zeros(D_HEAD), w_v, w_o

@@ -156,6 +156,7 @@ def predicted(
 
 
 def all_tokens(classes: Mapping[str, OrdinalClass]) -> Int[Tensor, " token"]:
+    """The tokens of the classes, one class after the other."""
     return torch.cat([ordinal.tokens for ordinal in classes.values()])
 
 
