@@ -78,7 +78,7 @@ def scaled_heads(model: TransformerBridge, scales: Mapping[Head, float]) -> Iter
 
 
 @contextmanager
-def _one_readout(network: torch.nn.Module) -> Iterator[None]:
+def one_readout(network: torch.nn.Module) -> Iterator[None]:
     """One product for the logits of all rows: of a strided slice torch makes one product a row,
     and each of them reads the whole vocabulary matrix (half of the time, in gemma3-270m)."""
     hook = network.get_output_embeddings().register_forward_pre_hook(
@@ -110,7 +110,7 @@ def continuations(
     by_length = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     texts = [""] * len(prompts)
     scaling = scaled_heads(model, scales if prompts and scales else {})
-    with torch.inference_mode(), _one_readout(network), scaling:
+    with torch.inference_mode(), one_readout(network), scaling:
         while by_length:
             width = len(ids[by_length[-1]])
             size = max(1, MAX_TOKENS // width)

@@ -128,14 +128,13 @@ def load_model(
     """A model by name: eager attention (so that patterns have hooks), eval mode, no gradients.
 
     `name` is one of `KNOWN`, a local folder, or a Hugging Face id; `revision` (a branch, tag or
-    commit) is for the last only. `dtype` is a key of `DTYPES`; `device` is "auto" or a torch
-    device; `seed` is used by `tiny` only. The tokenizer keeps its own habit about BOS.
+    commit) is for the last only. `dtype` is "auto" or a key of `DTYPES`; `device` is "auto" or a
+    torch device; `seed` is used by `tiny` only. The tokenizer keeps its own habit about BOS.
 
     Raises UsageError for a name, revision, dtype or device that cannot be had.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     torch_device = find_device(device)
+    torch_dtype = find_dtype(dtype, torch_device)
     _set_threads()
     _check_revision(name, revision)
     if name == "tiny":
@@ -148,9 +147,26 @@ def load_model(
         where = _Where(source=f"weights set by hand in {module}", note=note)
     else:
         where = _locate(name, revision)
-        model, tokenizer = _read_folder(name, where, DTYPES[dtype])
-    model = model.to(device=torch_device, dtype=DTYPES[dtype])
+        model, tokenizer = _read_folder(name, where, torch_dtype)
+    model = model.to(device=torch_device, dtype=torch_dtype)
     return _bridge(model, tokenizer, name, where)
+
+
+def load_bare(
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The Hugging Face model itself, without a bridge around it, for training.
+
+    Raises UsageError as `load_model` does, and for a model that is made in memory.
+    """
+    if name in MADE_IN_MEMORY:
+        raise UsageError(f"model {name!r} is made in memory and cannot be trained")
+    torch_device = find_device(device)
+    _set_threads()
+    _check_revision(name, revision)
+    where = _locate(name, revision)
+    model, tokenizer = _read_folder(name, where, find_dtype(dtype, torch_device))
+    return model.to(torch_device), tokenizer
 
 
 def prepare_model(name: str, *, revision: str | None = None) -> None:
@@ -194,6 +210,24 @@ def find_device(device: str) -> torch.device:
     raise UsageError(
         f"device {device!r} is not available here; choose one of: auto, {', '.join(here)}"
     )
+
+
+def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the processor multiplies it, else float32.
+
+    Raises UsageError for another name than "auto" and those of `DTYPES`.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(
+                f"dtype {dtype!r} is not known; choose one of: auto, {', '.join(DTYPES)}"
+            )
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _set_threads() -> None:
