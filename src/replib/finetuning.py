@@ -1,9 +1,9 @@
 """Fine-tune a model to follow the intent of a prompt: LoRA on the attention matrices.
 
 As in Minder et al. (2411.07404, Sec. 4; released code): 2,048 rows, one epoch, AdamW, loss on the
-answer only. Unlike there, the rank is 8 and not 64, which keeps an adapter at 2 MB, and the learning
-rate 1e-3 and not 2e-4: of the two it had the lower loss on the validation relation, which no training
-row is about (0.08 against 0.26 nats; smollm2-135m, instruction format, seed 0).
+answer only. Unlike there, the rank is 8 and not 64, which keeps an adapter at 2 MB, and the
+learning rate 1e-3 and not 2e-4: of the two it had the lower loss on the validation relation, which
+no training row is about (0.08 against 0.26 nats; smollm2-135m, instruction format, seed 0).
 """
 
 import hashlib
