@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
 
 from replib.errors import UsageError
 from replib.interventions import Head
 
-MAX_TOKENS = 4_096  # prompts × positions of one batch
+MAX_TOKENS = 8_192  # prompts × positions of one batch
+MIN_COMMON = 16  # tokens of a common beginning that are worth a pass of their own
 
 # Our own words on nothing in particular: no country, no question, nothing to recall.
 NEUTRAL_TEXT = (
@@ -90,46 +92,105 @@ def one_readout(network: torch.nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def continuations(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    n_new: int,
-    scales: Mapping[Head, float] | None = None,
-    settled: Callable[[int, str], bool] = lambda index, text: False,
-) -> list[str]:
-    """The greedy continuation of each prompt, at most `n_new` tokens, with some heads scaled.
+class Prefilled:
+    """Prompts read up to their last token, with keys and values kept: what comes after that costs
+    one token a prompt, however often it is asked for.
 
-    `settled(index, text)` says that prompt `index` needs no more than `text`; its row leaves the
-    batch, as it does after an end-of-text token. Shorter prompts are padded on the left, out of
-    sight of the others: reading the weights once for many rows is what takes least time here. Keys
-    and values are kept from one token to the next.
+    What all prompts begin with alike (a system message, demonstrations) is read once. The rest is
+    padded in front, out of sight; beyond a model's sliding window the padding counts as distance.
+    Everything stays in the order of the prompts.
     """
-    tokenizer, network = model.tokenizer, model.original_model
-    device = next(network.parameters()).device
-    ids = [tokenizer(prompt).input_ids for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
-    texts = [""] * len(prompts)
-    scaling = scaled_heads(model, scales if prompts and scales else {})
-    with torch.inference_mode(), one_readout(network), scaling:
-        while by_length:
-            width = len(ids[by_length[-1]])
-            size = max(1, MAX_TOKENS // width)
-            rows, by_length = by_length[-size:], by_length[:-size]
-            gap = torch.tensor([width - len(ids[i]) for i in rows], device=device)
-            step = torch.tensor([[0] * (width - len(ids[i])) + ids[i] for i in rows], device=device)
-            new: dict[int, list[int]] = {i: [] for i in rows}
-            past = None
+
+    def __init__(self, model: TransformerBridge, prompts: Sequence[str]):
+        self.model, self.network = model, model.original_model
+        self.device = next(self.network.parameters()).device
+        ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
+        common = _n_common(ids)
+        width = max(map(len, ids)) - common - 1
+        gaps = [common + width + 1 - len(row) for row in ids]
+        self.gap = torch.tensor(gaps, device=self.device)
+        self.common, self.width = common, common + width  # tokens kept, padding included
+        self.last = torch.tensor([[row[-1]] for row in ids], device=self.device)
+        cache = DynamicCache()
+        with torch.no_grad(), one_readout(self.network):
+            if common:
+                cache = self._read([ids[0][:common]], cache, 0, torch.zeros_like(self.gap[:1]))
+                cache.batch_repeat_interleave(len(ids))
+            if width:
+                rest = [[0] * gap + row[common:-1] for gap, row in zip(gaps, ids, strict=True)]
+                cache = self._read(rest, cache, common, self.gap)
+        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    def _read(
+        self, rows: list[list[int]], cache: DynamicCache, begun: int, gap: Int[Tensor, " row"]
+    ) -> DynamicCache:
+        step = torch.tensor(rows, device=self.device)
+        mask, places = self._places(begun + step.shape[1], gap)
+        return self.network(
+            step,
+            attention_mask=mask,
+            position_ids=places[:, begun:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+
+    def _places(self, n: int, gap: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+        """Attention mask and positions of the first `n` kept tokens of rows with these gaps."""
+        index = torch.arange(n, device=self.device).expand(len(gap), n)
+        padded = (index >= self.common) & (index < self.common + gap[:, None])
+        places = torch.where(index < self.common, index, index - gap[:, None])
+        return (~padded).long(), places.clamp_min(0)
+
+    def past(self, rows: Int[Tensor, " row"] | slice = slice(None)) -> DynamicCache:
+        """A fresh cache for these prompts."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._layers):
+            cache.update(keys[rows], values[rows], layer)
+        return cache
+
+    def step(self, rows: Int[Tensor, " row"] | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+        """Logits at END of these prompts (a prompt may come several times). Hooks see one position;
+        gradients flow to whatever a hook writes."""
+        gap, tokens = self.gap[rows], self.last[rows]
+        mask, places = self._places(self.width + 1, gap)
+        with one_readout(self.network):
+            out = self.network(
+                tokens,
+                attention_mask=mask,
+                position_ids=places[:, -1:],
+                past_key_values=self.past(rows),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return out.logits[:, -1].float()
+
+    def continuations(
+        self, n_new: int, settled: Callable[[int, str], bool] = lambda index, text: False
+    ) -> list[str]:
+        """The greedy continuation of each prompt, at most `n_new` tokens.
+
+        `settled(index, text)` says that prompt `index` needs no more than `text`; its row leaves
+        the batch, as it does after an end-of-text token.
+        """
+        tokenizer = self.model.tokenizer
+        rows = list(range(len(self)))
+        texts, new = [""] * len(rows), {i: [] for i in rows}
+        gap, step, past = self.gap, self.last, self.past()
+        with torch.inference_mode(), one_readout(self.network):
             for n in range(n_new):
-                places = torch.arange(width + n, device=device) - gap[:, None]
-                out = network(
+                mask, places = self._places(self.width + 1 + n, gap)
+                out = self.network(
                     step,
-                    attention_mask=(places >= 0).long(),
-                    position_ids=places[:, -step.shape[1] :].clamp_min(0),
+                    attention_mask=mask,
+                    position_ids=places[:, -1:],
                     past_key_values=past,
                     use_cache=True,
                     logits_to_keep=1,
                 )
-                past = out.past_key_values
                 chosen = out.logits[:, -1].argmax(-1).tolist()
                 stay = []
                 for at, (i, token) in enumerate(zip(rows, chosen, strict=True)):
@@ -142,10 +203,48 @@ def continuations(
                 if not stay:
                     break
                 if len(stay) < len(rows):
-                    kept = torch.tensor(stay, device=device)
+                    kept = torch.tensor(stay, device=self.device)
                     past.batch_select_indices(kept)
                     rows, gap = [rows[at] for at in stay], gap[kept]
-                step = torch.tensor([[new[i][-1]] for i in rows], device=device)
+                step = torch.tensor([[new[i][-1]] for i in rows], device=self.device)
+        return texts
+
+
+def _n_common(ids: Sequence[Sequence[int]]) -> int:
+    """Length of the common beginning; at least one token besides the last is left to each row.
+    A short one is not worth a pass of its own."""
+    shortest = min(map(len, ids)) - 2
+    n = 0
+    while n < shortest and len({row[n] for row in ids}) == 1:
+        n += 1
+    return n if n >= MIN_COMMON and len(ids) > 1 else 0
+
+
+def continuations(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    n_new: int,
+    scales: Mapping[Head, float] | None = None,
+    settled: Callable[[int, str], bool] = lambda index, text: False,
+) -> list[str]:
+    """The greedy continuation of each prompt, at most `n_new` tokens, with some heads scaled.
+
+    See `Prefilled.continuations`. Prompts of about one length go together: reading the weights once
+    for many rows is what takes least time here.
+    """
+    ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
+    common = _n_common(ids) if ids else 0
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    texts = [""] * len(prompts)
+    with torch.inference_mode(), scaled_heads(model, scales if prompts and scales else {}):
+        while order:
+            longest = len(ids[order[-1]])  # read anew: all but the common part; kept: everything
+            size = max(1, min(MAX_TOKENS // (longest - common), 4 * MAX_TOKENS // longest))
+            rows, order = order[-size:], order[:-size]
+            read = Prefilled(model, [prompts[i] for i in rows])
+            found = read.continuations(n_new, lambda at, text, rows=rows: settled(rows[at], text))
+            for i, text in zip(rows, found, strict=True):
+                texts[i] = text
     return texts
 
 

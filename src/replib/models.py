@@ -96,6 +96,10 @@ _PLANTED = {
         "replib.planted_facts",
         "A small transformer that recalls facts with one head and copies with another.",
     ),
+    "planted-gate": (
+        "replib.planted_gate",
+        "A small transformer in which one direction decides between context and memory.",
+    ),
     "planted-successor": (
         "replib.planted_successor",
         "A small transformer with a successor head and mod-10 features.",

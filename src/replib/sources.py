@@ -67,7 +67,7 @@ SOURCES: dict[str, EmbeddedSource] = {
         "Licence: Gemma terms of use.",
     ),
 }
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-successor")
+MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-gate", "planted-successor")
 EMBEDDED = tuple(SOURCES)
 KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 
