@@ -28,11 +28,11 @@ from replib.runner import (
     find_root,
     library_hash,
     list_papers,
-    model_slug,
     notebook_hash,
     plan,
     read_parameters,
 )
+from replib.sources import model_slug
 
 HERE = Path(__file__).parent  # has notebooks/toy.*, so it is a project to the runner
 CHAPTER = find_chapter(HERE, "toy")

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
-from replib.sources import sha256_file
+from replib.sources import model_slug, sha256_file
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
 # What decides the weights, given a model and the pinned packages.
@@ -49,9 +49,9 @@ def code_sha256() -> str:
 
 
 def adapter_folder(root: Path, paper: str, model: str, intent_format: str, seed: int) -> Path:
-    """`root`/notebooks/`paper`.adapters/`model`/`format`-`seed`; slashes of an id become dashes."""
-    name = model.strip("/").replace("/", "--")
-    return root / "notebooks" / f"{paper}.adapters" / name / f"{intent_format}-{seed}"
+    """`root`/notebooks/`paper`.adapters/`model's folder name`/`format`-`seed`."""
+    folder = root / "notebooks" / f"{paper}.adapters" / model_slug(model)
+    return folder / f"{intent_format}-{seed}"
 
 
 def train_command(paper: str, model: str, intent_format: str, seed: int) -> str:
@@ -59,9 +59,9 @@ def train_command(paper: str, model: str, intent_format: str, seed: int) -> str:
 
 
 def load_adapter(
-    root: Path, paper: str, model: str, model_sha256: str, intent_format: str, seed: int
+    root: Path, paper: str, model: str, model_sha256: str | None, intent_format: str, seed: int
 ) -> Adapter:
-    """Read and check a stored adapter.
+    """Read and check a stored adapter; for which weights it was made, only if their hash is given.
 
     Raises:
         UsageError: it is missing, altered, or made for other weights; the line says how to make it.
@@ -87,7 +87,7 @@ def load_adapter(
             f"{what} was altered: the sha256 of {WEIGHTS} is {found[:12]}…, not {stored[:12]}… as "
             f"its card says; {again}"
         )
-    if made_for != model_sha256:
+    if model_sha256 is not None and made_for != model_sha256:
         raise UsageError(
             f"{what} was trained on other weights (sha256 {made_for[:12]}…, these are "
             f"{model_sha256[:12]}…); {again}"

@@ -6,11 +6,14 @@ an alternative text come from the values drawn, so it says what this model's fig
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython.display import HTML
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -89,6 +92,7 @@ def bars(
     title: str = "",
     chance: float | None = None,
     null: Float[np.ndarray, " draw"] | None = None,
+    null_label: str = "random\nhead sets\n(bar: 95th pct.)",
 ) -> Figure:
     """Bars with 95% intervals; a dashed line for chance; the null's draws as the last column."""
     fig, ax = plt.subplots(figsize=(7, 3.4))
@@ -101,7 +105,7 @@ def bars(
         jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(null))
         ax.plot(x + jitter, null, "o", ms=2.5, color="0.45", alpha=0.5, mew=0)
         ax.hlines(np.quantile(null, 0.95), x - 0.35, x + 0.35, color="black", lw=1.5)
-        labels.append(f"{len(null)} random\nhead sets\n(bar: 95th pct.)")
+        labels.append(f"{len(null)} {null_label}")
     if chance is not None:
         ax.axhline(chance, color="black", ls="--", lw=1)
         ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"), fontsize=9)
@@ -214,3 +218,67 @@ def scatter(
         ax.annotate(labels[i], at, xytext=(4, 3), textcoords="offset points", fontsize=8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return fig
+
+
+def slider(
+    questions: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[str], what: str
+) -> HTML:
+    """Bars that a reader moves: {question: {answer: its probability at each step}}.
+
+    Everything is in the page: no server, no other host. Without scripts it says that the plain
+    figure beside it shows the same. `what` names the quantity of the steps, for the eye and for a
+    screen reader.
+    """
+    data = {"steps": list(steps), "questions": []}
+    for text, some in questions.items():
+        answers = [[name, [round(p, 3) for p in values]] for name, values in some.items()]
+        data["questions"].append({"text": text, "answers": answers})
+    packed = json.dumps(data).replace("<", "\\u003c")  # nothing in it can end the script
+    last = len(steps) - 1
+    return HTML(_SLIDER.format(what=html.escape(what), start=last // 2, last=last, data=packed))
+
+
+_SLIDER = """<div class="knob">
+<noscript>This figure moves with a script; the plain figure above shows the same.</noscript>
+<div class="knob-moving" hidden>
+<label>{what}: <output></output>
+<input type="range" min="0" max="{last}" value="{start}" aria-label="{what}"></label>
+<div class="knob-bars" aria-live="polite"></div>
+</div>
+<script type="application/json">{data}</script>
+<script>
+(() => {{
+  const knob = document.currentScript.parentElement;
+  const data = JSON.parse(knob.querySelector('script[type="application/json"]').textContent);
+  const input = knob.querySelector("input"), bars = knob.querySelector(".knob-bars");
+  const add = (parent, tag, name, text) => {{
+    const node = parent.appendChild(document.createElement(tag));
+    node.className = name;
+    node.textContent = text;
+    return node;
+  }};
+  const drawn = [];
+  for (const question of data.questions) {{
+    add(bars, "p", "knob-question", question.text);
+    question.answers.forEach(([name, values], kind) => {{
+      const row = add(bars, "div", "knob-row", "");
+      add(row, "span", "knob-name", name);
+      const bar = add(add(row, "span", "knob-track", ""), "span", "knob-bar knob-kind-" + kind, "");
+      drawn.push([bar, add(row, "span", "knob-value", ""), values]);
+    }});
+  }}
+  const show = () => {{
+    const at = Number(input.value);
+    knob.querySelector("output").textContent = data.steps[at];
+    input.setAttribute("aria-valuetext", data.steps[at]);
+    for (const [bar, value, values] of drawn) {{
+      bar.style.width = 100 * values[at] + "%";
+      value.textContent = Math.round(100 * values[at]) + "%";
+    }}
+  }};
+  input.addEventListener("input", show);
+  knob.querySelector(".knob-moving").hidden = false;
+  show();
+}})();
+</script>
+</div>"""

@@ -55,7 +55,7 @@ from replib.claims import (
     write_record,
 )
 from replib.errors import UsageError
-from replib.sources import is_ready
+from replib.sources import is_ready, model_slug
 
 PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -424,20 +424,6 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     if not ready:
         raise UsageError(f"no model of {runs[0].chapter.paper} is installed; run: make setup")
     return ready
-
-
-def model_slug(model: str) -> str:
-    """A folder name for any model name; two models never share one.
-
-    A plain name stays, `org/name` becomes `org--name`, anything else (a path, odd characters) keeps
-    its last readable part and gets eight digits of its hash.
-    """
-    part = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
-    clash = re.search(r"--|\.(failed|tmp-|old-)", model)
-    if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
-        return model.replace("/", "--")
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60] or "model"
-    return f"{readable}@{sha256_text(model)[:8]}"
 
 
 def _readable(name: str, value: str) -> Path:

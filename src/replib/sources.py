@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -150,3 +151,17 @@ def sha256_file(path: Path) -> str:
     """Of the whole file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_slug(model: str) -> str:
+    """A folder name for any model name; two models never share one.
+
+    A plain name stays, `org/name` becomes `org--name`, anything else (a path, odd characters) keeps
+    its last readable part and gets eight digits of its hash.
+    """
+    part = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+    clash = re.search(r"--|\.(failed|tmp-|old-)", model)
+    if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
+        return model.replace("/", "--")
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60] or "model"
+    return f"{readable}@{hashlib.sha256(model.encode()).hexdigest()[:8]}"

@@ -84,24 +84,6 @@ def _check_layer(model: TransformerBridge, layer: int) -> None:
         raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
 
 
-def coordinates(
-    prompts: Prefilled, layer: int, direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, " row"]:
-    """u·h of each prompt at its last token, at a layer's output."""
-    return residual(prompts, layer).float() @ (direction / direction.norm())
-
-
-def residual(
-    prompts: Prefilled, layer: int, rows: Int[Tensor, " row"] | None = None
-) -> Float[Tensor, "row d_model"]:
-    """A layer's output at the last token (on the CPU)."""
-    rows = torch.arange(len(prompts)) if rows is None else rows
-    zeros = torch.zeros_like(rows)
-    return collect_activations(
-        prompts.model, _resid(layer), rows, prompts.step, positions=zeros, batch_size=ROWS
-    )
-
-
 # --- Interchange along a direction ----------------------------------------------------------------
 
 
@@ -115,15 +97,16 @@ def interchange(
     """Logits at END of the prompts `base` with their component along the direction, at a layer's
     output at the last token, exchanged for that of the prompts `source`."""
     u = direction / direction.norm()
+    where = {"positions": torch.zeros_like(base), "batch_size": ROWS}
+    given = collect_activations(prompts.model, _resid(layer), source, prompts.step, **where)
     return intervened_logits(
         prompts.model,
         _resid(layer),
         SubspaceInterchange(u[:, None]),
         base,
-        residual(prompts, layer, source),
+        given,
         prompts.step,
-        positions=torch.zeros_like(base),
-        batch_size=ROWS,
+        **where,
     )
 
 
@@ -170,6 +153,13 @@ def attention_outputs(
 ) -> Float[Tensor, "layer row d_model"]:
     """The output of every attention layer at the last token."""
     return _observe(prompts, rows, _attn)
+
+
+def residuals(
+    prompts: Prefilled, rows: Int[Tensor, " row"] | None = None
+) -> Float[Tensor, "layer row d_model"]:
+    """The output of every layer at the last token."""
+    return _observe(prompts, torch.arange(len(prompts)) if rows is None else rows, _resid)
 
 
 def _observe(
