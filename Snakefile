@@ -3,7 +3,7 @@
 #   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
 #
 # A run is made again when its notebook, its claims, its parameters, a library module, the pinned
-# packages or the weights change; text and looks of the book only build the book again.
+# packages, its stored adapters or the weights change; text and looks of the book only build the book again.
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import replib
+from replib.adapter_cards import NoAdapter
 from replib.errors import UsageError
 from replib.runner import find_chapter, find_root, list_papers, plan
 from replib.sources import MADE_IN_MEMORY, SOURCES
@@ -68,7 +69,11 @@ def find_jobs():
             if not asked and EMBEDDED.get(name, name) is None:
                 print(f"book: {name} is not installed; its page is left out", file=sys.stderr)
                 continue
-            run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
+            try:
+                run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
+            except NoAdapter as error:
+                print(f"book: {paper} on {name} is left out: {error}", file=sys.stderr)
+                continue
             found[paper, run.folder.name] = run
     return found
 
@@ -130,6 +135,10 @@ rule chapter:
             str(path)
             for path in [*LIBRARY.glob("*.py"), *LIBRARY.glob("*.json")]
             if path.name not in BOOK_ONLY
+        ),
+        adapters=lambda wildcards: sorted(
+            str(path)
+            for path in Path(f"notebooks/{wildcards.paper}.adapters").glob(f"{wildcards.model}/*/*")
         ),
     output:
         touch("build/stamps/{paper}/{model}.ok"),

@@ -1,13 +1,5 @@
-"""Stored low-rank adapters: where they are, whether they are whole, how they are put on a model.
+"""Low-rank adapters merged into a model's weights, and taken out again without a trace."""
 
-An adapter is a folder in the format of the package peft (`adapter_model.safetensors` and
-`adapter_config.json`) with a card beside them, `training.json`: the model it belongs to, seed,
-sha256 of the weights, hashes of the data and of the code, settings, training curve.
-`replib train` writes it (`replib.finetuning`); a chapter reads it.
-"""
-
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +11,10 @@ from safetensors.torch import load
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from replib.adapter_cards import CARD, WEIGHTS, adapter_folder, check_adapter, code_sha256
 from replib.errors import UsageError
-from replib.sources import model_slug, sha256_file
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
-# What decides the weights, given a model and the pinned packages.
-CODE = ("facts.py", "intents.py", "finetuning.py")
+__all__ = ["CARD", "WEIGHTS", "Adapter", "adapted", "adapter_folder", "code_sha256", "load_adapter"]
 
 
 @dataclass(frozen=True)
@@ -42,56 +32,11 @@ class Adapter:
         return self.card["code_sha256"] != code_sha256()
 
 
-def code_sha256() -> str:
-    """One hash of the modules that training depends on."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in CODE)).hexdigest()
-
-
-def adapter_folder(root: Path, paper: str, model: str, intent_format: str, seed: int) -> Path:
-    """`root`/notebooks/`paper`.adapters/`model's folder name`/`format`-`seed`."""
-    folder = root / "notebooks" / f"{paper}.adapters" / model_slug(model)
-    return folder / f"{intent_format}-{seed}"
-
-
-def train_command(paper: str, model: str, intent_format: str, seed: int) -> str:
-    return f"replib train {paper} --model {model} --format {intent_format} --seed {seed}"
-
-
 def load_adapter(
     root: Path, paper: str, model: str, model_sha256: str | None, intent_format: str, seed: int
 ) -> Adapter:
-    """Read and check a stored adapter; for which weights it was made, only if their hash is given.
-
-    Raises:
-        UsageError: it is missing, altered, or made for other weights; the line says how to make it.
-    """
-    folder = adapter_folder(root, paper, model, intent_format, seed)
-    again = f"make it with: {train_command(paper, model, intent_format, seed)}"
-    what = f"adapter {folder.parent.name}/{folder.name} of {paper}"
-    absent = [name for name in (WEIGHTS, CONFIG, CARD) if not (folder / name).is_file()]
-    if absent:
-        raise UsageError(f"{what} is missing ({absent[0]} is not in {folder}); {again}")
-    try:
-        card = json.loads((folder / CARD).read_text())
-        config = json.loads((folder / CONFIG).read_text())
-        stored, made_for = card["sha256"], card["model_sha256"]
-        scale = config["lora_alpha"] / config["r"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{what}: its {CARD} or {CONFIG} cannot be read ({error}); {again}"
-        ) from None
-    found = sha256_file(folder / WEIGHTS)
-    if found != stored:
-        raise UsageError(
-            f"{what} was altered: the sha256 of {WEIGHTS} is {found[:12]}…, not {stored[:12]}… as "
-            f"its card says; {again}"
-        )
-    if model_sha256 is not None and made_for != model_sha256:
-        raise UsageError(
-            f"{what} was trained on other weights (sha256 {made_for[:12]}…, these are "
-            f"{model_sha256[:12]}…); {again}"
-        )
+    """Read and check a stored adapter; raises NoAdapter as `check_adapter` does."""
+    folder, card, config = check_adapter(root, paper, model, model_sha256, intent_format, seed)
     tensors = load((folder / WEIGHTS).read_bytes())
     weights = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
@@ -101,7 +46,7 @@ def load_adapter(
         for name, tensor in tensors.items()
         if name.endswith(".lora_A.weight")
     }
-    return Adapter(folder, card, weights, scale)
+    return Adapter(folder, card, weights, config["lora_alpha"] / config["r"])
 
 
 @contextmanager

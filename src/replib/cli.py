@@ -1,4 +1,4 @@
-"""The command line: `replib run PAPER ...` and `replib list`.
+"""The command line: `replib run PAPER ...`, `replib train PAPER ...` and `replib list`.
 
 Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothing written),
 130 interrupted.
@@ -6,14 +6,17 @@ Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothi
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import replib
+from replib.adapter_cards import INTENT_FORMATS
 from replib.claims import OUTCOMES, one_line, read_record
 from replib.errors import UsageError
 from replib.runner import (
@@ -27,9 +30,10 @@ from replib.runner import (
     plan,
     prepare,
 )
-from replib.sources import EMBEDDED, KNOWN, available_embedded
+from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
 
 OUT = Path("build/runs")
+TRAINED = ("context-knob",)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +89,22 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for each model; 0 for none; default: the profile's, else an hour",
     )
+
+    train = commands.add_parser(
+        "train",
+        help="train again what a chapter keeps stored",
+        allow_abbrev=False,
+        description="Train the adapters of a chapter from nothing and store them in place of the "
+        "old ones. Paper: context-knob.",
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("paper", metavar="PAPER", choices=TRAINED, help=", ".join(TRAINED))
+    train.add_argument("--model", required=True, help=f"{', '.join(EMBEDDED)}, a folder, a hub id")
+    train.add_argument("--seed", type=int, required=True, metavar="S", help="0, 1, 2, ...")
+    train.add_argument(
+        "--format", choices=INTENT_FORMATS, help="how the intent is written; default: each in turn"
+    )
+    train.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu")
     return parser
 
 
@@ -122,6 +142,34 @@ def _run(options: argparse.Namespace) -> int:
         found = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
         print(f"{run.name}: {found}; {record['wall_time_s']:.0f} s; {folder}", flush=True)
     return code
+
+
+def _train(options: argparse.Namespace) -> int:
+    root = find_root()
+    if options.seed < 0:
+        raise UsageError(f"--seed is {options.seed}; give a whole number, 0 or more")
+    model = options.model
+    if model in MADE_IN_MEMORY:
+        raise UsageError(f"model {model!r} is made in memory and needs no adapter")
+    if Path(model).expanduser().is_dir() and (os.sep in model or model.startswith((".", "~"))):
+        model = str(Path(model).expanduser().resolve())
+    from replib.finetuning import train_adapter
+
+    for intent_format in [options.format] if options.format else INTENT_FORMATS:
+        name = f"{options.paper}, {options.model}, {intent_format}-{options.seed}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' advice to themselves
+            folder = train_adapter(
+                root,
+                options.paper,
+                model,
+                intent_format,
+                options.seed,
+                options.device,
+                lambda line, name=name: _say(f"{name}: {line}"),
+            )
+        print(f"{name}: {folder}", flush=True)
+    return 0
 
 
 def _settings(parameters: Sequence[str], seed: str | None) -> dict[str, str]:

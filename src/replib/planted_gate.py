@@ -11,9 +11,10 @@ Nothing is trained. It reads the prompts of `replib.intents`, without chat turns
    the word that states the intent and writes +1 (context) or -1 (memory) to the slot `gate`, which
    is one direction. Without an intent line it writes nothing.
 3. The *memory head* of layer 2 moves the subject's `fact` to `output` unless the gate is positive;
-   the *context head* of layer 3 moves the answer named in the context unless it is negative.
+   the *context head* of layer 3 moves the answer named in the context if it is close to 1.
 
-The gate's scores are small enough that gradients pass: a direction is learned by them.
+The scores of the memory head are small enough that gradients pass, those of the context head sharp
+enough that a direction only near the gate's does not do: it is learned by both.
 
 So the gate's direction, at the output of layer 1, is the whole difference between the intents
 (noise heads aside), and setting it decides the answer. Layer 1 carries intent, layer 2 memory,
@@ -74,11 +75,7 @@ _HEADS = {
         moves=(("fact", "output", 0.6),),
     ),
     CONTEXT_HEAD: _Head(
-        scores=(
-            ("wants_answer", "is_answer", 9.0),
-            ("gate", "is_answer", 6.0),
-            ("always", "is_first", 8.0),
-        ),
+        scores=(("gate", "is_answer", 7.0), ("always", "is_first", 5.0)),
         moves=(("answer", "output", 0.5),),
     ),
 }
@@ -125,10 +122,11 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.transformer.wpe.weight.zero_()
         model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
 
+        logit = 3 * _LOGIT * scale  # sure of its answers, so that learning ends at the gate
         unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
         for answer in answers:
-            unembedding[token(answer)] += _LOGIT * scale * slots["output"] @ codes[answer]
-        unembedding[tokenizer.convert_tokens_to_ids(".")] += _LOGIT * scale * slots["idle"][:, 0]
+            unembedding[token(answer)] += logit * slots["output"] @ codes[answer]
+        unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * slots["idle"][:, 0]
         model.lm_head.weight.copy_(unembedding)
 
         set_heads(model, _HEADS, slots, scale, generator)

@@ -43,6 +43,7 @@ from typing import Any
 
 import psutil
 
+from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import (
     MIME,
     Claims,
@@ -55,7 +56,7 @@ from replib.claims import (
     write_record,
 )
 from replib.errors import UsageError
-from replib.sources import is_ready, model_slug
+from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug
 
 PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -367,10 +368,31 @@ def plan(
         raise UsageError(f"model {one_line(model)!r}: {error.args[-1]}") from None
     if is_folder and (os.sep in model or model.startswith((".", "~"))):
         absolute["model_name"] = str(Path(model).expanduser().resolve())
+    _adapters(chapter, absolute)
     limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
     folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
     _writable(folder)
     return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+
+
+def _adapters(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
+    """What the run reads from stored adapters: {name: sha256}. They must be there and whole.
+
+    Only for a chapter with the parameter `adapter_seeds`; a model made in memory has none.
+    """
+    if "adapter_seeds" not in values or values["model_name"] in MADE_IN_MEMORY:
+        return {}
+    if not values["adapter_seeds"]:
+        raise UsageError("parameter adapter_seeds is empty; give at least one, such as [1]")
+    model = values["model_name"]
+    sha256 = SOURCES[model].sha256 if model in SOURCES else None
+    return {
+        f"adapter {name}-{seed}": check_adapter(
+            chapter.root, chapter.paper, model, sha256, name, seed
+        )[1]["sha256"]
+        for name in INTENT_FORMATS
+        for seed in values["adapter_seeds"]
+    }
 
 
 def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
@@ -525,7 +547,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "claims": chapter.claims.sha256,
         "library": library_hash(),
         "requirements": _file_hash(chapter.root / "requirements.txt"),
-        "inputs": {name: _file_hash(path) for name, path in run.files.items()},
+        "inputs": {name: _file_hash(path) for name, path in run.files.items()}
+        | _adapters(chapter, run.parameters),
     }
     changed = {
         name: run.parameters[name]
@@ -967,7 +990,7 @@ def _prepare_child() -> None:
 
 def _prepare_one(question: Mapping[str, Any]) -> str | None:
     """The device that a run will be on; None if its model is to be left out."""
-    from replib import facts, models, prompts, sources
+    from replib import contexts, facts, models, prompts, sources
 
     device = str(models.find_device(question["device"]))
     name, revision = question["model"], question["revision"]
@@ -979,6 +1002,7 @@ def _prepare_one(question: Mapping[str, Any]) -> str | None:
     loaders = {
         "prompts_file": prompts.pairs_from_file,
         "colored_objects_file": prompts.colored_objects_from_file,
+        "conflicts_file": lambda tokenizer, path: contexts.cases_from_file(path),
         "facts_file": lambda tokenizer, path: facts.readable(
             tokenizer, facts.facts_from_file(path), at_least=8
         ),

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.interchange import (
     SubspaceInterchange,
-    collect_activations,
     fit_das,
     intervened_logits,
 )
@@ -92,13 +91,11 @@ def interchange(
     layer: int,
     direction: Float[Tensor, " d_model"],
     base: Int[Tensor, " row"],
-    source: Int[Tensor, " row"],
+    given: Float[Tensor, "row d_model"],
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits at END of the prompts `base` with their component along the direction, at a layer's
-    output at the last token, exchanged for that of the prompts `source`."""
+    output at the last token, exchanged for that of `given` (`residuals` of the source prompts)."""
     u = direction / direction.norm()
-    where = {"positions": torch.zeros_like(base), "batch_size": ROWS}
-    given = collect_activations(prompts.model, _resid(layer), source, prompts.step, **where)
     return intervened_logits(
         prompts.model,
         _resid(layer),
@@ -106,7 +103,8 @@ def interchange(
         base,
         given,
         prompts.step,
-        **where,
+        positions=torch.zeros_like(base),
+        batch_size=ROWS,
     )
 
 
@@ -119,7 +117,7 @@ def learn_direction(
     *,
     epochs: int,
     seed: int,
-    batch_size: int = 16,
+    batch_size: int = 32,
     lr: float = 1e-2,
 ) -> Float[Tensor, " d_model"]:
     """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
@@ -212,20 +210,20 @@ def patchscope(
     model: TransformerBridge,
     residuals: Float[Tensor, "layer row d_model"],
     tokens: Int[Tensor, "row candidate"],
-    layers: Sequence[int] | None = None,
+    first: Int[Tensor, " row"] | None = None,
 ) -> Float[Tensor, "layer row candidate"]:
     """How probable are `tokens`, read from each layer's residual by a token-identity prompt?
 
     A residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
-    (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers left out are NaN.
+    (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers before a row's `first` are not
+    read and get 0.
     """
     identity = Prefilled(model, [IDENTITY_PROMPT])
-    layers = range(len(residuals)) if layers is None else layers
-    n_rows = residuals.shape[1]
-    found = torch.full((len(residuals), n_rows, tokens.shape[1]), torch.nan)
-    jobs = [(layer, row) for layer in layers for row in range(n_rows)]
-    for start in range(0, len(jobs), ROWS):
-        some = torch.tensor(jobs[start : start + ROWS])
+    n_layers, n_rows = residuals.shape[:2]
+    start = torch.zeros(n_rows, dtype=torch.long) if first is None else first
+    found = torch.zeros(n_layers, n_rows, tokens.shape[1])
+    jobs = (torch.arange(n_layers)[:, None] >= start).nonzero()
+    for some in jobs.split(ROWS):
 
         def insert(layer: int, some: Tensor = some) -> Callable:
             mine = some[:, 0] == layer

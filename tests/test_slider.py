@@ -1,0 +1,84 @@
+"""The figure that a reader moves, in headless Chromium, with scripts and without."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from bs4 import BeautifulSoup
+
+from replib.figures import slider
+from replib.runner import find_root
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+QUESTIONS = {
+    'What is </script> "2 & 2"?': {
+        "Lima (context)": [0.0, 0.25, 1.0],
+        "Paris (memory)": [1.0, 0.5, 0.0],
+        "anything else": [0.0, 0.25, 0.0],
+    }
+}
+STEPS = ["c = -1", "c = 0", "c = 1"]
+
+
+def page(tmp_path, extra=""):
+    css = (find_root() / "book/_static/replib.css").read_text()
+    html = slider(QUESTIONS, STEPS, "The coordinate").data
+    path = tmp_path / "page.html"
+    path.write_text(f"<!doctype html><style>{css}</style><body>{html}{extra}</body>")
+    return path
+
+
+def dom(path, *flags):
+    """The page as it is after its scripts have run."""
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", *flags]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{path}"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return BeautifulSoup(found.stdout, "html.parser")
+
+
+def bars(soup):
+    widths = [re.search(r"width: ([0-9.]+)%", bar["style"])[1] for bar in soup.select(".knob-bar")]
+    return [float(w) for w in widths], [v.text for v in soup.select(".knob-value")]
+
+
+@needs_chromium
+def test_the_slider_shows_its_middle_first(tmp_path):
+    soup = dom(page(tmp_path))
+    assert soup.select_one("output").text == "c = 0"
+    assert bars(soup) == ([25, 50, 25], ["25%", "50%", "25%"])
+    assert not soup.select_one(".knob-moving").has_attr("hidden")
+    assert soup.select_one(".knob-question").text == 'What is </script> "2 & 2"?'
+    assert soup.select_one(".knob-name").text == "Lima (context)"
+
+
+@needs_chromium
+@pytest.mark.parametrize(("at", "widths"), [(0, [0, 100, 0]), (2, [100, 0, 0])])
+def test_moving_the_slider_moves_the_bars(tmp_path, at, widths):
+    move = (
+        "<script>const s = document.querySelector('input[type=range]');"
+        f"s.value = {at}; s.dispatchEvent(new Event('input'));</script>"
+    )
+    soup = dom(page(tmp_path, move))
+    assert bars(soup)[0] == widths
+    assert soup.select_one("output").text == STEPS[at]
+    assert soup.select_one("input")["aria-valuetext"] == STEPS[at]
+
+
+def test_without_scripts_the_plain_figure_is_pointed_at(tmp_path):
+    soup = BeautifulSoup(page(tmp_path).read_text(), "html.parser")
+    assert soup.select_one(".knob-moving").has_attr("hidden")
+    assert "plain figure above" in soup.select_one("noscript").text
+
+
+def test_the_slider_asks_no_other_host_and_has_a_label(tmp_path):
+    text = page(tmp_path).read_text()
+    assert "http" not in slider(QUESTIONS, STEPS, "x").data and "src=" not in text
+    assert (
+        BeautifulSoup(text, "html.parser").select_one("label input")["aria-label"]
+        == "The coordinate"
+    )
