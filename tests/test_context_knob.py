@@ -30,7 +30,7 @@ def test_the_planted_layers_and_the_planted_direction_are_found(tmp_path):
         "memory: another question: layers 2; context: another question: layers 3"
     )
     knob = claims["4.6"]["measured"]
-    assert knob["layer"] == 1 and knob["value"] > 0.9 and knob["worst_layer"] < 0.2
+    assert knob["layer"] == 1 and knob["value"] > 0.9 and knob["wrong_layer"] < 0.2
     assert claims["4.5"]["outcome"] == claims["4.6"]["outcome"] == "holds"
     steered = claims["4.7"]["measured"]
     assert steered["steered"] > 0.9 and steered["unsteered_context"] < 0.1
