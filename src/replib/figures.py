@@ -206,12 +206,20 @@ def scatter(
     xlabel: str,
     ylabel: str,
     n_labelled: int = 6,
+    kinds: Sequence[str] | None = None,
 ) -> Figure:
-    """One point per head; the most extreme ones carry their names."""
+    """One point per item; the most extreme ones carry their names, or `kinds` their markers."""
     fig, ax = plt.subplots()
     ax.axhline(0, color="0.8", lw=0.8)
     ax.axvline(0, color="0.8", lw=0.8)
-    ax.plot(x, y, "o", ms=4, color=COLORS[0], alpha=0.6, mew=0)
+    if kinds is None:
+        ax.plot(x, y, "o", ms=4, color=COLORS[0], alpha=0.6, mew=0)
+    for i, kind in enumerate(dict.fromkeys(kinds or ())):
+        mine = [at for at, name in enumerate(kinds) if name == kind]
+        ax.plot(x[mine], y[mine], MARKERS[i % 6], ms=8, mfc="none", mec=COLORS[i % 6], label=kind)
+    if kinds is not None:
+        fig.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+        n_labelled = 0
     reach = (x / x.abs().max().clamp_min(1e-9)).abs() + (y / y.abs().max().clamp_min(1e-9)).abs()
     for i in reach.argsort(descending=True)[:n_labelled].tolist():
         at = (float(x[i]), float(y[i]))
