@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -312,6 +313,15 @@ def test_every_outcome_is_the_rule_s(tmp_path_factory, value, low, high, q95):
 
 
 # --- tables ---------------------------------------------------------------------------------------
+
+
+def test_the_history_shows_every_change_in_full(load):
+    reason = "A long reason that a table of pandas would cut off after fifty characters <b>."
+    claims = load()
+    entry = {"date": "2026-11-25", "claim": claims.claims[0].id, "reason": reason}
+    shown = replace(claims, changes=(entry,)).history()._repr_html_()
+    assert "cut off after fifty characters &lt;b&gt;." in shown and "2026-11-25" in shown
+    assert "nothing" in claims.history()._repr_html_()
 
 
 def test_the_table_shows_the_claims_before_anything_is_measured(load):

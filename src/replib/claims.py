@@ -280,6 +280,15 @@ class Claims:
         ]
         return HtmlTable(("claim", "the paper says", "its number", "we decide"), rows, "claims")
 
+    def history(self) -> "HtmlTable":
+        """What was changed after the claims were first written, with date and reason."""
+        rows = [
+            tuple(_cell(" ".join(str(change[key]).split())) for key in ("date", "claim", "reason"))
+            for change in self.changes
+        ]
+        head = ("date", "claim", "what was changed, and why")
+        return HtmlTable(head, rows or [("–", "–", "nothing")], "history")
+
     def verdicts(self, model: Any) -> None:
         """Show what became of every claim, and store it in the cell's output for the record.
 
@@ -484,7 +493,7 @@ class HtmlTable:
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    kind: str  # claims or verdicts, a class name for the book's style sheet
+    kind: str  # claims, history or verdicts, a class name for the book's style sheet
 
     def __repr__(self) -> str:
         return f"{self.kind}: a table of {len(self.rows)} rows"
