@@ -17,7 +17,7 @@ from replib.sources import model_slug, sha256_file
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
 INTENT_FORMATS = ("instruction", "weight")  # each model has adapters of both (`intents.FORMATS`)
 # What decides the weights, given a model and the pinned packages.
-CODE = ("facts.py", "intents.py", "finetuning.py")
+CODE = ("facts.py", "intents.py", "generation.py", "finetuning.py")
 
 
 class NoAdapter(UsageError):

@@ -11,10 +11,8 @@ from safetensors.torch import load
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from replib.adapter_cards import CARD, WEIGHTS, adapter_folder, check_adapter, code_sha256
+from replib.adapter_cards import WEIGHTS, check_adapter, code_sha256
 from replib.errors import UsageError
-
-__all__ = ["CARD", "WEIGHTS", "Adapter", "adapted", "adapter_folder", "code_sha256", "load_adapter"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from replib.adapters import CARD, WEIGHTS, adapter_folder, code_sha256
+from replib.adapter_cards import CARD, CONFIG, WEIGHTS, adapter_folder, code_sha256
 from replib.errors import UsageError
 from replib.generation import continuations, one_readout
 from replib.intents import FORMATS, draw_cases, known_facts, long_enough, training_rows
@@ -92,6 +92,9 @@ def train_adapter(
         os.chmod(temp, 0o755)
         save_file(weights, temp / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(temp)
+        settings = json.loads((temp / CONFIG).read_text())
+        settings["target_modules"] = sorted(settings["target_modules"])  # peft keeps a set
+        (temp / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         card = {"sha256": sha256_file(temp / WEIGHTS)} | card
         (temp / CARD).write_text(json.dumps(card, indent=1) + "\n")
         if folder.exists():
