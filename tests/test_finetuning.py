@@ -98,6 +98,26 @@ def test_training_lowers_the_loss_of_the_answers(folder, small, tmp_path):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+def test_the_loss_is_that_of_the_answers_tokens_and_the_end_only(folder):
+    network, tokenizer = load_bare(folder)
+    rows = [
+        ("When Mary and John went to the", "store"),
+        ("The capital of France is", "red ball of"),
+    ]
+    each = []
+    for prompt, answer in rows:
+        ids = [*tokenizer(f"{prompt} {answer}").input_ids, tokenizer.eos_token_id]
+        n = len(tokenizer(prompt).input_ids)
+        with torch.no_grad():
+            logits = network(torch.tensor([ids])).logits[0, n - 1 : -1]
+        target = torch.tensor(ids[n:])
+        each.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+    with torch.no_grad():
+        loss = finetuning._loss(network, tokenizer, rows)
+    assert [len(values) for values in each] == [2, 4]
+    torch.testing.assert_close(loss, torch.cat(each).mean(), atol=1e-4, rtol=1e-4)
+
+
 def test_an_adapter_is_merged_as_peft_merges_it_and_taken_out_without_a_trace(trained, folder):
     from peft import PeftModel
 
