@@ -3,7 +3,8 @@
 #   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
 #
 # A run is made again when its notebook, its claims, its parameters, a library module, the pinned
-# packages, its stored adapters or the weights change; text and looks of the book only build the book again.
+# packages, its stored adapters or the weights change; text and looks of the book only build the
+# book again.
 
 import hashlib
 import json

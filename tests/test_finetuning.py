@@ -226,6 +226,8 @@ def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder
         ([PAPER, "--model", "smollm2-135m", "--seed", "-1"], "--seed is -1"),
         ([PAPER, "--model", "smollm2-135m"], "--seed"),
         ([PAPER, "--model", "./nothing-here", "--seed", "1"], "nothing-here"),
+        ([PAPER, "--model", "a\0b", "--seed", "1"], "is not known"),
+        ([PAPER, "--model", " ", "--seed", "1"], "the model's name is empty"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, message, capsys):

@@ -6,7 +6,6 @@ Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothi
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 import warnings
@@ -23,6 +22,7 @@ from replib.runner import (
     PROFILES,
     Run,
     RunFailed,
+    absolute_model,
     execute,
     find_chapter,
     find_root,
@@ -148,11 +148,9 @@ def _train(options: argparse.Namespace) -> int:
     root = find_root()
     if options.seed < 0:
         raise UsageError(f"--seed is {options.seed}; give a whole number, 0 or more")
-    model = options.model
-    if model in MADE_IN_MEMORY:
-        raise UsageError(f"model {model!r} is made in memory and needs no adapter")
-    if Path(model).expanduser().is_dir() and (os.sep in model or model.startswith((".", "~"))):
-        model = str(Path(model).expanduser().resolve())
+    if options.model in MADE_IN_MEMORY:
+        raise UsageError(f"model {options.model!r} is made in memory and needs no adapter")
+    model = absolute_model(options.model)
     from replib.finetuning import train_adapter
 
     for intent_format in [options.format] if options.format else INTENT_FORMATS:

@@ -360,6 +360,19 @@ def plan(
     for name, value in values.items():
         if name.endswith("_file") and value:
             absolute[name] = str(_readable(name, value))
+    absolute["model_name"] = absolute_model(model)
+    _adapters(chapter, absolute)
+    limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
+    folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
+    _writable(folder)
+    return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+
+
+def absolute_model(model: str) -> str:
+    """A model's name as it is; a folder, written as a path, by its absolute path.
+
+    Raises UsageError for an empty name and for a path that cannot be looked at.
+    """
     if not model.strip():
         raise UsageError("the model's name is empty")
     try:
@@ -367,12 +380,8 @@ def plan(
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"model {one_line(model)!r}: {error.args[-1]}") from None
     if is_folder and (os.sep in model or model.startswith((".", "~"))):
-        absolute["model_name"] = str(Path(model).expanduser().resolve())
-    _adapters(chapter, absolute)
-    limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
-    folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
-    _writable(folder)
-    return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+        return str(Path(model).expanduser().resolve())
+    return model
 
 
 def _adapters(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:

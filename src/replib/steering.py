@@ -246,7 +246,7 @@ def patchscope(
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What the search found, and what a full sweep says of its assumption."""
+    """What the search found."""
 
     layers: tuple[int, ...]
     upper: int  # patched: [lower, upper), before anything was added
