@@ -40,6 +40,7 @@ from replib.planted import (
     make_slots,
     set_heads,
 )
+from replib.planted_facts import set_embeddings, word_embedding
 from replib.prompts import word_tokenizer
 
 INTENT_HEAD, MEMORY_HEAD, CONTEXT_HEAD = (1, 2), (2, 1), (3, 2)
@@ -103,11 +104,7 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         return tokenizer.convert_tokens_to_ids(f" {word}")
 
     with torch.no_grad():
-        words = torch.randn(len(tokenizer), _WIDTHS["word"], generator=generator)
-        embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
-        asks = tokenizer.convert_tokens_to_ids([" is", " of"])
-        embedding += slots["idle"][:, 0]
-        embedding[asks] += slots["wants_answer"][:, 0] - slots["idle"][:, 0]
+        embedding = word_embedding(tokenizer, slots, (" is", " of"), generator)
         for word, (intent, strength) in _INTENT_WORDS.items():
             embedding[tokenizer.convert_tokens_to_ids(word)] += (
                 intent * slots["intent"][:, 0] + strength * slots["is_intent"][:, 0]
@@ -118,17 +115,8 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             )
         for answer in answers:
             embedding[token(answer)] += slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
-        model.transformer.wte.weight.copy_(embedding + _BALLAST * slots["ballast"][:, 0])
-        model.transformer.wpe.weight.zero_()
-        model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
-
         logit = 3 * _LOGIT * scale  # sure of its answers, so that learning ends at the gate
-        unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
-        for answer in answers:
-            unembedding[token(answer)] += logit * slots["output"] @ codes[answer]
-        unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * slots["idle"][:, 0]
-        model.lm_head.weight.copy_(unembedding)
-
+        set_embeddings(model, tokenizer, embedding, slots, codes, logit, generator)
         set_heads(model, _HEADS, slots, scale, generator)
     return model, tokenizer
 
