@@ -6,7 +6,9 @@ Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothi
 
 import argparse
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import replib
+from replib import grid
 from replib.adapter_cards import INTENT_FORMATS
 from replib.claims import OUTCOMES, one_line, read_record
 from replib.errors import UsageError
@@ -33,7 +36,7 @@ from replib.runner import (
 from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
 
 OUT = Path("build/runs")
-TRAINED = ("context-knob",)
+TRAINED = ("context-knob", grid.PAPER)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,16 +97,21 @@ def _parser() -> _Parser:
         "train",
         help="train again what a chapter keeps stored",
         allow_abbrev=False,
-        description="Train the adapters of a chapter from nothing and store them in place of the "
-        "old ones. Paper: context-knob.",
+        description="Train what a chapter keeps stored, from nothing, in place of the old. "
+        "context-knob: the adapters of one model and seed. copying-mamba: the cells of its grid "
+        "that are missing, altered or older than the code; or one cell.",
     )
     train.set_defaults(command=_train)
     train.add_argument("paper", metavar="PAPER", choices=TRAINED, help=", ".join(TRAINED))
-    train.add_argument("--model", required=True, help=f"{', '.join(EMBEDDED)}, a folder, a hub id")
-    train.add_argument("--seed", type=int, required=True, metavar="S", help="0, 1, 2, ...")
-    train.add_argument(
+    knob = train.add_argument_group("context-knob")
+    knob.add_argument("--model", help=f"{', '.join(EMBEDDED)}, a folder, a hub id")
+    knob.add_argument("--seed", type=int, metavar="S", help="0, 1, 2, ...")
+    knob.add_argument(
         "--format", choices=INTENT_FORMATS, help="how the intent is written; default: each in turn"
     )
+    copying = train.add_argument_group("copying-mamba")
+    copying.add_argument("--cell", metavar="NAME", help="only this one, such as copy/rope-0.003-1")
+    copying.add_argument("--cores", type=int, metavar="N", help="cells at a time; default: all")
     train.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu")
     return parser
 
@@ -145,7 +153,45 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    foreign = ("model", "seed", "format") if options.paper == grid.PAPER else ("cell", "cores")
+    for name in foreign:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} does not belong to {options.paper}; see replib train -h")
+    return _train_grid(options) if options.paper == grid.PAPER else _train_adapters(options)
+
+
+def _train_grid(options: argparse.Namespace) -> int:
+    """One cell here, or what is needed as jobs of Snakemake, until nothing is."""
     root = find_root()
+    if options.cores is not None and options.cores < 1:
+        raise UsageError(f"--cores is {options.cores}; give a whole number, 1 or more")
+    if options.cell is not None:
+        cell = grid.cell_of(options.cell)
+        from replib.copy_training import train_cell
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = train_cell(root, cell, options.device, lambda t: _say(f"{cell.name}: {t}"))
+        print(f"{grid.PAPER}, {cell.name}: {path}", flush=True)
+        return 0
+    while cells := grid.needed(root):
+        _say(f"{grid.PAPER}: {len(cells)} cells to train")
+        marks = [f"build/grid/{cell.name}.done" for cell in cells]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "grid.smk")]
+        command += ["--cores", str(options.cores or os.cpu_count() or 1), "--keep-going"]
+        command += ["--config", f"device={options.device}", "--quiet", "rules", "--force", *marks]
+        if subprocess.run(command, cwd=root, check=False).returncode:
+            _say(f"{grid.PAPER}: some cells failed; to go on: replib train {grid.PAPER}")
+            return 1
+    print(f"{grid.PAPER}: all cells are there: {grid.folder(root)}", flush=True)
+    return 0
+
+
+def _train_adapters(options: argparse.Namespace) -> int:
+    root = find_root()
+    for name in ("model", "seed"):
+        if getattr(options, name) is None:
+            raise UsageError(f"replib train {options.paper} needs --{name}")
     if options.seed < 0:
         raise UsageError(f"--seed is {options.seed}; give a whole number, 0 or more")
     if options.model in MADE_IN_MEMORY:

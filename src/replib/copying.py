@@ -42,6 +42,9 @@ class Strings:
     def answers(self) -> Int[Tensor, "string answer"]:
         return self.tokens[:, -self.n_answer :]
 
+    def to(self, device: str | torch.device) -> "Strings":
+        return Strings(self.tokens.to(device), self.n_answer, self.source.to(device))
+
 
 def to_text(tokens: Int[Tensor, " pos"]) -> str:
     """Tokens as the characters of `ALPHABET`."""
@@ -69,37 +72,34 @@ def copies_of(x: Int[Tensor, "string length"]) -> Strings:
     return Strings(tokens, length + 1, source)
 
 
-def duplicate_ngram(n: int, length: int, generator: torch.Generator, size: int) -> Strings:
-    """The task `copy`, on strings in which a run of `size` letters occurs twice (Sec. 3.4).
+def duplicate_ngram(
+    n: int, length: int, generator: torch.Generator, run: int
+) -> tuple[Strings, Int[Tensor, "string 2"]]:
+    """The task `copy` on strings in which a run of `run` letters occurs twice, and the places in
+    the answer of the two letters that follow the runs (Sec. 3.4). Evaluation only.
 
-    The two runs do not overlap, and different letters follow them. Evaluation only.
+    The two do not overlap, and different letters follow them. Who looks up the last `run` letters
+    cannot tell which of the two follows.
 
     Raises:
         UsageError: the string is too short for two runs, each followed by a letter.
     """
-    x, first, second = _with_duplicates(n, length, generator, size)
-    return copies_of(x)
-
-
-def _with_duplicates(
-    n: int, length: int, generator: torch.Generator, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The strings, and where the two runs begin in each."""
-    if length < 2 * size + 2:
+    if length < 2 * run + 2:
         raise UsageError(
-            f"duplicate_ngram: a string of {length} letters has no room for two runs of {size}, "
-            f"each followed by a letter; choose a length of {2 * size + 2} or more"
+            f"duplicate_ngram: a string of {length} letters has no room for two runs of {run}, "
+            f"each followed by a letter; choose a length of {2 * run + 2} or more"
         )
     x = _letters(n, length, generator)
-    gap = length - 2 * size - 1  # letters that are in neither run, less one that follows the first
+    gap = length - 2 * run - 1  # letters in neither run, less the one that follows the first
     a = torch.randint(gap, (n,), generator=generator)
-    b = a + size + 1 + (torch.rand(n, generator=generator) * (gap - a)).long()
-    rows, steps = torch.arange(n)[:, None], torch.arange(size)
-    x[rows, b[:, None] + steps] = x[rows, a[:, None] + steps]
-    after_a, after_b = x[rows[:, 0], a + size], x[rows[:, 0], b + size]
-    other = (after_a + torch.randint(1, N_LETTERS, (n,), generator=generator)) % N_LETTERS
-    x[rows[:, 0], b + size] = torch.where(after_a == after_b, other, after_b)
-    return x, a, b
+    b = a + run + 1 + (torch.rand(n, generator=generator) * (gap - a)).long()
+    rows, steps = torch.arange(n), torch.arange(run)
+    x[rows[:, None], b[:, None] + steps] = x[rows[:, None], a[:, None] + steps]
+    after = torch.stack([a, b], 1) + run
+    first, second = x[rows, after[:, 0]], x[rows, after[:, 1]]
+    other = (first + torch.randint(1, N_LETTERS, (n,), generator=generator)) % N_LETTERS
+    x[rows, after[:, 1]] = torch.where(first == second, other, second)
+    return copies_of(x), after
 
 
 def _lookup(

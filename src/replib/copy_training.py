@@ -1,0 +1,236 @@
+"""Train one cell of the grid, and read what was stored (Jelassi et al., 2402.01032, Sec. 3).
+
+As in the released code: AdamW with weight decay 0.1, a linear schedule after a warm-up, gradients
+clipped at norm 1, loss on the answer only. Weight decay spares vectors and what the library marks
+(the decay rates of state-space models). The data depend on study and seed only, so all
+architectures of one seed read the same strings in the same order.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from replib import grid
+from replib.architectures import build
+from replib.copying import TASKS, Strings, answer_logits
+from replib.errors import UsageError
+from replib.grid import BATCH, EVERY, STUDIES, WARMUP, Cell, Study
+from replib.scans import fast_scans
+
+N_VALIDATION = 256  # strings of the largest length of training
+_VALIDATION_SEED = 10**6  # no training has it
+DIVERGED = 99.0  # nats
+
+
+def strings_for(study: Study, length: int, n: int, seed: int) -> Strings:
+    """`n` strings of a study's task; with one seed always the same."""
+    return TASKS[study.task](n, length, torch.Generator().manual_seed(seed))
+
+
+def train(
+    cell: Cell,
+    start: dict[str, torch.Tensor] | None = None,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    device: str = "cpu",
+) -> tuple[nn.Module, dict[str, list[float]]]:
+    """Train a cell from nothing, or from given weights. Returns the network and its curve.
+
+    The curve has a point every `EVERY` steps, on validation strings of the largest length of
+    training: `examples` seen, training loss since the last point, validation `loss` (nats a token
+    of the answer), `char` and `string` accuracy given the true tokens before. `stop_after` steps
+    ends early on the same schedule. One thread and one seed give one result, to the last bit; a
+    loss that is not a number is `DIVERGED`.
+    """
+    study = STUDIES[cell.study]
+    network = build(cell.architecture, cell.seed).to(device)
+    if start is not None:
+        network.load_state_dict(start)
+    optimizer, schedule = _optimizer(network, cell.rate, study.steps)
+    data = torch.Generator().manual_seed(cell.seed)
+    validation = strings_for(study, study.lengths[1], N_VALIDATION, _VALIDATION_SEED)
+    curve: dict[str, list[float]] = {
+        key: [] for key in ("examples", "train", "loss", "char", "string")
+    }
+    losses: list[torch.Tensor] = []
+    low, high = study.lengths
+    network.train()
+    with _trained_scans(network):
+        for step in range(1, (stop_after or study.steps) + 1):
+            length = int(torch.randint(low, high + 1, (), generator=data))
+            batch = TASKS[study.task](BATCH, length, data).to(device)
+            loss = _loss(answer_logits(network, batch), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            if step % EVERY == 0:
+                network.eval()
+                _add_point(curve, step, losses, network, validation.to(device))
+                network.train()
+                losses.clear()
+                say(
+                    f"step {step} of {study.steps}: loss {curve['loss'][-1]:.3f}, "
+                    f"strings right {curve['string'][-1]:.0%}"
+                )
+    network.eval()
+    return network, curve
+
+
+def _optimizer(
+    network: nn.Module, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    parameters = list(network.parameters())
+    spared = [p for p in parameters if p.ndim < 2 or getattr(p, "_no_weight_decay", False)]
+    ids = {id(p) for p in spared}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if id(p) not in ids], "weight_decay": 0.1},
+            {"params": spared, "weight_decay": 0.0},
+        ],
+        lr=rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / WARMUP, max(0.0, (steps - step) / (steps - WARMUP))),
+    )
+    return optimizer, schedule
+
+
+def _loss(logits: torch.Tensor, strings: Strings) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), strings.answers.flatten())
+
+
+@torch.no_grad()
+def _add_point(
+    curve: dict[str, list[float]],
+    step: int,
+    losses: list[torch.Tensor],
+    network: nn.Module,
+    validation: Strings,
+) -> None:
+    logits = answer_logits(network, validation)
+    right = (logits.argmax(-1) == validation.answers).double()
+    point = {
+        "examples": step * BATCH,
+        "train": torch.stack(losses).mean().item(),
+        "loss": _loss(logits, validation).item(),
+        "char": right.mean().item(),
+        "string": right.prod(1).mean().item(),
+    }
+    for key, value in point.items():
+        curve[key].append(round(value, 6) if math.isfinite(value) else DIVERGED)
+
+
+def _trained_scans(network: nn.Module) -> Any:
+    """Fast scans for state-space layers, nothing for networks without any."""
+    has_scan = any(type(module).__name__.endswith("Mixer") for module in network.modules())
+    return fast_scans(network) if has_scan else nullcontext()
+
+
+# --- Stored trainings -----------------------------------------------------------------------------
+
+
+def train_cell(
+    root: Path, cell: Cell, device: str = "cpu", say: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Train a cell from nothing and store it in place of an earlier one; returns its card.
+
+    Weights are stored in float16. A study that starts with another one's weights takes those of the
+    same seed, and to choose a rate those of the first reported seed.
+
+    Raises:
+        NoCell: the weights to start with are not there.
+    """
+    study = STUDIES[cell.study]
+    start, started_from = None, ""
+    if study.start:
+        seed = cell.seed if cell.is_reported else study.seeds[0]
+        some = grid.reported(root, study.start, cell.architecture)
+        first = next((c for c in some if c.seed == seed), None)
+        if first is None:
+            raise UsageError(f"cell {cell.name}: study {study.start} has no seed {seed}")
+        start = _read_weights(root, first)
+        started_from = first.name
+    began = time.process_time()
+    with one_thread():
+        network, curve = train(cell, start, say=say, device=device)
+    card: dict[str, Any] = {"cell": asdict(cell), "study": asdict(study), "start": started_from}
+    path = grid.card_path(root, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = save({k: v.half().cpu().contiguous() for k, v in _state(network).items()})
+    card["sha256"] = hashlib.sha256(weights).hexdigest() if cell.is_reported else ""
+    if cell.is_reported:
+        _replace(grid.weights_path(root, cell), weights)
+    card |= {
+        "code_sha256": grid.code_sha256(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "cpu_s": round(time.process_time() - began),
+        "curve": curve,
+    }
+    _replace(path, (json.dumps(card, indent=1) + "\n").encode())
+    return path
+
+
+def load_network(root: Path, cell: Cell) -> nn.Module:
+    """The network of a stored cell, in float32; raises NoCell if it is missing or altered."""
+    grid.read_card(root, cell)
+    network = build(cell.architecture, cell.seed)
+    network.load_state_dict(_read_weights(root, cell))
+    return network.eval()
+
+
+def _state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Without what is stored under two names (embeddings that serve as read-out too)."""
+    own, seen = {}, set()
+    for name, value in network.state_dict().items():
+        if value.data_ptr() not in seen:
+            own[name] = value
+        seen.add(value.data_ptr())
+    return own
+
+
+def _read_weights(root: Path, cell: Cell) -> dict[str, torch.Tensor]:
+    grid.read_card(root, cell)
+    stored = load(grid.weights_path(root, cell).read_bytes())
+    network = build(cell.architecture, cell.seed)
+    names = {v.data_ptr(): k for k, v in reversed(network.state_dict().items())}
+    return {k: stored[names[v.data_ptr()]].float() for k, v in network.state_dict().items()}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it is open, torch computes on one thread: small networks gain nothing from more, and
+    sums come out alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
