@@ -5,6 +5,12 @@
 # Marks are the outputs: Snakemake removes a job's outputs before it starts, and an earlier training
 # must stay until the new one is complete.
 
+import os
+import sys
+from pathlib import Path
+
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
 
 rule cell:
     output:

@@ -112,3 +112,21 @@ def test_null_pvalue_counts_the_observed():
 def test_draws_depend_on_seed_and_purpose_only():
     assert m.rng(0, "a").random() == m.rng(0, "a").random()
     assert m.rng(0, "a").random() != m.rng(0, "b").random() != m.rng(1, "b").random()
+
+
+def test_intervals_over_seeds_by_hand():
+    # Mean 2, standard error 1 / sqrt(3), t(0.975; 2) = 4.3027.
+    value, (low, high) = m.seeds_mean([1.0, 2.0, 3.0])
+    assert (value, low, high) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+    # Equal sizes and variances: Welch is Student, t(0.975; 4) = 2.7764, error sqrt(2 / 3).
+    value, (low, high) = m.seeds_difference([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
+    assert (value, low, high) == pytest.approx((3, 3 - 2.2670, 3 + 2.2670), abs=1e-3)
+    assert m.seeds_difference([1.0, 1.0], [0.5, 0.5]) == (0.5, (0.5, 0.5))
+    assert m.seeds_mean([1.0, 1.0]) == (1.0, (1.0, 1.0))
+
+
+def test_one_seed_has_no_interval():
+    with pytest.raises(UsageError, match="at least 2, got 1"):
+        m.seeds_mean([1.0])
+    with pytest.raises(UsageError, match="got 1 and 2"):
+        m.seeds_difference([1.0], [1.0, 2.0])

@@ -60,7 +60,13 @@ def _mark(token: int, n: int) -> Int[Tensor, "string 1"]:
 
 
 def copy(n: int, length: int, generator: torch.Generator) -> Strings:
-    """`n` strings of `length` letters and their copies."""
+    """`n` strings of `length` letters and their copies.
+
+    Raises:
+        UsageError: no letter at all.
+    """
+    if length < 1:
+        raise UsageError(f"copy: a string of {length} letters; choose a length of 1 or more")
     return copies_of(_letters(n, length, generator))
 
 
@@ -145,8 +151,15 @@ def suffix_ngram(n: int, length: int, generator: torch.Generator) -> Strings:
 
 
 def phone_book(n: int, length: int, generator: torch.Generator) -> Strings:
-    """`length` entries of a name and a number, then one of the names: which is its number?"""
-    names = torch.rand(n, N_LETTERS**NAME, generator=generator).topk(length, 1).indices
+    """`length` entries of a name and a number, then one of the names: which is its number?
+
+    Raises:
+        UsageError: there are not so many names.
+    """
+    most = N_LETTERS**NAME
+    if not 1 <= length <= most:
+        raise UsageError(f"phone_book: {length} entries; there are 1 to {most} names")
+    names = torch.rand(n, most, generator=generator).topk(length, 1).indices
     names = torch.stack([names // N_LETTERS, names % N_LETTERS], -1)
     numbers = _letters(n * length, NUMBER, generator, N_DIGITS).view(n, length, NUMBER)
     asked = torch.randint(length, (n,), generator=generator)

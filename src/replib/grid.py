@@ -23,7 +23,7 @@ from replib.sources import sha256_file
 PAPER = "copying-mamba"
 SELECTION_SEED = 0
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-_STEP = 10**0.5  # between rates, about
+_STEP = 10**0.5  # between rates
 # What decides the weights, given the pinned packages and the kind of machine.
 CODE = ("copying.py", "architectures.py", "scans.py", "grid.py", "copy_training.py")
 
@@ -163,7 +163,7 @@ def is_stale(card: Mapping[str, Any]) -> bool:
 
 
 def next_rate(rate: float, up: bool) -> float:
-    """The rate beside this one on the grid 1, 3, 10, 30, ..."""
+    """The rate half a decade above or below, to one digit."""
     digits = f"{rate * (_STEP if up else 1 / _STEP):.0e}"
     return float(digits)
 

@@ -45,6 +45,31 @@ def wilson(successes: Bool[Tensor, " prompt"]) -> tuple[float, Interval]:
     return k / n, (float(interval.low), float(interval.high))
 
 
+def seeds_mean(values: Sequence[float]) -> tuple[float, Interval]:
+    """The mean over a few seeds and its 95% t interval, which covers new seeds.
+
+    Seeds that agree exactly give an interval without width.
+    """
+    array = np.asarray(values, float)
+    if len(array) < 2:
+        raise UsageError(f"an interval over seeds needs at least 2, got {len(array)}")
+    mean, error = float(array.mean()), float(stats.sem(array))
+    half = error * float(stats.t.ppf(0.975, len(array) - 1))
+    return mean, (mean - half, mean + half)
+
+
+def seeds_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, Interval]:
+    """Mean of a less mean of b, of separate seeds, and its 95% Welch interval."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if min(len(a), len(b)) < 2:
+        raise UsageError(f"an interval over seeds needs at least 2, got {len(a)} and {len(b)}")
+    value = float(a.mean() - b.mean())
+    if np.ptp(a) == np.ptp(b) == 0:
+        return value, (value, value)
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return value, (float(interval.low), float(interval.high))
+
+
 def cluster_draws(
     groups: Sequence[str], generator: np.random.Generator, draws: int = 2000
 ) -> Float[np.ndarray, "draw prompt"]:

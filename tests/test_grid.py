@@ -1,0 +1,154 @@
+"""The grid: what is needed next, which rate is chosen, what is refused."""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import pytest
+
+from replib import grid
+from replib.cli import main
+from replib.errors import UsageError
+from replib.grid import RATES, SELECTION_SEED, Cell, NoCell, Study
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    small = {
+        "copy": Study("copy", (5, 6), ("rope", "lstm"), (1, 2)),
+        "phone": Study("phone_book", (2, 3), ("rope",), (1, 2), start="copy"),
+    }
+    monkeypatch.setattr(grid, "STUDIES", small)
+    return small
+
+
+def store(root, cell, loss=1.0, code=None):
+    path = grid.card_path(root, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = cell.name.encode() if cell.is_reported else b""
+    if weights:
+        grid.weights_path(root, cell).write_bytes(weights)
+    card = {
+        "cell": asdict(cell),
+        "sha256": hashlib.sha256(weights).hexdigest() if weights else "",
+        "code_sha256": code or grid.code_sha256(),
+        "curve": {"examples": [32], "loss": [loss], "string": [0.5]},
+    }
+    path.write_text(json.dumps(card))
+
+
+def store_rates(root, study, architecture, losses):
+    for rate, loss in losses.items():
+        store(root, Cell(study, architecture, rate, SELECTION_SEED), loss)
+
+
+def names(cells):
+    return [cell.name for cell in cells]
+
+
+INSIDE = dict(zip(RATES, (3.0, 1.0, 2.0, 4.0), strict=True))
+
+
+def test_rates_come_first_then_seeds_then_what_starts_with_them(studies, tmp_path):
+    first = grid.needed(tmp_path)
+    assert {cell.study for cell in first} == {"copy"}
+    assert {cell.seed for cell in first} == {SELECTION_SEED} and len(first) == 8
+    for architecture in ("rope", "lstm"):
+        store_rates(tmp_path, "copy", architecture, INSIDE)
+    second = grid.needed(tmp_path)
+    assert names(second) == [
+        "copy/rope-0.003-1",
+        "copy/rope-0.003-2",
+        "copy/lstm-0.003-1",
+        "copy/lstm-0.003-2",
+    ]
+    for cell in second:
+        store(tmp_path, cell)
+    third = grid.needed(tmp_path)
+    assert {(cell.study, cell.seed) for cell in third} == {("phone", 0)}
+    store_rates(tmp_path, "phone", "rope", INSIDE)
+    for cell in grid.needed(tmp_path):
+        store(tmp_path, cell)
+    assert grid.needed(tmp_path) == []
+
+
+def test_a_best_rate_at_the_edge_extends_the_grid(studies, tmp_path):
+    store_rates(tmp_path, "copy", "lstm", INSIDE)
+    store_rates(tmp_path, "copy", "rope", dict(zip(RATES, (4.0, 3.0, 2.0, 1.0), strict=True)))
+    assert "copy/rope-0.09-0" in names(grid.needed(tmp_path))
+    with pytest.raises(NoCell, match="not complete"):
+        grid.reported(tmp_path, "copy", "rope")
+    store(tmp_path, Cell("copy", "rope", 0.09, SELECTION_SEED), 5.0)
+    assert grid.reported(tmp_path, "copy", "rope")[0] == Cell("copy", "rope", 0.03, 1)
+
+
+def test_the_next_rate_up_and_down():
+    assert [grid.next_rate(rate, up=True) for rate in (1e-3, 3e-3, 0.03)] == [0.003, 0.009, 0.09]
+
+
+def test_an_altered_or_old_cell_is_needed_again(studies, tmp_path):
+    for architecture in ("rope", "lstm"):
+        store_rates(tmp_path, "copy", architecture, INSIDE)
+    cells = grid.needed(tmp_path)
+    for cell in cells:
+        store(tmp_path, cell)
+    altered, old = cells[0], cells[3]
+    grid.weights_path(tmp_path, altered).write_bytes(b"other")
+    store(tmp_path, old, code="0" * 64)
+    assert names(grid.needed(tmp_path)) == names([altered, old])
+    with pytest.raises(NoCell, match=rf"altered.*--cell {altered.name}"):
+        grid.read_card(tmp_path, altered)
+    assert grid.is_stale(grid.read_card(tmp_path, old))
+
+
+def test_a_missing_a_foreign_and_an_unreadable_card_are_refused(studies, tmp_path):
+    cell = Cell("copy", "rope", 0.003, 1)
+    with pytest.raises(NoCell, match=r"missing.*replib train copying-mamba --cell"):
+        grid.read_card(tmp_path, cell)
+    store(tmp_path, cell)
+    path = grid.card_path(tmp_path, cell)
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"cell": asdict(Cell("copy", "rope", 0.003, 2))}))
+    with pytest.raises(NoCell, match="another cell"):
+        grid.read_card(tmp_path, cell)
+    path.write_text("{}")
+    with pytest.raises(NoCell, match="cannot be read"):
+        grid.read_card(tmp_path, cell)
+
+
+def test_names_and_cells_are_the_same_thing():
+    for study, settings in grid.STUDIES.items():
+        for architecture in settings.architectures:
+            cell = Cell(study, architecture, 0.03, 4)
+            assert grid.cell_of(cell.name) == cell
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rope-0.003-1", "none of the studies copy"),
+        ("copy/rope", "write study/architecture-rate-seed"),
+        ("copy/gru-0.003-1", "has the architectures rope"),
+        ("copy/rope-3-1", "between 0 and 1"),
+    ],
+)
+def test_a_name_that_is_no_cell_is_refused(name, words, capsys):
+    with pytest.raises(UsageError, match=words):
+        grid.cell_of(name)
+    assert main(["train", "copying-mamba", "--cell", name]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["copying-mamba", "--seed", "1"], "--seed does not belong to copying-mamba"),
+        (["context-knob", "--cell", "x", "--seed", "1"], "--cell does not belong to context-knob"),
+        (["context-knob", "--seed", "1"], "needs --model"),
+        (["copying-mamba", "--cores", "0"], "--cores is 0"),
+    ],
+)
+def test_options_of_the_other_chapter_are_refused(arguments, words, capsys):
+    assert main(["train", *arguments]) == 2
+    assert words in capsys.readouterr().err
