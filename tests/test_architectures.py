@@ -35,7 +35,9 @@ def test_a_seed_gives_one_network_and_leaves_the_global_generator_alone(name):
     assert torch.equal(state, torch.get_rng_state())
     pairs = list(zip(first.parameters(), again.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_sizes_are_within_a_fifth_of_each_other():

@@ -9,9 +9,11 @@ architectures of one seed read the same strings in the same order.
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
@@ -143,6 +145,30 @@ def _trained_scans(network: nn.Module) -> Any:
     return fast_scans(network) if has_scan else nullcontext()
 
 
+# --- Trainings in front of the reader -------------------------------------------------------------
+
+
+def train_here(
+    cells: Sequence[Cell], stop_after: int | None = None
+) -> list[tuple[nn.Module, dict[str, list[float]]]]:
+    """Networks and curves of cells that are trained now, one on each core, in processes of their
+    own; nothing is stored."""
+    workers = min(len(cells), os.cpu_count() or 1)
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        made = list(pool.map(_train_alone, cells, [stop_after] * len(cells)))
+    found = []
+    for cell, (state, curve) in zip(cells, made, strict=True):
+        found.append((_network(cell, load(state)), curve))
+    return found
+
+
+def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, list[float]]]:
+    with one_thread():
+        network, curve = train(cell, stop_after=stop_after)
+    return save({k: v.contiguous() for k, v in _state(network).items()}), curve
+
+
 # --- Stored trainings -----------------------------------------------------------------------------
 
 
@@ -165,7 +191,7 @@ def train_cell(
         first = next((c for c in some if c.seed == seed), None)
         if first is None:
             raise UsageError(f"cell {cell.name}: study {study.start} has no seed {seed}")
-        start = _read_weights(root, first)
+        start = load_network(root, first).state_dict()
         started_from = first.name
     began = time.process_time()
     with one_thread():
@@ -190,28 +216,31 @@ def train_cell(
 
 def load_network(root: Path, cell: Cell) -> nn.Module:
     """The network of a stored cell, in float32; raises NoCell if it is missing or altered."""
+    return _network(cell, _stored(root, cell))
+
+
+def _stored(root: Path, cell: Cell) -> dict[str, torch.Tensor]:
     grid.read_card(root, cell)
-    network = build(cell.architecture, cell.seed)
-    network.load_state_dict(_read_weights(root, cell))
-    return network.eval()
+    return load(grid.weights_path(root, cell).read_bytes())
 
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Without what is stored under two names (embeddings that serve as read-out too)."""
-    own, seen = {}, set()
+    """Each tensor under its first name: embeddings may serve as read-out too."""
+    own: dict[int, str] = {}
     for name, value in network.state_dict().items():
-        if value.data_ptr() not in seen:
-            own[name] = value
-        seen.add(value.data_ptr())
-    return own
+        own.setdefault(value.data_ptr(), name)
+    return {name: network.state_dict()[name] for name in own.values()}
 
 
-def _read_weights(root: Path, cell: Cell) -> dict[str, torch.Tensor]:
-    grid.read_card(root, cell)
-    stored = load(grid.weights_path(root, cell).read_bytes())
+def _network(cell: Cell, state: Mapping[str, torch.Tensor]) -> nn.Module:
     network = build(cell.architecture, cell.seed)
-    names = {v.data_ptr(): k for k, v in reversed(network.state_dict().items())}
-    return {k: stored[names[v.data_ptr()]].float() for k, v in network.state_dict().items()}
+    own = _state(network)
+    if set(own) != set(state):
+        raise UsageError(f"training {cell.name}: its weights are those of another architecture")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+    return network.eval()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,179 @@
+"""Training: alike when repeated, on the answer only, stored whole, and the stored curves."""
+
+import json
+
+import pytest
+import torch
+
+from replib import copy_training, grid
+from replib.copy_training import one_thread, train, train_here
+from replib.copying import answer_logits, copy
+from replib.grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
+from replib.runner import find_root
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Studies of few steps on short strings."""
+    small = {
+        "copy": Study("copy", (2, 3), ("rope", "mamba2", "lstm"), (1, 2), steps=6),
+        "phone": Study("phone_book", (2, 3), ("rope",), (1, 2), steps=4, start="copy"),
+    }
+    for module in (grid, copy_training):
+        monkeypatch.setattr(module, "STUDIES", small)
+        monkeypatch.setattr(module, "EVERY", 2, raising=False)
+    monkeypatch.setattr(copy_training, "WARMUP", 2)
+    return small
+
+
+def weights(network):
+    return [p.detach() for p in network.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["rope", "mamba2", "lstm"])
+def test_two_trainings_with_one_seed_agree_in_every_bit(short, architecture):
+    cell = Cell("copy", architecture, 0.01, 1)
+    with one_thread():
+        (first, curve), (again, same_curve) = train(cell), train(cell)
+        other, _ = train(Cell("copy", architecture, 0.01, 2))
+    assert same(first, again) and curve == same_curve
+    assert not same(first, other)
+    assert curve["examples"] == [64, 128, 192]
+    assert curve["loss"][-1] < curve["loss"][0]
+
+
+def test_stopping_early_gives_the_beginning_of_the_curve(short):
+    cell = Cell("copy", "rope", 0.01, 1)
+    _, whole = train(cell)
+    _, part = train(cell, stop_after=4)
+    assert part == {key: values[:2] for key, values in whole.items()}
+
+
+def test_architectures_of_one_seed_read_the_same_strings(short, monkeypatch):
+    seen = {}
+    for architecture in ("rope", "lstm"):
+        read = seen.setdefault(architecture, [])
+        monkeypatch.setattr(
+            copy_training,
+            "_loss",
+            lambda logits, strings, read=read: (
+                read.append(strings.tokens) or logits.flatten(0, 1).square().mean()
+            ),
+        )
+        train(Cell("copy", architecture, 0.01, 1))
+    assert len(seen["rope"]) == len(seen["lstm"]) == 9  # 6 steps, 3 points of the curve
+    assert all(torch.equal(a, b) for a, b in zip(seen["rope"], seen["lstm"], strict=True))
+    assert len({rows.shape for rows in seen["rope"]}) == 2  # both lengths
+
+
+def test_the_loss_is_on_the_answer_only():
+    strings = copy(3, 4, torch.Generator().manual_seed(0))
+
+    def network(tokens):
+        # Certain of the next token in the answer, and of a wrong one before it.
+        following = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
+        following[:, :5] = (following[:, :5] + 1) % 30
+        return 100.0 * torch.nn.functional.one_hot(following, 30).float()
+
+    loss = copy_training._loss(answer_logits(network, strings), strings)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_rate_rises_then_falls_to_nothing_and_vectors_do_not_decay(short):
+    network = torch.nn.Linear(2, 2)
+    optimizer, schedule = copy_training._optimizer(network, rate=1.0, steps=6)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert (decay[id(network.weight)], decay[id(network.bias)]) == (0.1, 0.0)
+
+
+def test_a_loss_that_is_no_number_is_said_to_diverge(short, monkeypatch):
+    monkeypatch.setattr(
+        copy_training, "_loss", lambda logits, strings: logits.flatten().mean() * float("nan")
+    )
+    _, curve = train(Cell("copy", "lstm", 0.01, 1))
+    assert curve["loss"] == [copy_training.DIVERGED] * 3
+    json.dumps(curve, allow_nan=False)
+
+
+def test_a_cell_is_stored_and_read_again(short, tmp_path):
+    cell = Cell("copy", "rope", 0.003, 1)
+    path = copy_training.train_cell(tmp_path, cell)
+    card = grid.read_card(tmp_path, cell)
+    network, curve = train(cell)
+    assert json.loads(path.read_text()) == card and card["curve"] == curve
+    stored = copy_training.load_network(tmp_path, cell)
+    for a, b in zip(weights(stored), weights(network), strict=True):
+        assert torch.equal(a, b.half().float())
+    assert not list(path.parent.glob(".*"))
+    with pytest.raises(NoCell, match="missing"):
+        copy_training.load_network(tmp_path, Cell("copy", "rope", 0.003, 2))
+
+
+def test_a_study_can_start_with_the_weights_of_another(short, tmp_path):
+    for rate, loss in ((0.001, 2.0), (0.003, 1.0), (0.01, 3.0), (0.03, 4.0)):
+        cell = Cell("copy", "rope", rate, SELECTION_SEED)
+        path = copy_training.train_cell(tmp_path, cell)
+        card = json.loads(path.read_text())
+        card["curve"]["loss"][-1] = loss
+        path.write_text(json.dumps(card))
+    phone = Cell("phone", "rope", 0.001, 1)
+    with pytest.raises(NoCell, match=r"copy/rope-0\.003-1"):
+        copy_training.train_cell(tmp_path, phone)
+    first = Cell("copy", "rope", 0.003, 1)
+    copy_training.train_cell(tmp_path, first)
+    copy_training.train_cell(tmp_path, phone)
+    assert grid.read_card(tmp_path, phone)["start"] == "copy/rope-0.003-1"
+    start = copy_training.load_network(tmp_path, first)
+    moved, _ = train(phone, start.state_dict())
+    stored = copy_training.load_network(tmp_path, phone)
+    assert all(
+        torch.equal(a, b.half().float())
+        for a, b in zip(weights(stored), weights(moved), strict=True)
+    )
+    assert not same(moved, train(phone)[0])
+
+
+def test_trained_in_processes_is_trained_the_same():
+    cells = [Cell("copy", "rope", 0.003, 11), Cell("copy", "lstm", 0.003, 11)]
+    found = train_here(cells, stop_after=2)
+    with one_thread():
+        for cell, (network, _) in zip(cells, found, strict=True):
+            assert same(network, train(cell, stop_after=2)[0])
+
+
+# --- What is stored -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_stored_grid_is_whole_and_no_older_than_the_code(study):
+    root = find_root()
+    for architecture in STUDIES[study].architectures:
+        for cell in grid.reported(root, study, architecture):
+            card = grid.read_card(root, cell)
+            assert not grid.is_stale(card)
+            assert card["curve"]["examples"][-1] == STUDIES[study].steps * grid.BATCH
+            assert grid.weights_path(root, cell).stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("architecture", ["rope", "mamba2"])
+def test_training_a_stored_cell_again_gives_its_curve(architecture):
+    """Its first point here; other processors add up in another order."""
+    root = find_root()
+    cell = grid.reported(root, "copy", architecture)[0]
+    stored = grid.read_card(root, cell)["curve"]
+    with one_thread():
+        _, curve = train(cell, stop_after=grid.EVERY)
+    for key, values in curve.items():
+        assert values[0] == pytest.approx(stored[key][0], rel=2e-3, abs=2e-3)
