@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     device: str = "cpu",
-) -> tuple[nn.Module, dict[str, list[float]]]:
+) -> tuple[nn.Module, dict[str, list]]:
     """Train a cell from nothing, or from given weights. Returns the network and its curve.
 
     The curve has a point every `EVERY` steps, on validation strings of the largest length of
@@ -63,13 +63,13 @@ def train(
     optimizer, schedule = _optimizer(network, cell.rate, study.steps)
     data = torch.Generator().manual_seed(cell.seed)
     validation = strings_for(study, study.lengths[1], N_VALIDATION, _VALIDATION_SEED)
-    curve: dict[str, list[float]] = {
+    curve: dict[str, list] = {
         key: [] for key in ("examples", "train", "loss", "char", "string")
     }
     losses: list[torch.Tensor] = []
     low, high = study.lengths
     network.train()
-    with _trained_scans(network):
+    with fast_scans(network):
         for step in range(1, (stop_after or study.steps) + 1):
             length = int(torch.randint(low, high + 1, (), generator=data))
             batch = TASKS[study.task](BATCH, length, data).to(device)
@@ -120,7 +120,7 @@ def _loss(logits: torch.Tensor, strings: Strings) -> torch.Tensor:
 
 @torch.no_grad()
 def _add_point(
-    curve: dict[str, list[float]],
+    curve: dict[str, list],
     step: int,
     losses: list[torch.Tensor],
     network: nn.Module,
@@ -139,18 +139,12 @@ def _add_point(
         curve[key].append(round(value, 6) if math.isfinite(value) else DIVERGED)
 
 
-def _trained_scans(network: nn.Module) -> Any:
-    """Fast scans for state-space layers, nothing for networks without any."""
-    has_scan = any(type(module).__name__.endswith("Mixer") for module in network.modules())
-    return fast_scans(network) if has_scan else nullcontext()
-
-
 # --- Trainings in front of the reader -------------------------------------------------------------
 
 
 def train_here(
     cells: Sequence[Cell], stop_after: int | None = None
-) -> list[tuple[nn.Module, dict[str, list[float]]]]:
+) -> list[tuple[nn.Module, dict[str, list]]]:
     """Networks and curves of cells that are trained now, one on each core, in processes of their
     own; nothing is stored."""
     workers = min(len(cells), os.cpu_count() or 1)
@@ -163,7 +157,7 @@ def train_here(
     return found
 
 
-def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, list[float]]]:
+def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, list]]:
     with one_thread():
         network, curve = train(cell, stop_after=stop_after)
     return save({k: v.contiguous() for k, v in _state(network).items()}), curve

@@ -27,21 +27,20 @@ LONGEST = 1024  # tokens; the quadratic form takes as many numbers squared, for 
 @contextmanager
 def fast_scans(network: nn.Module) -> Iterator[None]:
     """While it is open, the Mamba and Mamba-2 layers of a network compute whole sequences with our
-    code. On a GPU with the library's kernels nothing is changed, for they are faster.
+    code. A network without any is left alone, and so is one on a GPU with the library's kernels,
+    which are faster.
 
     Calls with a cache, a padding mask or more than `LONGEST` tokens go to the library as before.
 
     Raises:
-        UsageError: there is no such layer, or one has another activation than silu.
+        UsageError: a layer has another activation than silu.
         RuntimeError: a layer was never called while it was open.
     """
     mixers = [m for m in network.modules() if isinstance(m, MambaMixer | Mamba2Mixer)]
-    if not mixers:
-        raise UsageError("fast scans: the network has no Mamba or Mamba-2 layer")
     other = next((m.activation for m in mixers if m.activation not in ("silu", "swish")), None)
     if other is not None:
         raise UsageError(f"fast scans: activation {other!r} is not supported; it must be silu")
-    if _has_kernels(mixers[0]):
+    if any(_has_kernels(mixer) for mixer in mixers):
         yield
         return
     called: set[int] = set()
