@@ -67,7 +67,9 @@ def test_architectures_of_one_seed_read_the_same_strings(short, monkeypatch):
         train(Cell("copy", architecture, 0.01, 1))
     assert len(seen["rope"]) == len(seen["lstm"]) == 9  # 6 steps, 3 points of the curve
     assert all(torch.equal(a, b) for a, b in zip(seen["rope"], seen["lstm"], strict=True))
-    assert len({rows.shape for rows in seen["rope"]}) == 3  # both lengths, and the validation strings
+    assert (
+        len({rows.shape for rows in seen["rope"]}) == 3
+    )  # both lengths, and the validation strings
 
 
 def test_the_loss_is_on_the_answer_only():

@@ -63,9 +63,7 @@ def train(
     optimizer, schedule = _optimizer(network, cell.rate, study.steps)
     data = torch.Generator().manual_seed(cell.seed)
     validation = strings_for(study, study.lengths[1], N_VALIDATION, _VALIDATION_SEED)
-    curve: dict[str, list] = {
-        key: [] for key in ("examples", "train", "loss", "char", "string")
-    }
+    curve: dict[str, list] = {key: [] for key in ("examples", "train", "loss", "char", "string")}
     losses: list[torch.Tensor] = []
     low, high = study.lengths
     network.train()
