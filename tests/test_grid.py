@@ -32,6 +32,7 @@ def store(root, cell, loss=1.0, code=None):
         "cell": asdict(cell),
         "sha256": hashlib.sha256(weights).hexdigest() if weights else "",
         "code_sha256": code or grid.code_sha256(),
+        "settings": grid.settings(cell.study),
         "curve": {"examples": [32], "loss": [loss], "string": [0.5]},
     }
     path.write_text(json.dumps(card))
@@ -86,7 +87,7 @@ def test_the_next_rate_up_and_down():
     assert [grid.next_rate(rate, up=True) for rate in (1e-3, 3e-3, 0.03)] == [0.003, 0.009, 0.09]
 
 
-def test_an_altered_or_old_cell_is_needed_again(studies, tmp_path):
+def test_an_altered_or_old_cell_is_needed_again(studies, tmp_path, monkeypatch):
     for architecture in ("rope", "lstm"):
         store_rates(tmp_path, "copy", architecture, INSIDE)
     cells = grid.needed(tmp_path)
@@ -99,6 +100,9 @@ def test_an_altered_or_old_cell_is_needed_again(studies, tmp_path):
     with pytest.raises(NoCell, match=rf"altered.*--cell {altered.name}"):
         grid.read_card(tmp_path, altered)
     assert grid.is_stale(grid.read_card(tmp_path, old))
+    longer = dict(studies, copy=Study("copy", (5, 6), ("rope", "lstm"), (1, 2), steps=2000))
+    monkeypatch.setattr(grid, "STUDIES", longer)
+    assert grid.is_stale(grid.read_card(tmp_path, cells[1]))
 
 
 def test_a_missing_a_foreign_and_an_unreadable_card_are_refused(studies, tmp_path):

@@ -188,7 +188,8 @@ def train_cell(
     began = time.process_time()
     with one_thread():
         network, curve = train(cell, start, say=say, device=device)
-    card: dict[str, Any] = {"cell": asdict(cell), "study": asdict(study), "start": started_from}
+    card: dict[str, Any] = {"cell": asdict(cell), "settings": grid.settings(cell.study)}
+    card["start"] = started_from
     path = grid.card_path(root, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = save({k: v.half().cpu().contiguous() for k, v in _state(network).items()})

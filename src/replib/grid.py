@@ -3,7 +3,7 @@ stored. Nothing here imports torch.
 
 A *cell* is one training: an architecture, a learning rate and a seed in one of the `STUDIES`. Each
 architecture of a study is trained at all `RATES` with `SELECTION_SEED`; the rate with the lowest
-validation loss at the end is used with all of `SEEDS`, which are the ones reported. If it lies at
+validation loss at the end is used with the study's seeds, which are the ones reported. If it lies at
 an edge of the grid, the grid is extended there first. Steps, examples and schedule are equal.
 
 A cell is stored as `NAME.json`, a card (settings, curve, hashes), and for reported seeds
@@ -24,8 +24,8 @@ PAPER = "copying-mamba"
 SELECTION_SEED = 0
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _STEP = 10**0.5  # between rates
-# What decides the weights, given the pinned packages and the kind of machine.
-CODE = ("copying.py", "architectures.py", "scans.py", "grid.py", "copy_training.py")
+# What decides the weights, given the study's settings, the pinned packages and the kind of machine.
+CODE = ("copying.py", "architectures.py", "scans.py", "copy_training.py")
 
 BATCH = 32
 WARMUP = 100  # steps; then the rate falls to 0 in a straight line
@@ -44,19 +44,20 @@ class Study:
     start: str = ""  # the study whose weights, of the same seed, training starts with
 
 
+_SEEDS = (1, 2, 3, 4, 5)
 _LOOKUP = ("rope", "nope", "hard-alibi", "mamba2")
 STUDIES: Mapping[str, Study] = {
     "copy": Study(
         "copy",
         (5, 20),
         ("rope", "nope", "alibi", "hard-alibi", "mamba", "mamba2", "lstm", "hybrid"),
-        (1, 2, 3, 4, 5),
+        _SEEDS,
     ),
-    "prefix": Study("prefix_ngram", (6, 30), _LOOKUP, (1, 2, 3, 4, 5)),
-    "suffix": Study("suffix_ngram", (6, 30), _LOOKUP, (1, 2, 3, 4, 5)),
-    "phone": Study("phone_book", (2, 8), ("rope", "mamba2"), (1, 2, 3, 4, 5)),
-    "phone-copied": Study("phone_book", (2, 8), ("rope", "mamba2"), (1, 2, 3, 4, 5), start="copy"),
-    "long": Study("copy", (5, 64), ("rope", "mamba2", "mamba2-4"), (1, 2, 3, 4, 5)),
+    "prefix": Study("prefix_ngram", (6, 30), _LOOKUP, _SEEDS, start="copy"),
+    "suffix": Study("suffix_ngram", (6, 30), _LOOKUP, _SEEDS, start="copy"),
+    "phone": Study("phone_book", (2, 8), ("rope", "mamba2"), _SEEDS, 1000),
+    "phone-copied": Study("phone_book", (2, 8), ("rope", "mamba2"), _SEEDS, 1000, start="copy"),
+    "long": Study("copy", (5, 64), ("rope", "mamba2", "mamba2-4"), _SEEDS, 1000),
 }
 
 
@@ -137,6 +138,7 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
         curve, stored = card["curve"], card["sha256"]
         ends = [float(curve[key][-1]) for key in ("examples", "loss", "string")]
         whole = card["cell"] == asdict(cell) and isinstance(card["code_sha256"], str) and ends
+        card["settings"]["steps"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise NoCell(f"training {cell.name}: {path} cannot be read ({reason}); {again}") from None
@@ -154,9 +156,17 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
     return card
 
 
+def settings(study: str) -> dict[str, Any]:
+    """All that a training of this study depends on besides the cell and the code, as in a card."""
+    some = {"batch": BATCH, "warmup": WARMUP, "every": EVERY} | asdict(STUDIES[study])
+    some = {key: some[key] for key in some if key not in ("architectures", "seeds")}
+    return json.loads(json.dumps(some))
+
+
 def is_stale(card: Mapping[str, Any]) -> bool:
-    """Has the code that trains changed since?"""
-    return card["code_sha256"] != code_sha256()
+    """Have the code that trains, or the study's settings, changed since?"""
+    own = settings(card["cell"]["study"])
+    return card["code_sha256"] != code_sha256() or card["settings"] != own
 
 
 # --- The rate of each architecture ----------------------------------------------------------------
