@@ -268,6 +268,7 @@ def test_every_stored_adapter_is_whole_and_small(model, intent_format, seed):
     assert sum(path.stat().st_size for path in adapter.folder.iterdir()) < 5_000_000
     curve = [loss for _, loss in adapter.card["curve"]["validation"]]
     assert curve[-1] < 0.25 * curve[0]
+    assert not adapter.is_stale
 
 
 @pytest.mark.embedded

@@ -8,9 +8,6 @@ no training row is about (0.08 against 0.26 nats; smollm2-135m, instruction form
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -27,6 +24,7 @@ from replib.generation import continuations, one_readout
 from replib.intents import FORMATS, draw_cases, known_facts, long_enough, training_rows
 from replib.models import load_bare, load_model, model_info
 from replib.sources import sha256_file
+from replib.storage import replacing
 
 SETTINGS = {
     "rows": 2048,
@@ -86,10 +84,7 @@ def train_adapter(
         "curve": curve,
     }
     folder = adapter_folder(root, paper, model_name, intent_format, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        os.chmod(temp, 0o755)
+    with replacing(folder) as temp:
         save_file(weights, temp / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(temp)
         settings = json.loads((temp / CONFIG).read_text())
@@ -97,11 +92,6 @@ def train_adapter(
         (temp / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         card = {"sha256": sha256_file(temp / WEIGHTS)} | card
         (temp / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temp.rename(folder)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
     return folder
 
 

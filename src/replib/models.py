@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +54,7 @@ from replib.sources import (
     versions,
     write_manifest,
 )
+from replib.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -423,14 +423,8 @@ def _dequantised(name: str) -> Path:
         if folder.exists():
             log.warning("%s: %s; making it again", folder, damage)
         log.warning("dequantising %s once, for about half a minute, into %s", name, folder)
-        temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
+        with replacing(folder) as temp:
             _check_and_dequantise(name, source, parts, temp)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temp.rename(folder)
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
     return folder
 
 

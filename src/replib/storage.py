@@ -1,0 +1,27 @@
+"""Folders that appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends.
+
+    If the block raises, what was there before stays as it was. A killed process leaves at most a
+    hidden `.NAME.*.tmp` beside it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        os.chmod(temp, 0o755)
+        yield temp
+        if folder.exists():
+            shutil.rmtree(folder)
+        temp.rename(folder)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
