@@ -14,7 +14,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test book bench clean
+.PHONY: help setup lint test book bench bench-training clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -26,6 +26,9 @@ help:
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
+	@echo "make bench-training"
+	@echo "             time training with the library's scans and ours (about 3 minutes) and rewrite"
+	@echo "             benchmarks/training.json, for the same page"
 	@echo "make clean   remove build/ and _build/"
 	@echo
 	@echo "Each of them sets up what is missing. PYTHON=python3.12 chooses the Python of a new .venv."
@@ -60,6 +63,9 @@ book: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
+
+bench-training: $(STAMP)
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf build _build

@@ -3,7 +3,7 @@
 #   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
 #
 # A run is made again when its notebook, its claims, its parameters, a library module, the pinned
-# packages, its stored adapters or the weights change; text and looks of the book only build the
+# packages, its stored trainings or the weights change; text and looks of the book only build the
 # book again.
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 import replib
 from replib.adapter_cards import NoAdapter
 from replib.errors import UsageError
+from replib.grid import NoCell
 from replib.runner import find_chapter, find_root, list_papers, plan
 from replib.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
@@ -72,7 +73,7 @@ def find_jobs():
                 continue
             try:
                 run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
-            except NoAdapter as error:
+            except (NoAdapter, NoCell) as error:
                 print(f"book: {paper} on {name} is left out: {error}", file=sys.stderr)
                 continue
             found[paper, run.folder.name] = run
@@ -140,6 +141,9 @@ rule chapter:
         adapters=lambda wildcards: sorted(
             str(path)
             for path in Path(f"notebooks/{wildcards.paper}.adapters").glob(f"{wildcards.model}/*/*")
+        ),
+        trainings=lambda wildcards: sorted(
+            str(path) for path in Path(f"notebooks/{wildcards.paper}.checkpoints").glob("*/*")
         ),
     output:
         touch("build/stamps/{paper}/{model}.ok"),

@@ -176,12 +176,17 @@ def grouped_bars(
     return fig
 
 
-def strips(rows: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, empty: str) -> Figure:
+def strips(
+    rows: Mapping[str, Mapping[str, Sequence[float]]],
+    xlabel: str,
+    empty: str,
+    row_height: float = 1.1,
+) -> Figure:
     """{row: {kind of point: its values}}; the words `empty` where there is no row.
 
     Kinds are told apart by marker, and stand above one another so that none hides another.
     """
-    fig, ax = plt.subplots(figsize=(7, 1.4 + 1.1 * max(1, len(rows))))
+    fig, ax = plt.subplots(figsize=(7, 1.4 + row_height * max(1, len(rows))))
     for y, kinds in enumerate(rows.values()):
         for i, (kind, values) in enumerate(kinds.items()):
             at = y + (i - (len(kinds) - 1) / 2) * 0.25

@@ -3,8 +3,8 @@ stored. Nothing here imports torch.
 
 A *cell* is one training: an architecture, a learning rate and a seed in one of the `STUDIES`. Each
 architecture of a study is trained at all `RATES` with `SELECTION_SEED`; the rate with the lowest
-validation loss at the end is used with the study's seeds, which are the ones reported. If it lies at
-an edge of the grid, the grid is extended there first. Steps, examples and schedule are equal.
+validation loss at the end is used with the study's seeds, which are the ones reported. If it lies
+at an edge of the grid, the grid is extended there first. Steps, examples and schedule are equal.
 
 A cell is stored as `NAME.json`, a card (settings, curve, hashes), and for reported seeds
 `NAME.safetensors`.

@@ -1,4 +1,5 @@
-"""The book's page on performance, made from what `make bench` wrote (benchmarks/bench.json).
+"""The book's page on performance, made from what `make bench` and `make bench-training` wrote
+(benchmarks/bench.json, training.json).
 
 The page's prose holds `<!-- bench KEY:FORMAT -->` for one number (KEY is a dotted path into the
 file) and `<!-- bench-table NAME -->` for a table. Nothing on it is typed.
@@ -21,22 +22,27 @@ PAGE, FIGURE = "performance.md", "performance-growth.png"
 
 
 def write(root: Path, out: Path) -> None:
-    """Fill in the page in `out` from `root`/benchmarks/bench.json, and draw its figure.
+    """Fill in the page in `out` from the reports in `root`/benchmarks, and draw its figure.
 
     Raises:
-        UsageError: if the file is missing, is no bench report, or lacks what the page names.
+        UsageError: if a file is missing, is no bench report, or lacks what the page names.
     """
-    path = root / "benchmarks" / "bench.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing; make it with: make bench") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+    report = _read(root, "bench.json", "make bench")
+    report["training"] = _read(root, "training.json", "make bench-training")
     code = (Path(__file__).parent / "interventions.py").read_bytes()
     same = report.get("code_sha256") == hashlib.sha256(code).hexdigest()
     (out / PAGE).write_text(fill((out / PAGE).read_text(encoding="utf-8"), report, same))
     (out / FIGURE).write_bytes(growth(report["growth"]))
+
+
+def _read(root: Path, name: str, command: str) -> dict[str, Any]:
+    path = root / "benchmarks" / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; make it with: {command}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
 
 
 def fill(text: str, report: Mapping[str, Any], same_code: bool = True) -> str:
@@ -133,7 +139,24 @@ def _slopes(report: Mapping[str, Any]) -> str:
     return _table(("model", "heads", "tokens a prompt", "time grows as prompts to the"), rows)
 
 
+def _training(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["architecture"],
+            str(row["tokens"]),
+            row["contender"],
+            f"{row['steps_per_second']:.1f}",
+            f"{row['ours_is_faster_by']:.1f}",
+            f"{row['lowest']:.1f} to {row['highest']:.1f}",
+        ]
+        for row in report["training"]["rows"]
+    ]
+    head = ("", "tokens", "scan", "steps a second", "ours / it", "over rounds")
+    return _table(head, rows)
+
+
 TABLES = {
+    "training": _training,
     "one-position": lambda report: _headline(report["headlines"][0]),
     "every-position": lambda report: _headline(report["headlines"][1]),
     "peers": _peers,

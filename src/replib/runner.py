@@ -43,6 +43,7 @@ from typing import Any
 
 import psutil
 
+from replib import grid
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import (
     MIME,
@@ -361,7 +362,9 @@ def plan(
         if name.endswith("_file") and value:
             absolute[name] = str(_readable(name, value))
     absolute["model_name"] = absolute_model(model)
-    _adapters(chapter, absolute)
+    if values.get("against"):  # a second model
+        absolute["against"] = absolute_model(values["against"])
+    _stored(chapter, absolute)
     limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
     folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
     _writable(folder)
@@ -384,11 +387,19 @@ def absolute_model(model: str) -> str:
     return model
 
 
-def _adapters(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
-    """What the run reads from stored adapters: {name: sha256}. They must be there and whole.
+def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
+    """What the run reads from stored trainings: {name: sha256}. They must be there and whole.
 
-    Only for a chapter with the parameter `adapter_seeds`; a model made in memory has none.
+    The networks of the copying chapter's grid, and adapters for a chapter with the parameter
+    `adapter_seeds`; a model made in memory has none of these.
     """
+    if chapter.paper == grid.PAPER:
+        return {
+            f"training {cell.name}": grid.read_card(chapter.root, cell)["sha256"]
+            for study, settings in grid.STUDIES.items()
+            for architecture in settings.architectures
+            for cell in grid.reported(chapter.root, study, architecture)
+        }
     if "adapter_seeds" not in values or values["model_name"] in MADE_IN_MEMORY:
         return {}
     if not values["adapter_seeds"]:
@@ -557,7 +568,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "library": library_hash(),
         "requirements": _file_hash(chapter.root / "requirements.txt"),
         "inputs": {name: _file_hash(path) for name, path in run.files.items()}
-        | _adapters(chapter, run.parameters),
+        | _stored(chapter, run.parameters),
     }
     changed = {
         name: run.parameters[name]

@@ -97,12 +97,15 @@ def texts_to_copy(
     """
     if n_tokens < 5:
         raise UsageError(f"a text of {n_tokens} tokens: give 5 or more")
-    words = public_domain_text().split()
+    words, unknown = public_domain_text().split(), tokenizer.unk_token_id
     rng = random.Random(f"{seed} {n_tokens}")
     items = []
     while len(items) < n_items:
         start = rng.randrange(len(words) - n_tokens)
         some = words[start : start + n_tokens]  # a word has at least one token
+        if unknown in tokenizer(" ".join(some)).input_ids:  # a string of these is no text
+            near = words[start : start + 50 * n_tokens]
+            some = [w for w in near if unknown not in tokenizer(f" {w}").input_ids][:n_tokens]
         while (extra := len(tokenizer(" ".join(some)).input_ids) - n_tokens) > 0:
             some = some[: -max(1, extra // 3)]
         if shuffled:
