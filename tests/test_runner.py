@@ -299,7 +299,12 @@ def test_verdicts_about_another_claims_file(good):
 def test_an_interrupted_run_leaves_no_process_and_no_result(tmp_path, sign):
     command = [sys.executable, "-m", "replib.cli", "run", "toy", "--profile", "smoke"]
     command += ["-p", "mode=hang", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
+    # Who ignores Ctrl-C, as a shell's background job does, passes that on; who handles it does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     log = None
     for _ in range(600):
         log = next(tmp_path.glob("out/toy/.tiny.tmp-*/run.log"), None)
