@@ -39,6 +39,11 @@ def test_formats():
         assert text == f"${x}|{g}{a}." and x.count(g) == 1 and g + a in x
 
 
+def test_what_is_asked_for_occurs_once_also_in_long_strings():
+    strings = copying.suffix_ngram(2000, 100, seeded())  # by chance 10 of these would not
+    assert all(text[1:101].count(text[102:105]) == 1 for text in texts(strings))
+
+
 def test_a_phone_book_has_no_name_twice_and_digits_as_numbers():
     for text in texts(copying.phone_book(20, 30, seeded())):
         book, asked = text[1:].split("|")
