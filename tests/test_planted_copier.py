@@ -33,11 +33,12 @@ def test_it_breaks_where_the_run_that_occurs_twice_is_as_long_as_the_lookup(n_gr
     network = planted_copier(n_gram)
     for run in range(1, 7):
         strings, after = copying.duplicate_ngram(200, 20, seeded(run), run)
-        right = copying.teacher_forced(network, strings).gather(1, after).double().mean().item()
+        right = copying.teacher_forced(network, strings).gather(1, after).double().mean(0)
         if run < n_gram:
-            assert right > 0.94  # the letter before agrees in 1 of 26
+            assert right.min() > 0.94  # the letter before agrees in 1 of 26
         else:
-            assert 0.4 < right < 0.6
+            # Two answers tie; then the copy itself holds the first of them once more.
+            assert 0.4 < right[0] < 0.6 and right[1] < 0.06
 
 
 def test_free_running_is_as_right():
