@@ -14,7 +14,7 @@ from replib.runner import find_root
 
 @pytest.fixture
 def short(monkeypatch):
-    """Studies of few steps on short strings."""
+    """Studies of few steps on short strings; one thread, as in `train_cell`."""
     small = {
         "copy": Study("copy", (2, 3), ("rope", "mamba2", "lstm"), (1, 2), steps=6),
         "phone": Study("phone_book", (2, 3), ("rope",), (1, 2), steps=4, start="copy"),
@@ -23,7 +23,8 @@ def short(monkeypatch):
         monkeypatch.setattr(module, "STUDIES", small)
         monkeypatch.setattr(module, "EVERY", 2, raising=False)
     monkeypatch.setattr(copy_training, "WARMUP", 2)
-    return small
+    with one_thread():
+        yield small
 
 
 def weights(network):
@@ -37,9 +38,8 @@ def same(a, b):
 @pytest.mark.parametrize("architecture", ["rope", "mamba2", "lstm"])
 def test_two_trainings_with_one_seed_agree_in_every_bit(short, architecture):
     cell = Cell("copy", architecture, 0.01, 1)
-    with one_thread():
-        (first, curve), (again, same_curve) = train(cell), train(cell)
-        other, _ = train(Cell("copy", architecture, 0.01, 2))
+    (first, curve), (again, same_curve) = train(cell), train(cell)
+    other, _ = train(Cell("copy", architecture, 0.01, 2))
     assert same(first, again) and curve == same_curve
     assert not same(first, other)
     assert curve["examples"] == [64, 128, 192]
