@@ -40,11 +40,28 @@ def has_heads(model: TransformerBridge) -> bool:
     return hasattr(model.blocks[0], "attn")
 
 
-def _right(model: TransformerBridge, strings: Strings) -> Float[Tensor, " string"]:
-    """Character accuracy of each string, given the true tokens before."""
-    with torch.no_grad():
-        said = model(strings.tokens)[:, -strings.n_answer - 1 : -1].argmax(-1)
-    return (said == strings.answers).double().mean(1)
+def _right_with(
+    model: TransformerBridge, strings: Strings, name: str, edit: Callable[[Tensor], None]
+) -> Float[Tensor, " string"]:
+    """Character accuracy of each string while `edit` changes a clone of one activation in place.
+
+    Raises:
+        RuntimeError: the activation was never computed.
+    """
+    fired = False
+
+    def hook(value: Tensor, hook: object) -> Tensor:
+        nonlocal fired
+        fired = True
+        out = value.clone()
+        edit(out)
+        return out
+
+    with model.hooks(fwd_hooks=[(name, hook)]):
+        right = copying.teacher_forced(model, strings).double().mean(1)
+    if not fired:
+        raise RuntimeError(f"the hook {name} did not fire")
+    return right
 
 
 def _queries(strings: Strings) -> Int[Tensor, " letter"]:
@@ -86,27 +103,17 @@ def mean_ablate(
 ) -> Float[Tensor, " string"]:
     """Character accuracy with one head's output z, or a whole attention or state-space layer's
     output (head None), set to its mean over all strings and positions."""
-    fired: list[str] = []
 
-    def average(value: Tensor, hook: object) -> Tensor:
-        fired.append("yes")
-        out = value.clone()
-        if head is None:
-            out[:] = value.mean((0, 1))
-        else:
-            out[:, :, head] = value[:, :, head].mean((0, 1))
-        return out
+    def average(out: Tensor) -> None:
+        part = out if head is None else out[:, :, head]
+        part[:] = part.mean((0, 1))
 
     block = f"blocks.{layer}"
     if head is not None:
         name = f"{block}.attn.hook_z"
     else:
         name = f"{block}.hook_attn_out" if has_heads(model) else f"{block}.hook_mixer_out"
-    with model.hooks(fwd_hooks=[(name, average)]):
-        right = _right(model, strings)
-    if not fired:
-        raise RuntimeError(f"the hook {name} did not fire")
-    return right
+    return _right_with(model, strings, name, average)
 
 
 def heads(model: TransformerBridge) -> list[Head]:
@@ -201,19 +208,11 @@ def wiped(model: TransformerBridge, strings: Strings, layer: int) -> Float[Tenso
     """Character accuracy when the source's letters write nothing to the state of one layer."""
     _needs_state(model)
     source = slice(1, strings.n_answer)
-    fired: list[str] = []
 
-    def wipe(value: Tensor, hook: object) -> Tensor:
-        fired.append("yes")
-        out = value.clone()
+    def wipe(out: Tensor) -> None:
         _time_second(out)[:, source] = 0
-        return out
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.mixer.hook_ssm_write", wipe)]):
-        right = _right(model, strings)
-    if not fired:
-        raise RuntimeError(f"the state of layer {layer} was not written")
-    return right
+    return _right_with(model, strings, f"blocks.{layer}.mixer.hook_ssm_write", wipe)
 
 
 def states(model: TransformerBridge, strings: Strings) -> Float[Tensor, "layer string feature"]:

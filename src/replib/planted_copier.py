@@ -60,7 +60,6 @@ def planted_copier(n_gram: int = 4) -> LlamaForCausalLM:
             pad_token_id=PAD,
         )
     )
-    network.config.use_cache = False
     set_positions(network, "hard-alibi")
     with torch.no_grad():
         _set_weights(network, n_gram, back, output, ballast)

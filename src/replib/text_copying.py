@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -97,7 +98,7 @@ def texts_to_copy(
     """
     if n_tokens < 5:
         raise UsageError(f"a text of {n_tokens} tokens: give 5 or more")
-    words, unknown = public_domain_text().split(), tokenizer.unk_token_id
+    words, unknown = _words(), tokenizer.unk_token_id
     rng = random.Random(f"{seed} {n_tokens}")
     items = []
     while len(items) < n_items:
@@ -113,6 +114,12 @@ def texts_to_copy(
         text = " ".join(some)
         items.append(Item(f"{text}\n\n{text}\n\n{some[0]}", " " + " ".join(some[1:])))
     return items
+
+
+@cache
+def _words() -> list[str]:
+    """A million words are read and divided once, not for every length."""
+    return public_domain_text().split()
 
 
 # --- Scores: one row per item ---------------------------------------------------------------------
