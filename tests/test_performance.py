@@ -117,6 +117,14 @@ def test_page_is_made_from_the_report(report):
     assert performance.growth(report["growth"]).startswith(b"\x89PNG")
 
 
+def test_numbers_of_other_training_code_are_said_to_be_old(report):
+    old = report | {"training": report["training"] | {"code_sha256": "0" * 64}}
+    text = "<!-- bench-table training-age -->"
+    assert performance.fill(text, report) == ""
+    said = performance.fill(text, old)
+    assert "The code of training has changed since" in said and "make bench-training" in said
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

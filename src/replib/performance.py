@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from replib import grid
 from replib.errors import UsageError
 
 PAGE, FIGURE = "performance.md", "performance-growth.png"
@@ -59,7 +60,9 @@ def fill(text: str, report: Mapping[str, Any], same_code: bool = True) -> str:
 
     def table(match: re.Match) -> str:
         if match[1] == "age":
-            return "" if same_code else _STALE
+            return (
+                "" if same_code else _STALE.format(what="the interventions", command="make bench")
+            )
         if match[1] not in TABLES:
             raise UsageError(f"no bench table {match[1]!r}; there are {', '.join(TABLES)}, age")
         return TABLES[match[1]](report)
@@ -68,8 +71,8 @@ def fill(text: str, report: Mapping[str, Any], same_code: bool = True) -> str:
     return re.sub(r"<!-- bench-table (\S+) -->", table, text)
 
 
-_STALE = """:::{warning}
-The code of the interventions has changed since these numbers were measured. `make bench` measures
+_STALE = """:::{{warning}}
+The code of {what} has changed since these numbers were measured. `{command}` measures
 them again.
 :::"""
 
@@ -155,7 +158,14 @@ def _training(report: Mapping[str, Any]) -> str:
     return _table(head, rows)
 
 
+def _training_age(report: Mapping[str, Any]) -> str:
+    """The bench of training keeps the hash of what it timed, as the other one does."""
+    same = report["training"]["code_sha256"] == grid.code_sha256()
+    return "" if same else _STALE.format(what="training", command="make bench-training")
+
+
 TABLES = {
+    "training-age": _training_age,
     "training": _training,
     "one-position": lambda report: _headline(report["headlines"][0]),
     "every-position": lambda report: _headline(report["headlines"][1]),
