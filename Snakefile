@@ -17,7 +17,8 @@ import replib
 from replib.adapter_cards import NoAdapter
 from replib.errors import UsageError
 from replib.grid import NoCell
-from replib.runner import find_chapter, find_root, list_papers, plan
+from replib.project import find_root, list_papers
+from replib.runner import find_chapter, plan
 from replib.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
 

@@ -118,7 +118,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
         "seed": 3,
         "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
         "status": "finished",
-        "hashes": dict.fromkeys(("notebook", "claims", "library"), zero)
+        "hashes": dict.fromkeys(("notebook", "claims", "library", "parameters"), zero)
         | {"weights": None, "requirements": None, "inputs": {}},
         "versions": {"torch": "2.13.0"},
         "device": "cpu",
@@ -126,7 +126,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
         "wall_time_s": 75.2,
         "peak_memory_mb": 900.0,
         "started": "2026-01-02T03:04:05Z",
-    } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements")}
+    } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements", "heads")}
     record["changes"] = content["changes"]
     show = {"output_type": "display_data", "metadata": {}, "data": bundle}
     picture = {"image/png": png(), "text/plain": "<Figure>"}

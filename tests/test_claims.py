@@ -397,14 +397,19 @@ def record(load):
     digest = "0" * 64
     return {
         "schema_version": 1,
-        **{key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements")},
+        **{
+            key: content[key]
+            for key in ("paper", "title", "arxiv", "model", "measurements", "heads")
+        },
         "changes": content["changes"],
         "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
         "profile": "smoke",
         "parameters": {"n_prompts": 10, "prompts_file": None, "sizes": [1, 2]},
         "seed": 0,
         "status": "finished",
-        "hashes": dict.fromkeys(("notebook", "claims", "library", "requirements"), digest)
+        "hashes": dict.fromkeys(
+            ("notebook", "claims", "library", "requirements", "parameters"), digest
+        )
         | {"weights": "abc", "inputs": {}},
         "versions": {"python": "3.11"},
         "device": "cpu",
@@ -413,6 +418,22 @@ def record(load):
         "peak_memory_mb": 10,
         "started": "2025-01-02T03:04:05Z",
     }
+
+
+def test_heads_are_stored_by_role_with_their_rule(load):
+    claims = load()
+    claims.role("mover", [(2, 1), (0, 3), (2, 1)], "attends to the name")
+    claims.role("memory", [], "none passed")
+    assert claims.bundle({"name": "tiny", "sha256": "abc"})[MIME]["heads"] == {
+        "mover": {"heads": [[0, 3], [2, 1]], "rule": "attends to the name"},
+        "memory": {"heads": [], "rule": "none passed"},
+    }
+    with pytest.raises(UsageError, match="given twice"):
+        claims.role("mover", [], "again")
+    with pytest.raises(UsageError, match="did you mean 'mover'"):
+        claims.role("movers", [], "no such role")
+    with pytest.raises(UsageError, match="needs the rule"):
+        claims.role("copy", [(0, 0)], " ")
 
 
 def test_record_round_trip(record, tmp_path):

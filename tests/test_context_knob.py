@@ -7,7 +7,8 @@ from replib.cli import main
 from replib.generation import continuations
 from replib.intents import draw_cases, known_facts
 from replib.models import load_model
-from replib.runner import execute, find_chapter, find_root, plan
+from replib.project import find_root
+from replib.runner import execute, find_chapter, plan
 
 PAPER = "context-knob"
 TIMES = ("started", "wall_time_s", "peak_memory_mb")

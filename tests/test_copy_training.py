@@ -9,7 +9,7 @@ from replib import copy_training, grid
 from replib.copy_training import one_thread, train, train_here
 from replib.copying import answer_logits, copy
 from replib.grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
-from replib.runner import find_root
+from replib.project import find_root
 
 
 @pytest.fixture

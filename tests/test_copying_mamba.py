@@ -9,7 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from replib import grid
 from replib.cli import main
 from replib.models import _tiny_parts
-from replib.runner import find_root
+from replib.project import find_root
 
 PAPER = "copying-mamba"
 

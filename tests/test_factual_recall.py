@@ -9,7 +9,8 @@ from replib.cli import main
 from replib.facts import relations
 from replib.metrics import head_label
 from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
-from replib.runner import execute, find_chapter, find_root, plan
+from replib.project import find_root
+from replib.runner import execute, find_chapter, plan
 
 PAPER = "factual-recall"
 TIMES = ("started", "wall_time_s", "peak_memory_mb")

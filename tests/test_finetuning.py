@@ -14,7 +14,8 @@ from replib.errors import UsageError
 from replib.facts import relations
 from replib.intents import FORMATS, SPLITS
 from replib.models import _tiny_parts, load_bare, load_model, model_info
-from replib.runner import find_chapter, find_root, plan
+from replib.project import find_root
+from replib.runner import find_chapter, plan
 from replib.sources import SOURCES, available_embedded
 
 PAPER = "context-knob"

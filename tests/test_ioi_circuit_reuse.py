@@ -5,7 +5,8 @@ import pytest
 from replib.claims import read_record
 from replib.metrics import head_label
 from replib.planted import PLANTED_ROLES
-from replib.runner import execute, find_chapter, find_root, plan
+from replib.project import find_root
+from replib.runner import execute, find_chapter, plan
 
 PAPER = "ioi-circuit-reuse"
 SMALL = {"n_prompts": "24", "n_deep": "16", "n_accuracy": "40", "n_cobj": "40", "n_draws": "40"}

@@ -21,14 +21,11 @@ from hypothesis import strategies as st
 from replib import runner
 from replib.claims import read_record
 from replib.errors import UsageError
+from replib.project import find_root, library_hash, list_papers, notebook_hash
 from replib.runner import (
     RunFailed,
     execute,
     find_chapter,
-    find_root,
-    library_hash,
-    list_papers,
-    notebook_hash,
     plan,
     read_parameters,
 )
@@ -81,7 +78,7 @@ def test_a_finished_run(good):
     assert record["parameters"]["n_prompts"] == 10
     assert record["parameters"]["mode"] == "well"
     assert record["model"] == {"name": "tiny", "sha256": None}
-    assert record["hashes"]["library"] == library_hash()
+    assert record["hashes"]["library"] == library_hash(CHAPTER.notebook)
     assert record["hashes"]["notebook"] == notebook_hash(CHAPTER.notebook)
     assert record["hashes"]["claims"] == CHAPTER.claims.sha256
     assert record["versions"]["papermill"] == "2.7.0" or record["versions"]["papermill"]

@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from replib.figures import slider
-from replib.runner import find_root
+from replib.project import find_root
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -5,7 +5,8 @@ import pytest
 from replib.claims import read_record
 from replib.metrics import head_label
 from replib.planted_successor import PLANTED_SUCCESSOR
-from replib.runner import execute, find_chapter, find_root, plan
+from replib.project import find_root
+from replib.runner import execute, find_chapter, plan
 
 
 def record_of(model, out):

@@ -40,6 +40,11 @@ import yaml
 from replib.errors import UsageError
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
+# What an attention head can be, in the words of the papers.
+ROLES = (
+    *("mover", "negative mover", "inhibition", "induction", "duplicate-token", "previous-token"),
+    *("content gatherer", "in-context", "memory", "successor", "copy"),
+)
 MIME = "application/vnd.replib.claims+json"
 
 _FUNCTIONS = {"min": min, "max": max, "abs": abs}
@@ -129,6 +134,7 @@ class Claims:
     sha256: str  # of the claims file
     results: dict[str, Result] = field(default_factory=dict)
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role
 
     @classmethod
     def load(cls, path: str | Path) -> "Claims":
@@ -245,6 +251,22 @@ class Claims:
             "unit": unit,
         }
 
+    def role(self, role: str, heads: Iterable[tuple[int, int]], rule: str) -> None:
+        """Store which heads, (layer, head), play one of ROLES, and by which rule that was decided.
+
+        No head is a result too. UsageError for another role, one given twice, or no rule.
+        """
+        if role not in ROLES:
+            raise UsageError(
+                f"role {role!r}{did_you_mean(role, ROLES)} (roles: {', '.join(ROLES)})"
+            )
+        if role in self.heads:
+            raise UsageError(f"role {role} is given twice")
+        if not rule.strip():
+            raise UsageError(f"role {role} needs the rule that decided")
+        pairs = sorted({(int(layer), int(head)) for layer, head in heads})
+        self.heads[role] = {"heads": [list(pair) for pair in pairs], "rule": rule}
+
     def outcome(self, claim: str) -> str:
         """One of OUTCOMES; not_attempted until the claim is measured."""
         self._claim(claim)
@@ -311,6 +333,7 @@ class Claims:
             "model": info,
             "claims": [self._entry(claim) for claim in self.claims],
             "measurements": self.measurements,
+            "heads": self.heads,
             "changes": [dict(change) for change in self.changes],
             "claims_sha256": self.sha256,
         }
@@ -724,7 +747,8 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
         own = {"value": entry["value"], "n": entry["n"], "unit": entry["unit"]}
         own |= {"low": low, "high": high}
         values |= {f"measurements.{key}.{name}": x for name, x in own.items()}
-    rest = {k: v for k, v in record.items() if k not in ("claims", "measurements", "changes")}
+    skipped = ("claims", "measurements", "changes", "heads")
+    rest = {k: v for k, v in record.items() if k not in skipped}
     for key, entry in rest.items():
         values |= _flat(key, entry)
     return values

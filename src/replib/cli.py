@@ -1,4 +1,4 @@
-"""The command line: `replib run PAPER ...`, `replib train PAPER ...` and `replib list`.
+"""The command line: `replib run PAPER ...` and its siblings; `replib --help` lists them.
 
 Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothing written),
 130 interrupted.
@@ -19,8 +19,10 @@ from typing import NoReturn
 import replib
 from replib import grid
 from replib.adapter_cards import INTENT_FORMATS
+from replib.certified import certify, compare, find_run
 from replib.claims import OUTCOMES, one_line, read_record
 from replib.errors import UsageError
+from replib.project import find_root, list_papers, words
 from replib.runner import (
     PROFILES,
     Run,
@@ -28,14 +30,17 @@ from replib.runner import (
     absolute_model,
     execute,
     find_chapter,
-    find_root,
-    list_papers,
     plan,
     prepare,
 )
 from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
 
 OUT = Path("build/runs")
+SHORT = (
+    ("seed", "N", ""),
+    ("dtype", "TYPE", "auto, float32, bfloat16 or float16; "),
+    ("revision", "R", "of a hub model: a branch, a tag or a commit; "),
+)
 TRAINED = ("context-knob", grid.PAPER)
 
 
@@ -83,7 +88,8 @@ def _parser() -> _Parser:
         metavar="name=value",
         help="a parameter of the notebook; may come several times",
     )
-    run.add_argument("--seed", metavar="N", help="the same as -p seed=N")
+    for name, metavar, about in SHORT:
+        run.add_argument(f"--{name}", metavar=metavar, help=f"{about}the same as -p {name}=...")
     run.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
     run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
     run.add_argument(
@@ -92,6 +98,15 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for each model; 0 for none; default: the profile's, else an hour",
     )
+
+    for name, about in (
+        ("certify", "put a run's record among the project's results, to be checked in"),
+        ("verify", "compare a run with the certified record, claim by claim"),
+    ):
+        command = commands.add_parser(name, help=about, description=f"{about}.".capitalize())
+        command.set_defaults(command={"certify": _certify, "verify": _verify}[name])
+        command.add_argument("run", metavar="RUN", help="a run's folder, or PAPER/MODEL")
+        command.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
 
     train = commands.add_parser(
         "train",
@@ -118,7 +133,7 @@ def _parser() -> _Parser:
 
 def _run(options: argparse.Namespace) -> int:
     chapter = find_chapter(find_root(), options.paper)
-    settings = _settings(options.parameters, options.seed)
+    settings = _settings(options)
     if options.time_limit is not None and not 0 <= options.time_limit < float("inf"):
         raise UsageError(f"--time-limit is {options.time_limit}; give seconds, or 0 for none")
     models = (
@@ -150,6 +165,24 @@ def _run(options: argparse.Namespace) -> int:
         found = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
         print(f"{run.name}: {found}; {record['wall_time_s']:.0f} s; {folder}", flush=True)
     return code
+
+
+def _certify(options: argparse.Namespace) -> int:
+    path = certify(find_root(), find_run(options.run, options.out))
+    print(f"certified: {path}", flush=True)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    folder = find_run(options.run, options.out)
+    apart, verdicts = compare(find_root(), folder)
+    if apart:
+        _say(f"not the same computation as the certified one; other: {words(apart)}")
+    for verdict in verdicts:
+        print(f"{verdict.claim:<8} {verdict.disagreement or f'agrees ({verdict.outcome})'}")
+    bad = sum(bool(verdict.disagreement) for verdict in verdicts)
+    print(f"{folder}: {len(verdicts) - bad} of {len(verdicts)} claims agree", flush=True)
+    return 1 if bad else 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -216,11 +249,12 @@ def _train_adapters(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(parameters: Sequence[str], seed: str | None) -> dict[str, str]:
+def _settings(options: argparse.Namespace) -> dict[str, str]:
     """The user's parameters as text, by name."""
     settings: dict[str, str] = {}
-    pairs = [*parameters, *([] if seed is None else [f"seed={seed}"])]
-    for pair in pairs:
+    short = {name: getattr(options, name) for name, _, _ in SHORT}
+    given = [f"{name}={text}" for name, text in short.items() if text is not None]
+    for pair in [*options.parameters, *given]:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
             raise UsageError(f"-p {pair!r} is not name=value")

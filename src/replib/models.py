@@ -49,6 +49,7 @@ from replib.sources import (
     EmbeddedSource,
     find_damage,
     fingerprint,
+    folder_hash,
     sha256_file,
     unpacked_folder,
     versions,
@@ -132,11 +133,13 @@ def load_model(
     """A model by name: eager attention (so that patterns have hooks), eval mode, no gradients.
 
     `name` is one of `KNOWN`, a local folder, or a Hugging Face id; `revision` (a branch, tag or
-    commit) is for the last only. `dtype` is "auto" or a key of `DTYPES`; `device` is "auto" or a
-    torch device; `seed` is used by `tiny` only. The tokenizer keeps its own habit about BOS.
+    commit; empty for the newest) is for the last only. `dtype` is "auto" or a key of `DTYPES`;
+    `device` is "auto" or a torch device; `seed` is used by `tiny` only. The tokenizer keeps its
+    own habit about BOS.
 
     Raises UsageError for a name, revision, dtype or device that cannot be had.
     """
+    revision = revision or None
     torch_device = find_device(device)
     torch_dtype = find_dtype(dtype, torch_device)
     _set_threads()
@@ -512,7 +515,7 @@ def _bridge(
     The tokenizer is put on the finished bridge: handed to the builder it would be reloaded by name
     with BOS switched on, which fails for one made in memory and changes the habit of the others.
     """
-    sha256 = where.sha256 or _weights_sha256(model, where)
+    sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
     model.eval()
     try:
         bridge = build_bridge_from_module(
@@ -550,20 +553,13 @@ def _bridge(
     return bridge
 
 
-def _weights_sha256(model: PreTrainedModel, where: _Where) -> str:
-    """One number for the weights: of the file when it is one, else of all of them in order."""
-    if where.folder is None:
-        total = hashlib.sha256()
-        for key, value in sorted(model.state_dict().items()):
-            total.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-            total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
-    if where.gguf_file is not None:
-        return sha256_file(where.folder / where.gguf_file)
-    each = [(path.name, sha256_file(path)) for path in sorted(where.folder.glob("*.safetensors"))]
-    if len(each) == 1:
-        return each[0][1]
-    return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()
+def _weights_sha256(model: PreTrainedModel) -> str:
+    """One number for the weights of a model that was made in memory."""
+    total = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        total.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 class _TerminalBar(tqdm.tqdm):

@@ -17,7 +17,6 @@ import ast
 import contextlib
 import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -53,11 +52,11 @@ from replib.claims import (
     one_line,
     read_text,
     read_yaml,
-    sha256_text,
     write_record,
 )
 from replib.errors import UsageError
-from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug
+from replib.project import file_hash, library_hash, list_papers, notebook_hash, parameters_hash
+from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
 
 PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -132,25 +131,10 @@ class Chapter:
             )
         return self.profiles[name]
 
-
-def find_root(start: Path | None = None) -> Path:
-    """The project's folder: the nearest one from `start` upward whose notebooks/ has claims files,
-    else the one that holds this package."""
-    start = Path.cwd() if start is None else start.resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parents[2]):
-        if any((folder / "notebooks").glob("*.claims.yaml")):
-            return folder
-    raise UsageError(
-        f"no notebooks/*.claims.yaml in {start} or above it; run replib inside the project's folder"
-    )
-
-
-def list_papers(root: Path) -> list[str]:
-    """The names of the papers of which the project has a notebook and a claims file."""
-    names = (
-        path.name.removesuffix(".claims.yaml") for path in root.glob("notebooks/*.claims.yaml")
-    )
-    return sorted(name for name in names if (root / "notebooks" / f"{name}.ipynb").is_file())
+    def parameters_hash(self, profile: str) -> str:
+        """Of what this profile sets now."""
+        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        return parameters_hash(defaults, self.profile(profile).parameters)
 
 
 def find_chapter(root: Path, paper: str) -> Chapter:
@@ -415,6 +399,33 @@ def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
+    """What the numbers of a record depend on and what is another now, in words; empty if nothing.
+
+    Nothing is loaded, so the weights of a hub model, and of one made in memory, are not looked at;
+    a revision is a commit and stays what it is.
+    """
+    then = record["hashes"]
+    weights = weights_hash(record["model"]["name"])
+    now = {
+        "notebook": notebook_hash(chapter.notebook),
+        "claims": chapter.claims.sha256,
+        "library": library_hash(chapter.notebook),
+        "requirements": file_hash(chapter.root / "requirements.txt"),
+        "parameters": chapter.parameters_hash(record["profile"]),
+        "weights": then["weights"] if weights is None else weights,
+    }
+    found = [part for part in now if then[part] != now[part]]
+    try:
+        values = {**record["parameters"], "model_name": record["model"]["name"]}
+        stored = _stored(chapter, values)
+    except UsageError:
+        return [*found, "stored trainings"]
+    if any(then["inputs"].get(name) != sha256 for name, sha256 in stored.items()):
+        found.append("stored trainings")
+    return found
+
+
 def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     """Find the models, the device and the user's rows, in a process that may load the libraries.
 
@@ -425,7 +436,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     quick = [
         is_ready(run.model)
         and run.parameters["device"] == "cpu"
-        and run.parameters.get("revision") is None
+        and not run.parameters.get("revision")
         and not run.files
         for run in runs
     ]
@@ -435,7 +446,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         {
             "model": run.model,
             "skip_missing": skip_missing,
-            "revision": run.parameters.get("revision"),
+            "revision": run.parameters.get("revision") or None,
             "device": run.parameters["device"],
             "files": {name: str(path) for name, path in run.files.items()},
         }
@@ -489,31 +500,6 @@ def _writable(folder: Path) -> None:
         raise UsageError(f"output folder {folder}: {parent} cannot be written to")
 
 
-# --- hashes ---------------------------------------------------------------------------------------
-
-
-def notebook_hash(notebook: str) -> str:
-    """sha256 of a notebook's cells (kind, tags, source), whatever outputs and metadata it has."""
-    cells = [
-        [cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])]
-        for cell in json.loads(notebook)["cells"]
-    ]
-    return sha256_text(json.dumps(cells))
-
-
-def library_hash() -> str:
-    """sha256 of the package's modules and schemas."""
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*.json")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -565,9 +551,10 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     hashes = {
         "notebook": notebook_hash(chapter.notebook),
         "claims": chapter.claims.sha256,
-        "library": library_hash(),
-        "requirements": _file_hash(chapter.root / "requirements.txt"),
-        "inputs": {name: _file_hash(path) for name, path in run.files.items()}
+        "library": library_hash(chapter.notebook),
+        "requirements": file_hash(chapter.root / "requirements.txt"),
+        "parameters": chapter.parameters_hash(run.profile),
+        "inputs": {name: file_hash(path) for name, path in run.files.items()}
         | _stored(chapter, run.parameters),
     }
     changed = {
@@ -617,6 +604,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "seed": run.parameters["seed"],
         "claims": [claim | {"scope": scope} for claim in bundle["claims"]],
         "measurements": bundle["measurements"],
+        "heads": bundle["heads"],
         "changes": bundle["changes"],
         "status": "finished",
         "hashes": hashes | {"weights": bundle["model"]["sha256"]},

@@ -147,6 +147,25 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in ("transformers", "gguf")}
 
 
+def weights_hash(name: str) -> str | None:
+    """What the record's hash of a model's weights would be now; None if only loading would tell."""
+    if name in SOURCES:
+        return SOURCES[name].sha256
+    folder = Path(name).expanduser()
+    if name in MADE_IN_MEMORY or not folder.is_dir():
+        return None
+    return folder_hash(folder)
+
+
+def folder_hash(folder: Path) -> str | None:
+    """One number for the weights in a folder: of the file when it is one, else of all in order."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
+    each = [(path.name, sha256_file(path)) for path in files]
+    if len(each) < 2:
+        return each[0][1] if each else None
+    return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Of the whole file, in hexadecimal digits."""
     with path.open("rb") as file:

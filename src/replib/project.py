@@ -1,0 +1,113 @@
+"""The parts of a checkout, and one hash for each that the numbers of a chapter depend on.
+
+Nothing here imports torch: the command line, the workflow and the book ask these questions often.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from replib.claims import sha256_text
+from replib.errors import UsageError
+
+PACKAGE = Path(__file__).parent
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project's folder: the nearest one from `start` upward whose notebooks/ has claims files,
+    else the one that holds this package."""
+    start = Path.cwd() if start is None else start.resolve()
+    for folder in (start, *start.parents, PACKAGE.parents[1]):
+        if any((folder / "notebooks").glob("*.claims.yaml")):
+            return folder
+    raise UsageError(
+        f"no notebooks/*.claims.yaml in {start} or above it; run replib inside the project's folder"
+    )
+
+
+def list_papers(root: Path) -> list[str]:
+    """The names of the papers of which the project has a notebook and a claims file."""
+    names = (
+        path.name.removesuffix(".claims.yaml") for path in root.glob("notebooks/*.claims.yaml")
+    )
+    return sorted(name for name in names if (root / "notebooks" / f"{name}.ipynb").is_file())
+
+
+# --- hashes ---------------------------------------------------------------------------------------
+
+
+def notebook_hash(notebook: str) -> str:
+    """sha256 of a notebook's cells (kind, tags, source), whatever outputs and metadata it has."""
+    cells = [
+        [cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])]
+        for cell in json.loads(notebook)["cells"]
+    ]
+    return sha256_text(json.dumps(cells))
+
+
+def library_hash(notebook: str) -> str:
+    """sha256 of the modules of this package that a notebook computes with."""
+    digest = hashlib.sha256()
+    for path in library_files(notebook):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def library_files(notebook: str) -> list[Path]:
+    """The modules that a notebook imports from this package, and those that these import.
+
+    Found in the source: imports at any depth, and texts such as "replib.planted", which
+    `replib.models` imports by name.
+    """
+    cells = json.loads(notebook)["cells"]
+    code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found: set[str] = set()
+    todo = {name for text in code for name in _modules_in(text)}
+    while todo:
+        found |= todo
+        todo = {name for one in todo for name in _modules_of(one)} - found
+    return sorted(PACKAGE / f"{name}.py" for name in found)
+
+
+@cache
+def _modules_of(name: str) -> frozenset[str]:
+    return frozenset(_modules_in((PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
+
+
+def _modules_in(code: str) -> set[str]:
+    """Names of modules of this package that stand in some code."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return set()  # the run will say so
+    named: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                named |= {alias.name for alias in names}
+            case ast.ImportFrom(module=module, names=names) if module is not None:
+                named |= {module} | {f"{module}.{alias.name}" for alias in names}
+            case ast.Constant(value=str(text)):
+                named.add(text)
+    parts = (name.split(".") for name in named if name.startswith("replib."))
+    return {part[1] for part in parts if (PACKAGE / f"{part[1]}.py").is_file()}
+
+
+def words(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def file_hash(path: Path) -> str | None:
+    """sha256 of a file, None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def parameters_hash(defaults: Mapping[str, Any], profile: Mapping[str, Any]) -> str:
+    """sha256 of what a profile sets: the notebook's defaults with the profile's values on top."""
+    return sha256_text(json.dumps(dict(defaults) | dict(profile), sort_keys=True))

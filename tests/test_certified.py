@@ -1,0 +1,159 @@
+"""Certifying a record, and finding where a fresh run disagrees with it."""
+
+import re
+
+import pytest
+
+from replib.certified import TOLERANCE, certified_path, certify, compare, find_run
+from replib.claims import read_record, write_record
+from replib.cli import main
+from replib.errors import UsageError
+from replib.project import PACKAGE, find_root
+from replib.runner import execute, find_chapter, plan
+
+TOY = find_root(PACKAGE) / "tests"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return execute(plan(find_chapter(TOY, "toy"), "tiny", "smoke", {"mode": "well"}, out=out))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of the toy paper without results."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "notebooks").symlink_to(TOY / "notebooks")
+    return root
+
+
+@pytest.fixture
+def altered(finished, tmp_path):
+    """The finished run with some of its record changed."""
+
+    def altered(change):
+        record = read_record(finished / "record.json")
+        change(record)
+        folder = tmp_path / "altered"
+        folder.mkdir(exist_ok=True)
+        write_record(folder / "record.json", record)
+        return folder
+
+    return altered
+
+
+def same_requirements(record):
+    record["hashes"]["requirements"] = None  # the project of the test has no such file
+
+
+def test_a_run_is_certified_and_agrees_with_itself(project, altered):
+    folder = altered(same_requirements)
+    path = certify(project, folder)
+    record = read_record(folder / "record.json")
+    assert path == certified_path(project, record) == project / "results/toy/tiny/record.json"
+    apart, verdicts = compare(project, folder)
+    assert apart == [] and len(verdicts) == len(record["claims"]) > 0
+    assert all(verdict.disagreement == "" for verdict in verdicts)
+
+
+def first_measured(record):
+    return next(claim for claim in record["claims"] if claim["measured"] is not None)
+
+
+def outcome(record):
+    first_measured(record)["outcome"] = "unclear"
+
+
+def value(record):
+    claim = first_measured(record)
+    claim["measured"]["value"] *= 1 + 2 * TOLERANCE
+    claim["interval"] = None
+
+
+def interval(record):
+    claim = first_measured(record)
+    claim["interval"] = [claim["interval"][1] + 1, claim["interval"][1] + 2]
+
+
+def unmeasured(record):
+    claim = first_measured(record)
+    claim |= {"measured": None, "outcome": "not_testable", "reason": "no", "interval": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (outcome, r"outcome unclear, certified \w+"),
+        (value, r"value \S+, certified \S+"),
+        (interval, r"interval \[.*\], certified \[.*\]"),
+        (unmeasured, r"outcome not_testable, certified \w+"),
+    ],
+)
+def test_a_disagreement_is_found_and_named(project, altered, change, message, capsys, monkeypatch):
+    def with_interval(record):
+        same_requirements(record)
+        first_measured(record)["interval"] = [0.0, 1.0]
+
+    certify(project, altered(with_interval))
+    folder = altered(lambda record: (with_interval(record), change(record)))
+    monkeypatch.chdir(project)
+    assert main(["verify", str(folder)]) == 1
+    out = capsys.readouterr().out
+    claim = first_measured(read_record(project / "results/toy/tiny/record.json"))["id"]
+    assert re.search(rf"^{re.escape(claim)}\s+{message}$", out, re.M), out
+    assert "claims agree" in out
+
+
+def test_a_small_difference_is_none(project, altered):
+    certify(project, altered(same_requirements))
+
+    def nudged(record):
+        same_requirements(record)
+        first_measured(record)["measured"]["value"] *= 1 + TOLERANCE / 2
+
+    assert not any(v.disagreement for v in compare(project, altered(nudged))[1])
+
+
+def test_what_the_runs_do_not_share_is_said(project, altered):
+    certify(project, altered(same_requirements))
+
+    def elsewhere(record):
+        same_requirements(record)
+        record["device"] = "cuda"
+        record["hashes"]["library"] = "1" * 64
+
+    assert compare(project, altered(elsewhere))[0] == ["library", "device"]
+
+
+def test_a_stale_record_is_not_certified(project, altered):
+    def stale(record):
+        same_requirements(record)
+        record["hashes"] |= {"notebook": "1" * 64, "library": "2" * 64}
+
+    with pytest.raises(UsageError, match=r"stale .*: notebook and library changed"):
+        certify(project, altered(stale))
+    assert not (project / "results").exists()
+
+
+def test_what_only_this_machine_has_is_not_certified(project, altered, tmp_path):
+    def folder_of_mine(record):
+        same_requirements(record)
+        record["model"]["name"] = str(tmp_path)
+
+    def file_of_mine(record):
+        same_requirements(record)
+        record["parameters"]["rows_file"] = "mine.json"
+
+    with pytest.raises(UsageError, match="folder of this machine"):
+        certify(project, altered(folder_of_mine))
+    with pytest.raises(UsageError, match="file of yours"):
+        certify(project, altered(file_of_mine))
+
+
+def test_no_run_and_no_certified_record_are_one_line(project, altered, tmp_path):
+    with pytest.raises(UsageError, match="no finished run 'toy/small'"):
+        find_run("toy/small", tmp_path)
+    with pytest.raises(UsageError, match="no certified record of toy on tiny"):
+        compare(project, altered(same_requirements))
