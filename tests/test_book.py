@@ -124,6 +124,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
         "device": "cpu",
         "threads": 2,
         "wall_time_s": 75.2,
+        "calibration": None,
         "peak_memory_mb": 900.0,
         "started": "2026-01-02T03:04:05Z",
     } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements", "heads")}

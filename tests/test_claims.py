@@ -415,6 +415,7 @@ def record(load):
         "device": "cpu",
         "threads": 1,
         "wall_time_s": 1.5,
+        "calibration": None,
         "peak_memory_mb": 10,
         "started": "2025-01-02T03:04:05Z",
     }
@@ -508,6 +509,7 @@ def test_record_value(record):
         "parameters.n_prompts": 10,
         "hashes.weights": "abc",
         "wall_time_s": 1.5,
+        "calibration": None,
     }
     assert {key: record_value(record, key) for key in expected} == expected
     assert set(expected) - set(record_values(record)) == {

@@ -153,6 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     ]
     code = 0
     for run in prepare(runs, skip_missing=options.model is None):
+        if run.estimate is not None:
+            _say(f"{run.name}: {run.estimate.line()}")
         try:
             with _progress(run) as progress:
                 folder = execute(run, progress)

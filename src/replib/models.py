@@ -176,17 +176,25 @@ def load_bare(
     return model.to(torch_device), tokenizer
 
 
-def prepare_model(name: str, *, revision: str | None = None) -> None:
+def prepare_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    before_download: Callable[[int], None] | None = None,
+) -> Path | None:
     """Do the slow or failing steps of `load_model` now, short of loading.
 
     Dequantises an embedded model, downloads a hub model, checks a folder. A runner calls it before
     it starts a notebook, so that messages appear in the terminal and errors in one line.
+    `before_download` is called with the number of parameters that the hub states, and may raise.
 
-    Raises UsageError as `load_model` does.
+    Returns the folder that the model is read from, None if it is made in memory. Raises UsageError
+    as `load_model` does.
     """
     _check_revision(name, revision)
-    if name not in MADE_IN_MEMORY:
-        _locate(name, revision)
+    if name in MADE_IN_MEMORY:
+        return None
+    return _locate(name, revision, before_download).folder
 
 
 def _check_revision(name: str, revision: str | None) -> None:
@@ -263,7 +271,9 @@ class _Where:
     sha256: str | None = None  # None: computed from the weights at load
 
 
-def _locate(name: str, revision: str | None) -> _Where:
+def _locate(
+    name: str, revision: str | None, before_download: Callable[[int], None] | None = None
+) -> _Where:
     if name in SOURCES:
         source = SOURCES[name]
         return _Where(
@@ -275,7 +285,7 @@ def _locate(name: str, revision: str | None) -> _Where:
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return _Where(source="local folder", note="", folder=folder, gguf_file=_gguf_file(folder))
-    return _from_hub(name, revision)
+    return _from_hub(name, revision, before_download)
 
 
 def _gguf_file(folder: Path) -> str | None:
@@ -306,7 +316,9 @@ def _gguf_file(folder: Path) -> str | None:
     raise UsageError(f"{folder}: {what}; a folder needs safetensors, or exactly one GGUF file")
 
 
-def _from_hub(name: str, revision: str | None) -> _Where:
+def _from_hub(
+    name: str, revision: str | None, before_download: Callable[[int], None] | None
+) -> _Where:
     """A hub model's snapshot at one commit: safetensors, configuration and tokenizer only.
 
     Without a network the copy in the Hugging Face cache is used, if there is one.
@@ -338,6 +350,8 @@ def _from_hub(name: str, revision: str | None) -> _Where:
         return _hub_snapshot(name, folder)
     if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
         raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
+    if before_download is not None and getattr(info, "safetensors", None) is not None:
+        before_download(info.safetensors.total)
     try:
         folder = _snapshot(name, revision, local_files_only=False)
     except GatedRepoError:

@@ -42,7 +42,7 @@ from typing import Any
 
 import psutil
 
-from replib import grid
+from replib import batches, grid, sizing
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import (
     MIME,
@@ -50,6 +50,7 @@ from replib.claims import (
     check_schema,
     did_you_mean,
     one_line,
+    read_record,
     read_text,
     read_yaml,
     write_record,
@@ -108,6 +109,7 @@ class Profile:
     models: tuple[str, ...]
     parameters: Mapping[str, Any]
     time_limit_s: float = TIME_LIMIT_S
+    work: float = 1.0  # how much more there is to compute than in the laptop profile
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def find_chapter(root: Path, paper: str) -> Chapter:
         for key, value in entry["parameters"].items():
             _known(parameters, key, paper, where).check(value, where)
         limit = float(entry.get("time_limit_s", TIME_LIMIT_S))
-        profiles[name] = Profile(tuple(entry["models"]), entry["parameters"], limit)
+        work = float(entry.get("work", 1.0))
+        profiles[name] = Profile(tuple(entry["models"]), entry["parameters"], limit, work)
     return Chapter(root, claims, notebook, parameters, profiles)
 
 
@@ -298,6 +301,8 @@ class Run:
     given: Mapping[str, Any]  # the same as a person wrote them
     folder: Path  # DIR/<paper>/<model>
     time_limit_s: float
+    estimate: sizing.Estimate | None = None  # None: a model made in memory
+    speed: float | None = None  # FLOP/s of this machine, measured before the run
 
     @property
     def name(self) -> str:
@@ -434,7 +439,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     UsageError as `replib.models` and `replib.prompts` do.
     """
     quick = [
-        is_ready(run.model)
+        run.model in MADE_IN_MEMORY
         and run.parameters["device"] == "cpu"
         and not run.parameters.get("revision")
         and not run.files
@@ -448,6 +453,8 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
             "skip_missing": skip_missing,
             "revision": run.parameters.get("revision") or None,
             "device": run.parameters["device"],
+            "dtype": run.parameters.get("dtype", "float32"),
+            "threads": _threads(),
             "files": {name: str(path) for name, path in run.files.items()},
         }
         for run in runs
@@ -469,14 +476,40 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     if "usage" in answer:
         raise UsageError(answer["usage"])
     ready = []
-    for run, device in zip(runs, answer["devices"], strict=True):
-        if device is not None:
-            changed = {"device": device}
+    for run, found in zip(runs, answer["found"], strict=True):
+        if found is not None:
+            changed = {"device": found["device"]}
             parameters, given = dict(run.parameters) | changed, dict(run.given) | changed
-            ready.append(replace(run, parameters=parameters, given=given))
+            run = replace(run, parameters=parameters, given=given)
+            ready.append(_estimated(run, found) if found["size"] else run)
     if not ready:
         raise UsageError(f"no model of {runs[0].chapter.paper} is installed; run: make setup")
     return ready
+
+
+def _estimated(run: Run, found: Mapping[str, Any]) -> Run:
+    """The run with what it is expected to need, scaled from the certified record of its paper.
+
+    Raises UsageError when it cannot fit.
+    """
+    known = None
+    for path in sorted((run.chapter.root / "results" / run.chapter.paper).glob("*/record.json")):
+        record = read_record(path)
+        if record["profile"] == "laptop" and (known := sizing.reference(record)):
+            break
+    try:
+        estimate = sizing.estimate(
+            sizing.Size(**found["size"]),
+            found["dtype"],
+            found["device"],
+            found["available"],
+            known,
+            run.chapter.profile(run.profile).work,
+            found["speed"],
+        )
+    except UsageError as error:
+        raise UsageError(f"{run.name}: {error}") from None
+    return replace(run, estimate=estimate, speed=found["speed"])
 
 
 def _readable(name: str, value: str) -> Path:
@@ -575,7 +608,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         file.write(f"{run.name}, profile {run.profile}, {started:%Y-%m-%dT%H:%M:%SZ}\n")
         file.write(f"parameters: {json.dumps(dict(run.given))}\n")
         file.flush()
-        watched = _watch(job, run.time_limit_s, file, progress)
+        scale = 1.0 if run.estimate is None else run.estimate.batch_scale
+        watched = _watch(job, run.time_limit_s, file, progress, scale)
     wall = time.monotonic() - clock
     source.unlink()
 
@@ -614,6 +648,13 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "wall_time_s": round(wall, 1),
         "peak_memory_mb": round(watched.peak_bytes / 1e6, 1),
         "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
+        "calibration": None
+        if run.estimate is None
+        else {
+            **run.estimate.size.asdict(),
+            "speed": run.speed,
+            "batch_scale": run.estimate.batch_scale,
+        },
     }
     write_record(work / "record.json", record)
     _replace_folder(work, run.folder)
@@ -622,7 +663,11 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
 
 
 def _watch(
-    job: Mapping[str, Any], limit_s: float, log: Any, progress: Callable[[int, int], None]
+    job: Mapping[str, Any],
+    limit_s: float,
+    log: Any,
+    progress: Callable[[int, int], None],
+    batch_scale: float,
 ) -> _Watched:
     """Run the job in a process of its own; kill its whole family when the time is up, when we are
     interrupted, and whatever is left of it at the end."""
@@ -635,7 +680,7 @@ def _watch(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment(runtime),
+            env=environment(runtime) | {batches.VARIABLE: str(batch_scale)},
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None
@@ -989,24 +1034,57 @@ def _prepare_child() -> None:
     os.dup2(2, 1)
     questions = json.loads(sys.stdin.read())
     try:
-        answer = {"devices": [_prepare_one(question) for question in questions]}
+        answer = {"found": [_prepare_one(question) for question in questions]}
     except UsageError as error:
         answer = {"usage": one_line(str(error), 1000)}
     say_to.write(json.dumps(answer) + "\n")
     say_to.flush()
 
 
-def _prepare_one(question: Mapping[str, Any]) -> str | None:
-    """The device that a run will be on; None if its model is to be left out."""
-    from replib import contexts, facts, models, prompts, sources
+def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Device, number type, size and speed of a run; None if its model is to be left out."""
+    from replib import sources
 
-    device = str(models.find_device(question["device"]))
     name, revision = question["model"], question["revision"]
     embedded = name in sources.EMBEDDED and name not in sources.available_embedded()
     if embedded and question["skip_missing"]:
         print(f"replib: {name} is not installed, left out", file=sys.stderr)
         return None
-    models.prepare_model(name, revision=revision)
+    found = {"device": question["device"], "dtype": question["dtype"], "size": None, "speed": None}
+    simple = found["device"] == "cpu" and found["dtype"] in sizing.BYTES and revision is None
+    if simple and name in sources.EMBEDDED and is_ready(name):
+        folder = sources.unpacked_folder(name)  # no need of the libraries, which take seconds
+    else:
+        from replib import models
+
+        device = models.find_device(found["device"])
+        found["device"] = str(device)
+        found["dtype"] = str(models.find_dtype(found["dtype"], device)).removeprefix("torch.")
+        fits = None
+        if name not in MADE_IN_MEMORY:
+
+            def fits(n_params: int) -> None:
+                size = sizing.Size(n_params, 0, 1)
+                free = sizing.available_bytes(found["device"])
+                sizing.estimate(size, found["dtype"], found["device"], free, None)
+
+        folder = models.prepare_model(name, revision=revision, before_download=fits)
+    if folder is not None:
+        size = sizing.folder_size(folder)
+        found |= {"size": size.asdict(), "available": sizing.available_bytes(found["device"])}
+        found["speed"] = sizing.measure_speed(
+            size.d_model, found["dtype"], found["device"], question["threads"]
+        )
+    _check_files(question)
+    return found
+
+
+def _check_files(question: Mapping[str, Any]) -> None:
+    """Read the user's rows as the chapter will."""
+    if not question["files"]:
+        return
+    from replib import contexts, facts, models, prompts
+
     loaders = {
         "prompts_file": prompts.pairs_from_file,
         "colored_objects_file": prompts.colored_objects_from_file,
@@ -1016,10 +1094,9 @@ def _prepare_one(question: Mapping[str, Any]) -> str | None:
         ),
     }
     if files := {key: path for key, path in question["files"].items() if key in loaders}:
-        tokenizer = models.load_model(name, revision=revision).tokenizer
+        tokenizer = models.load_model(question["model"], revision=question["revision"]).tokenizer
         for key, path in files.items():
             loaders[key](tokenizer, path)
-    return device
 
 
 if __name__ == "__main__":
