@@ -6,18 +6,15 @@
 # packages, its stored trainings or the weights change; text and looks of the book only build the
 # book again.
 
-import hashlib
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-import replib
-from replib.adapter_cards import NoAdapter
+from replib import jobs
 from replib.errors import UsageError
-from replib.grid import NoCell
-from replib.project import find_root, list_papers
+from replib.project import PACKAGE, find_root, list_papers
 from replib.runner import find_chapter, plan
 from replib.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
@@ -25,31 +22,8 @@ from snakemake.exceptions import WorkflowError
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = find_root()
-LIBRARY = Path(os.path.relpath(Path(replib.__file__).parent))
-BOOK_ONLY = {"book.py", "book_gate.py", "cli.py", "performance.py"}
 PROFILE = config.get("profile", "laptop")
-# The models' packages have files of their own; what they ship is in `weights` below.
-LOCK = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
-
-
-def embedded_models():
-    """name -> its weights in a few words, None when it is not installed."""
-    found = {}
-    for name, source in SOURCES.items():
-        paths = source.paths()
-        sizes = paths and [[path.name, path.stat().st_size] for path in paths]
-        found[name] = paths and [source.sha256, source.requirements, sizes]
-    return found
-
-
-def weights(name):
-    """What tells one set of weights from another without reading them."""
-    if name in EMBEDDED:
-        return json.dumps(EMBEDDED[name])
-    if Path(name).is_dir():
-        files = [path for path in sorted(Path(name).rglob("*")) if path.is_file()]
-        return json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files])
-    return name
+LOCK = jobs.lock(ROOT)
 
 
 def find_controls(paper):
@@ -69,31 +43,27 @@ def find_jobs():
         chapter = find_chapter(ROOT, paper)
         models = asked or chapter.profile(PROFILE).models
         for name in [*models, *find_controls(paper)]:
-            if not asked and EMBEDDED.get(name, name) is None:
+            if not asked and name in SOURCES and SOURCES[name].paths() is None:
                 print(f"book: {name} is not installed; its page is left out", file=sys.stderr)
                 continue
             try:
                 run = plan(chapter, name, PROFILE, {}, out=Path("build/runs"))
-            except (NoAdapter, NoCell) as error:
+            except jobs.NOT_YET as error:
                 print(f"book: {paper} on {name} is left out: {error}", file=sys.stderr)
                 continue
             found[paper, run.folder.name] = run
     return found
 
 
-EMBEDDED = embedded_models()
 try:
     JOBS = find_jobs()
 except UsageError as error:
     raise WorkflowError(str(error)) from None
 PAIRS = [f"{paper}/{model}" for paper, model in JOBS]
 
-for pair in PAIRS:
-    # A stamp says that the record was made by its job; without the record, or with one that was
-    # written later by hand, it says nothing.
-    stamp, record = Path(f"build/stamps/{pair}.ok"), Path(f"build/runs/{pair}/record.json")
-    if stamp.exists() and not (record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime):
-        stamp.unlink()
+jobs.drop_stale_stamps(
+    (Path(f"build/stamps/{pair}.ok"), Path("build/runs", pair)) for pair in PAIRS
+)
 
 
 wildcard_constraints:
@@ -113,7 +83,7 @@ rule html:
         stamps=[f"build/stamps/{pair}.ok" for pair in PAIRS],
         pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
         config=["_config.yml", "_toc.yml"],
-        code=[str(LIBRARY / name) for name in ("book.py", "book_gate.py", "performance.py")],
+        code=[str(PACKAGE / name) for name in ("book.py", "book_gate.py", "performance.py")],
         bench=["benchmarks/bench.json"] if Path("book/performance.md").is_file() else [],
     output:
         "_build/html/index.html",
@@ -132,20 +102,7 @@ rule html:
 # leaves the earlier one. Snakemake deletes the outputs of a rule: they are stamps, kept elsewhere.
 rule chapter:
     input:
-        notebook="notebooks/{paper}.ipynb",
-        claims="notebooks/{paper}.claims.yaml",
-        library=sorted(
-            str(path)
-            for path in [*LIBRARY.glob("*.py"), *LIBRARY.glob("*.json")]
-            if path.name not in BOOK_ONLY
-        ),
-        adapters=lambda wildcards: sorted(
-            str(path)
-            for path in Path(f"notebooks/{wildcards.paper}.adapters").glob(f"{wildcards.model}/*/*")
-        ),
-        trainings=lambda wildcards: sorted(
-            str(path) for path in Path(f"notebooks/{wildcards.paper}.checkpoints").glob("*/*")
-        ),
+        lambda wildcards: jobs.inputs(JOBS[wildcards.paper, wildcards.model]),
     output:
         touch("build/stamps/{paper}/{model}.ok"),
     params:
@@ -155,7 +112,7 @@ rule chapter:
             dict(JOBS[wildcards.paper, wildcards.model].parameters), sort_keys=True
         ),
         lock=LOCK,
-        weights=lambda wildcards: weights(JOBS[wildcards.paper, wildcards.model].model),
+        weights=lambda wildcards: jobs.weights(JOBS[wildcards.paper, wildcards.model].model),
     threads: workflow.cores  # one run at a time: torch takes every core
     shell:
         "replib run {wildcards.paper} --model {params.model:q} --profile {params.profile}"

@@ -106,7 +106,9 @@ def test_the_book_is_there_and_nothing_runs_again(project: Path) -> None:
     assert would_run(project) == {}
 
 
-@pytest.mark.parametrize("file", ["book/_static/replib.css", "book/index.md", "_toc.yml"])
+@pytest.mark.parametrize(
+    "file", ["book/_static/replib.css", "book/index.md", "_toc.yml", "src/replib/book.py"]
+)
 def test_text_and_looks_only_build_the_book_again(project: Path, file: str) -> None:
     before = (project / file).read_text()
     append(project / file, "\n")
@@ -115,12 +117,20 @@ def test_text_and_looks_only_build_the_book_again(project: Path, file: str) -> N
     assert would_run(project) == {}  # the same content is no change
 
 
+def test_a_module_that_the_notebook_does_not_use_runs_nothing(project: Path) -> None:
+    path = project / "src/replib/metrics.py"
+    before = path.read_text()
+    append(path, "# more\n")
+    assert would_run(project) == {}
+    path.write_text(before)
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
         ("notebooks/small-paper.claims.yaml", "# more\n"),
         ("notebooks/small-paper.ipynb", "\n"),
-        ("src/replib/metrics.py", "# more\n"),
+        ("src/replib/claims.py", "# more\n"),
         ("src/replib/record.schema.json", "\n"),
         ("requirements.txt", "numpy==2\n"),
     ],

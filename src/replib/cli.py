@@ -6,6 +6,7 @@ Exit codes: 0 finished, 1 a run failed, 2 the command was wrong (one line, nothi
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ from replib.adapter_cards import INTENT_FORMATS
 from replib.certified import certify, compare, find_run
 from replib.claims import OUTCOMES, one_line, read_record
 from replib.errors import UsageError
+from replib.gpus import own_gpu
 from replib.project import find_root, list_papers, words
 from replib.runner import (
     PROFILES,
@@ -34,6 +37,8 @@ from replib.runner import (
     prepare,
 )
 from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
+from replib.sweep import PROFILES as SWEEP_PROFILES
+from replib.sweep import command, read_sweep, run_sweep, to_run
 
 OUT = Path("build/runs")
 SHORT = (
@@ -99,6 +104,25 @@ def _parser() -> _Parser:
         help="for each model; 0 for none; default: the profile's, else an hour",
     )
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run papers × models × seeds × parameters, here or on a cluster",
+        allow_abbrev=False,
+        description="Run every job of a sweep file that is not done, or whose notebook, library, "
+        "packages, parameters or weights have changed since. What is given after -- goes to "
+        "Snakemake.",
+    )
+    sweep.set_defaults(command=_sweep)
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="name, papers, models, seeds, ...")
+    sweep.add_argument(
+        "--profile",
+        default="local",
+        help=f"{', '.join(SWEEP_PROFILES)}, or a folder; default: local",
+    )
+    sweep.add_argument("--jobs", type=int, metavar="N", help="jobs at once")
+    sweep.add_argument("--dry-run", action="store_true", help="say what would run, and why")
+    sweep.add_argument("extra", nargs="*", metavar="-- OPTIONS", help="for Snakemake")
+
     for name, about in (
         ("certify", "put a run's record among the project's results, to be checked in"),
         ("verify", "compare a run with the certified record, claim by claim"),
@@ -156,8 +180,9 @@ def _run(options: argparse.Namespace) -> int:
         if run.estimate is not None:
             _say(f"{run.name}: {run.estimate.line()}")
         try:
-            with _progress(run) as progress:
-                folder = execute(run, progress)
+            waiting = functools.partial(_say, f"{run.name}: waiting for a GPU")
+            with own_gpu(run.parameters["device"], waiting) as gpu, _progress(run) as progress:
+                folder = execute(replace(run, gpu=gpu), progress)
         except RunFailed as error:
             _say(str(error))
             code = 1
@@ -167,6 +192,30 @@ def _run(options: argparse.Namespace) -> int:
         found = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
         print(f"{run.name}: {found}; {record['wall_time_s']:.0f} s; {folder}", flush=True)
     return code
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    root = find_root()
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs is {options.jobs}; give a whole number, 1 or more")
+    planned = read_sweep(root, options.file)
+    path = Path(options.file)
+    words = command(root, path, planned, options.profile, options.jobs, options.extra)
+    _say(f"sweep {planned.name}: {len(planned.jobs)} jobs; results in {planned.folder}")
+    if options.dry_run:
+        waiting = to_run(root, words)
+        for name, reason in waiting.items():
+            done = f"build/sweeps/{planned.name}/stamps/{name}.ok"
+            print(f"{name}: {'not done yet' if done in reason else one_line(reason, 300)}")
+        print(f"{len(waiting)} of {len(planned.jobs)} jobs would run", flush=True)
+        return 0
+    if run_sweep(root, planned, words):
+        _say(f"sweep {planned.name}: some jobs failed; to go on, give the same command again")
+        return 1
+    print(
+        f"sweep {planned.name}: all {len(planned.jobs)} jobs are done: {planned.folder}", flush=True
+    )
+    return 0
 
 
 def _certify(options: argparse.Namespace) -> int:

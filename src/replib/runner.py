@@ -303,6 +303,7 @@ class Run:
     time_limit_s: float
     estimate: sizing.Estimate | None = None  # None: a model made in memory
     speed: float | None = None  # FLOP/s of this machine, measured before the run
+    gpu: str | None = None  # the one that is held for it
 
     @property
     def name(self) -> str:
@@ -609,7 +610,10 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         file.write(f"parameters: {json.dumps(dict(run.given))}\n")
         file.flush()
         scale = 1.0 if run.estimate is None else run.estimate.batch_scale
-        watched = _watch(job, run.time_limit_s, file, progress, scale)
+        extra = {batches.VARIABLE: str(scale)}
+        if run.gpu is not None:
+            extra["CUDA_VISIBLE_DEVICES"] = run.gpu
+        watched = _watch(job, run.time_limit_s, file, progress, extra)
     wall = time.monotonic() - clock
     source.unlink()
 
@@ -667,7 +671,7 @@ def _watch(
     limit_s: float,
     log: Any,
     progress: Callable[[int, int], None],
-    batch_scale: float,
+    extra: Mapping[str, str],
 ) -> _Watched:
     """Run the job in a process of its own; kill its whole family when the time is up, when we are
     interrupted, and whatever is left of it at the end."""
@@ -680,7 +684,7 @@ def _watch(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment(runtime) | {batches.VARIABLE: str(batch_scale)},
+            env=environment(runtime) | extra,
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None

@@ -1,0 +1,73 @@
+"""One job on one GPU: a run takes a free one for itself and waits while there is none.
+
+The lock is a file a GPU, held as long as the process lives, whoever killed it. It binds runs of
+this library on this machine, whether a workflow started them or a person.
+"""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from replib.errors import UsageError
+
+_POLL_S = 0.2
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    A scheduler that gave us some has set that variable; else all that `nvidia-smi` lists.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.split()
+
+
+@contextlib.contextmanager
+def own_gpu(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator[str | None]:
+    """Hold a GPU while this is open; its name for CUDA_VISIBLE_DEVICES, None without cuda.
+
+    `waiting` is called once if all are taken. Raises UsageError when there is none at all.
+    """
+    if not device.startswith("cuda"):
+        yield None
+        return
+    gpus = visible_gpus()
+    if not gpus:
+        raise UsageError("device cuda: no GPU is visible here (nvidia-smi lists none)")
+    folder = Path(tempfile.gettempdir()) / f"replib-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    told = False
+    while True:
+        for gpu in gpus:
+            lock = os.open(folder / gpu.replace(os.sep, "-"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            try:
+                yield gpu
+            finally:
+                os.close(lock)
+            return
+        if not told:
+            waiting()
+            told = True
+        time.sleep(_POLL_S)
