@@ -60,7 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        options = _parser().parse_args(arguments)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        own, extra = words, []
+        if "--" in words:
+            own, extra = words[: words.index("--")], words[words.index("--") + 1 :]
+        options = _parser().parse_args(own)
+        if extra and options.command is not _sweep:
+            raise UsageError(f"{extra[0]!r} after --: only replib sweep passes options on")
+        options.extra = extra
         return options.command(options)
     except UsageError as error:
         _say(str(error))
@@ -121,7 +128,6 @@ def _parser() -> _Parser:
     )
     sweep.add_argument("--jobs", type=int, metavar="N", help="jobs at once")
     sweep.add_argument("--dry-run", action="store_true", help="say what would run, and why")
-    sweep.add_argument("extra", nargs="*", metavar="-- OPTIONS", help="for Snakemake")
 
     for name, about in (
         ("certify", "put a run's record among the project's results, to be checked in"),
