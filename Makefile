@@ -14,7 +14,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test book bench bench-training clean
+.PHONY: help setup lint test book matrix bench bench-training clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -24,6 +24,7 @@ help:
 	@echo "make test    run the tests; ARGS=... is passed on to pytest"
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
+	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
 	@echo "make bench-training"
@@ -66,6 +67,9 @@ bench: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python benchmarks/training.py
+
+matrix: $(STAMP)
+	$(BIN)/python tests/matrix.py
 
 clean:
 	rm -rf build _build

@@ -142,7 +142,6 @@ def broken_off(path: Path) -> str:
 
 
 def compare(a: dict[str, Path], b: dict[str, Path]) -> None:
-    import json
 
     assert len(a) == N_JOBS and a.keys() == b.keys(), f"{sorted(a)} and {sorted(b)}"
     for name in a:

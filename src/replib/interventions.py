@@ -51,11 +51,15 @@ class _Block:
 
     def __init__(self, block: torch.nn.Module, cfg: object):
         part = dict(block.named_children())
+        if "attn" not in part:
+            raise UsageError("this model has no attention heads, which this chapter is about")
         if not {"ln1", "attn", "ln2", "mlp"} <= part.keys():
             raise UsageError(
                 f"path patching needs blocks with ln1, attn, ln2 and mlp; this model's have "
                 f"{', '.join(sorted(set(part) & {'ln1', 'attn', 'ln2', 'mlp', 'mixer'})) or 'none'}"
             )
+        if part["mlp"].original_component is block.original_component:  # OPT
+            raise UsageError("path patching needs an MLP that is a module of its own")
         attn = dict(part["attn"].named_children())
         hf_attn = part["attn"].original_component
         if {"q", "k", "v", "o"} - attn.keys():
