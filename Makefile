@@ -5,6 +5,7 @@ PYTHON ?= python3
 CORES ?= all
 MODELS ?=
 PROFILE ?=
+RECORDS ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -23,6 +24,7 @@ help:
 	@echo "make lint    ruff (check and format) on code and notebooks; notebooks hold no outputs"
 	@echo "make test    run the tests; ARGS=... is passed on to pytest"
 	@echo "make book    run the chapters and build the book in _build/html;"
+	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
@@ -59,8 +61,16 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
+ifneq ($(RECORDS),)
+book: $(STAMP)
+	$(BIN)/python -m replib.book stage --runs "$(RECORDS)" --out build/book
+	rm -rf _build
+	$(BIN)/jupyter-book build build/book --path-output . -W -n --keep-going -q
+	$(BIN)/python -m replib.book gate --html _build/html --runs "$(RECORDS)" --book build/book
+else
 book: $(STAMP)
 	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG))
+endif
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py

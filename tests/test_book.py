@@ -22,6 +22,8 @@ from replib import book
 from replib.book_gate import faults, requests_in_css, requests_in_script
 from replib.claims import MIME, Claims
 from replib.errors import UsageError
+from replib.project import library_hash, notebook_hash
+from replib.runner import find_chapter
 
 ROOT = Path(__file__).parents[1]
 PAPER = "fake-paper"
@@ -47,7 +49,11 @@ claims:
      source: {mark: second-hand, where: Sec. 5}, null: null, gate: null, gate_text: null,
      holds_if: value > 0, fails_if: value < 0, decision: Above zero.}
 """
-PROFILES = "laptop: {models: [model-a, model-b], parameters: {n_prompts: 40}}\n"
+PROFILES = """
+smoke: {models: [tiny], parameters: {}}
+laptop: {models: [model-a, model-b], parameters: {n_prompts: 40}}
+paper: {models: [gpt2-medium], parameters: {}}
+"""
 TOC = """
 format: jb-book
 root: index
@@ -55,16 +61,23 @@ parts:
   - caption: Chapters
     chapters: [{file: chapters/fake-paper/index}, {file: chapters/unwritten-paper/index}]
   - caption: Results
-    chapters: [{file: scorecard}, {file: references}]
+    chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
 """
 PAGES = {
     "index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
     "and $x_1$. See [the scorecard](scorecard.md) and {cite:p}`nobody`.\n",
-    "scorecard.md": "# Scorecard\n\n```{scorecard}\n```\n",
+    "scorecard.md": "# Scorecard\n\n```{transfer}\n```\n\n```{scorecard}\n```\n",
+    "atlas/index.md": "# Head atlas\n",
     "references.md": "# References\n\n```{bibliography}\n```\n",
     "references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
     "chapters/fake-paper.md": "What this chapter asks.",
 }
+PARAMETERS = """model_name: str = "tiny"
+device: str = "cpu"
+seed: int = 0
+profile: str = "laptop"
+n_prompts: int = 100  # prompts
+ratio: float = 0.5"""
 TEXT = """# A Paper About Nothing
 
 (start)=
@@ -136,7 +149,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
     caption = "The gain, {record}`claims.1.1.value:.1%`, see {numref}`fig-gain`."
     cells = [
         {"cell_type": "markdown", "id": "text", "metadata": {}, "source": TEXT},
-        code("n_prompts: int = 100  # prompts\nratio: float = 0.5", 1, tags=["parameters"]),
+        code(PARAMETERS, 1, tags=["parameters"]),
         code("# Parameters\nn_prompts = 30\n", 2, tags=["injected-parameters"]),
         code("draw()", 3, [figure], mystnb={"figure": {"name": "fig-gain", "caption": caption}}),
         {"cell_type": "markdown", "id": "v", "metadata": {}, "source": "## Verdicts"},
@@ -149,6 +162,20 @@ def make_run(root: Path, model: str, gain: float) -> None:
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps(record, indent=1))
     (folder / "notebook.ipynb").write_text(json.dumps(notebook))
+    source = root / "notebooks" / f"{PAPER}.ipynb"
+    if not source.exists():
+        given = ["injected-parameters"]
+        own = [cell for cell in cells if cell["metadata"].get("tags") != given]
+        bare = [{k: v for k, v in cell.items() if k != "outputs"} for cell in own]
+        source.write_text(json.dumps(notebook | {"cells": bare}))
+    chapter = find_chapter(root, PAPER)
+    record["hashes"] |= {
+        "notebook": notebook_hash(source.read_text()),
+        "claims": chapter.claims.sha256,
+        "library": library_hash(source.read_text()),
+        "parameters": chapter.parameters_hash("laptop"),
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=1))
 
 
 def make_project(root: Path) -> None:
@@ -425,7 +452,7 @@ def test_the_scorecard_shows_every_claim_on_every_model(built: Path) -> None:
     text = page(built, "scorecard.html")
     for model, outcome in zip(MODELS, ("holds", "unclear"), strict=True):
         mark = f'class="outcome outcome-{outcome}" data-record="{PAPER}/{model}" data-claim="1.1"'
-        assert text.count(f"{mark}>{outcome}</span>") == 2
+        assert text.count(f"{mark}>{outcome}</span>") == 3  # transfer, outcomes, evidence
     assert "The gain &lt;b&gt;is&lt;/b&gt; large &amp; real" in text
     assert ">not testable</span>" in text
     assert "random heads" in text

@@ -10,6 +10,7 @@ table of contents. Sphinx loads this module as an extension for the role {record
 
 import argparse
 import ast
+import base64
 import hashlib
 import html
 import json
@@ -17,22 +18,38 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 from docutils import nodes
 
-from replib import performance
-from replib.claims import MIME, OUTCOMES, Claims, read_record, read_yaml, record_value
+from replib import atlas, performance
+from replib import certified as certified_records
+from replib.claims import (
+    MIME,
+    OUTCOMES,
+    Claims,
+    read_record,
+    read_yaml,
+    record_value,
+    record_values,
+    verdict_table,
+)
 from replib.errors import UsageError
+from replib.project import words
+from replib.runner import changed_since, find_chapter
 from replib.sources import MADE_IN_MEMORY
 
 CONTROLS = (
     "<p><strong>Controls.</strong> The same notebook on models made to check the procedure: it "
     "must find the planted circuit and must claim nothing on random weights.</p>"
 )
+NOT_KEPT = "This figure was not kept with the record; the command above draws it."
+STALE = "static/stale.json"  # the keys of stale runs, with what has changed
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
 
 
@@ -48,16 +65,15 @@ class Run:
     record: Mapping[str, Any]
     sha256: str  # of record.json as it is on disk
     folder: Path
+    stale: tuple[str, ...] = ()  # what has changed since
 
     @classmethod
     def read(cls, runs: Path, paper: str, model: str) -> "Run":
-        """UsageError when there is no finished, valid record or no notebook for this pair."""
+        """UsageError when there is no finished, valid record for this pair."""
         folder = runs / paper / model
         if not (folder / "record.json").is_file():
             raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
         record = read_record(folder / "record.json")
-        if not (folder / "notebook.ipynb").is_file():
-            raise UsageError(f"the run of {paper} on {model} has no notebook: {folder}")
         if record["paper"] != paper:
             raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
         sha256 = hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
@@ -68,6 +84,11 @@ class Run:
         return f"{self.paper}/{self.model}"
 
     @property
+    def executed(self) -> bool:
+        """Is its notebook there too, or, as in a checkout's results, the record alone?"""
+        return (self.folder / "notebook.ipynb").is_file()
+
+    @property
     def control(self) -> bool:
         """Is it a model made to check the procedure: the planted or the random one?"""
         return self.model in MADE_IN_MEMORY
@@ -76,8 +97,13 @@ class Run:
         return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
 
 
-def find_runs(runs: Path, expected: Sequence[str] | None) -> list[Run]:
-    """The runs named `paper/model` in `expected`, in that order; without it all that finished."""
+def find_runs(
+    runs: Path, expected: Sequence[str] | None, certified: Path | None = None
+) -> list[Run]:
+    """The runs named `paper/model` in `expected`, in that order; without it all that finished.
+
+    One that is not in `runs` may be among the `certified` records of a checkout.
+    """
     if expected is None:
         folders = [path.parent.relative_to(runs) for path in runs.glob("*/*/record.json")]
         # Names with a dot in front are the runner's own, of runs that go on or were replaced.
@@ -87,7 +113,18 @@ def find_runs(runs: Path, expected: Sequence[str] | None) -> list[Run]:
     pairs = [pair.split("/", 1) for pair in expected]
     if bad := [pair for pair in pairs if len(pair) != 2 or not all(pair)]:
         raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
-    return [Run.read(runs, paper, model) for paper, model in pairs]
+    found = []
+    for paper, model in pairs:
+        here = (runs / paper / model / "record.json").is_file()
+        there = certified and (certified / paper / model / "record.json").is_file()
+        found.append(Run.read(certified if there and not here else runs, paper, model))
+    return found
+
+
+def named_in_prose(book: Path) -> list[str]:
+    """The runs, `paper/model`, whose numbers the pages that are no chapters show."""
+    text = "".join(path.read_text() for path in sorted(book.rglob("*.md")))
+    return sorted(set(re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)))
 
 
 def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -172,11 +209,26 @@ def model_switch(shown: Run, siblings: Sequence[Run]) -> str:
         items = []
         for run in runs:
             mark = ' aria-current="page"' if run.model == shown.model else ""
-            items.append(f'<li><a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a></li>')
+            link = f'<a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a>'
+            items.append(f"<li>{link}{stale_mark(run)}</li>")
         parts.append(f'<span class="model-switch-label">{label}</span><ul>{"".join(items)}</ul>')
     return (
         '<nav class="model-switch" aria-label="Model shown on this page">\n'
         f"{''.join(f'<div>{part}</div>' for part in parts)}\n</nav>"
+    )
+
+
+def stale_mark(run: Run) -> str:
+    return ' <span class="stale">stale</span>' if run.stale else ""
+
+
+def stale_note(run: Run, again: str) -> str:
+    """What the reader of a stale page must know; nothing for any other page."""
+    if not run.stale:
+        return ""
+    return (
+        f'<aside class="stale-note"><strong>Stale.</strong> Since this was computed, '
+        f"{_h(words(run.stale))} changed. To compute it again: <code>{_h(again)}</code></aside>"
     )
 
 
@@ -264,7 +316,7 @@ def outcome_table(runs: Sequence[Run], prefix: str) -> str:
     """Claims x models of one paper: a word in each cell, linked to the model's page."""
     head = "".join(
         f'<th scope="col"><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a><br>'
-        f"<small>{scope(run.record)}</small></th>"
+        f"<small>{scope(run.record)}</small>{stale_mark(run)}</th>"
         for run in runs
     )
     rows = []
@@ -363,6 +415,83 @@ def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str
             parts.append(CONTROLS)
         parts.append(table(members, prefix))
     return "\n".join(parts)
+
+
+def number_of(run: Run, claim: Mapping[str, Any]) -> str:
+    """A claim's number with interval and size, as text; from the record."""
+    if claim["measured"] is None:
+        return claim["reason"] or "not measured"
+
+    def shown(number: Any) -> str:
+        return show_value(number, ".3g" if isinstance(number, float) else "")
+
+    text = f"{shown(claim['measured']['value'])} {claim['measured']['unit']}".strip()
+    if claim["interval"] is not None:
+        text += f" [{', '.join(map(shown, claim['interval']))}]"
+    return text + (f", n = {claim['n']}" if claim["n"] is not None else "")
+
+
+def transfer_table(runs: Sequence[Run]) -> str:
+    """Claims of all papers × models, for runs that are no replications; controls left out.
+
+    A cell's number stands in its title, and where a script runs there is a filter above the table.
+    """
+    models = list(dict.fromkeys(run.model for run in runs))
+    head = "".join(f'<th scope="col">{_h(model)}</th>' for model in models)
+    rows = []
+    for paper, members in by_paper(runs).items():
+        by_model = {run.model: run for run in members}
+        for id in claim_ids(members):
+            statement = next(claim["statement"] for run in members if (claim := run.claim(id)))
+            cells, outcomes = [], []
+            for model in models:
+                run = by_model.get(model)
+                claim = run and run.claim(id)
+                if not run or not claim:
+                    cells.append("<td>–</td>")
+                    continue
+                outcomes.append(claim["outcome"])
+                link = f'<a href="chapters/{_h(run.key)}.html">{badge(run, claim)}</a>'
+                note = _h(number_of(run, claim))
+                cells.append(
+                    f'<td title="{note}">{link}<span class="number">{note}</span>'
+                    f"{stale_mark(run)}</td>"
+                )
+            rows.append(
+                f'<tr data-paper="{_h(paper)}" data-outcomes="{_h(" ".join(outcomes))}">'
+                f'<th scope="row">{_h(id)}</th><td class="statement">{_h(statement)}</td>'
+                f"{''.join(cells)}</tr>"
+            )
+    table = (
+        '<table class="transfer-table"><thead><tr><th scope="col">Claim</th>'
+        f'<th scope="col">The paper says</th>{head}</tr></thead>\n'
+        f"<tbody>{chr(10).join(rows)}</tbody></table>"
+    )
+    options = "".join(
+        f'<option value="{_h(paper)}">{_h(members[0].record["title"])}</option>'
+        for paper, members in by_paper(runs).items()
+    )
+    words_ = "".join(f'<option value="{o}">{outcome_word(o)}</option>' for o in OUTCOMES)
+    return (
+        '<form class="transfer-filter" hidden><label>Paper <select name="paper">'
+        f'<option value="">all</option>{options}</select></label> <label>Outcome somewhere '
+        f'<select name="outcome"><option value="">any</option>{words_}</select></label> <label>'
+        '<input type="checkbox" name="differ"> models differ</label> <label><input type="checkbox" '
+        'name="numbers"> numbers</label> <span class="transfer-count" aria-live="polite"></span>'
+        f"</form>\n{_scroll('Every claim on every model', table)}"
+    )
+
+
+def transfer(runs: Sequence[Run]) -> str:
+    """The transfer table, and apart from it the replications, if there are any."""
+    tested = [run for run in runs if not run.control]
+    own = [run for run in tested if scope(run.record) == "replication"]
+    others = [run for run in tested if scope(run.record) != "replication"]
+    parts = []
+    if own:
+        parts.append("<h3>Replications: the papers’ own models</h3>\n" + transfer_table(own))
+        parts.append("<h3>Transfer: other models</h3>")
+    return "\n".join([*parts, transfer_table(others)])
 
 
 def scorecard(runs: Sequence[Run]) -> str:
@@ -502,12 +631,50 @@ def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def unexecuted(run: Run, root: Path) -> dict[str, Any]:
+    """The project's notebook for a record that came without one: the numbers in the text are the
+    record's, the verdicts too; a figure says that it was not kept."""
+    path = root / "notebooks" / f"{run.paper}.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        cell |= {"outputs": [], "execution_count": None}
+        show = {"output_type": "display_data", "metadata": {}}
+        if "claims" in cell["metadata"].get("tags", []):
+            table = verdict_table(run.record["claims"])
+            data = {"text/html": table._repr_html_(), "text/plain": repr(table)}
+            cell["outputs"] = [show | {"data": data}]
+        elif "figure" in cell["metadata"].get("mystnb", {}):
+            data = {"image/png": _not_kept(), "text/plain": NOT_KEPT}
+            cell["outputs"] = [show | {"data": data, "metadata": {"image/png": {"alt": NOT_KEPT}}}]
+    return notebook
+
+
+@cache
+def _not_kept() -> str:
+    """A picture in the place of a figure that was not kept, in base64."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig = plt.figure(figsize=(6, 0.8))
+    fig.text(0.5, 0.5, NOT_KEPT, ha="center", va="center", fontsize=9, style="italic")
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    plt.close(fig)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def chapter_page(
-    run: Run, siblings: Sequence[Run], paper_model: str, profiles: Mapping[str, Any]
+    root: Path, run: Run, siblings: Sequence[Run], paper_model: str, profiles: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The run's notebook as a page: switcher and box under the title, labels made unique."""
     path = run.folder / "notebook.ipynb"
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = (
+        json.loads(path.read_text(encoding="utf-8")) if run.executed else unexecuted(run, root)
+    )
     cells = notebook["cells"]
     lift_alt_text(cells, str(path))
     drop_claims(cells)
@@ -519,7 +686,10 @@ def chapter_page(
     title, _, rest = first.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    head = _raw(f"{model_switch(run, siblings)}\n{run_box(run, paper_model, again)}")
+    head = _raw(
+        f"{model_switch(run, siblings)}\n{stale_note(run, again)}\n"
+        f"{run_box(run, paper_model, again)}"
+    )
     cells[0]["source"] = f"{title.rstrip()} ({run.model})\n\n{head}\n{rest.lstrip()}"
     return notebook
 
@@ -537,8 +707,11 @@ def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
     )
 
 
-def table_of_contents(toc: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`.
+def table_of_contents(
+    toc: dict[str, Any], runs: Sequence[Run], atlases: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
+    the heads under `atlas/index`, which is left out without them.
 
     UsageError when a paper that has runs is not in it. A paper without runs is left out.
     """
@@ -550,6 +723,11 @@ def table_of_contents(toc: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any
         for entry in entries:
             match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
             if match and match[1] not in papers:
+                continue
+            if entry.get("file") == "atlas/index":
+                if atlases:
+                    pages = [{"file": page} for page in atlases]
+                    kept.append(entry | {"sections": pages})
                 continue
             if match:
                 placed.add(match[1])
@@ -592,13 +770,37 @@ def pages_in(toc: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def find_changes(root: Path, run: Run) -> tuple[str, ...]:
+    """What has changed since a run, by hash; nothing is loaded."""
+    return tuple(changed_since(run.record, find_chapter(root, run.paper)))
+
+
+def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
+    """Write a page of heads for each model that has any; their names in the table of contents."""
+    names = []
+    for model in dict.fromkeys(run.model for run in runs if run.record["heads"]):
+        records = [run.record for run in runs if run.model == model]
+        (part / "atlas").mkdir(exist_ok=True)
+        (part / "atlas" / f"{model}.md").write_text(atlas.page(model, records), encoding="utf-8")
+        (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(records))
+        names.append(f"atlas/{model}")
+    return names
+
+
 def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = None) -> list[Run]:
     """Write the Jupyter Book source folder `out` anew; returns the runs that it shows.
 
     `root` holds `_config.yml`, `_toc.yml`, `book/` and `notebooks/`. UsageError, and `out` as it
     was, when a run is missing, unfinished or cannot be shown.
     """
-    found = find_runs(runs, expected)
+    certified = root / certified_records.FOLDER
+    if expected is None:
+        own = [run.key for run in find_runs(runs, None)]
+        more = [pair for pair in named_in_prose(root / "book") if pair not in own]
+        expected = [*own, *(p for p in more if (certified / p / "record.json").is_file())]
+    found = [
+        replace(run, stale=find_changes(root, run)) for run in find_runs(runs, expected, certified)
+    ]
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(
@@ -610,7 +812,12 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     )
     shutil.copytree(root / "book" / "_static", part / "static")
     shutil.copy(root / "_config.yml", part / "_config.yml")
-    toc = table_of_contents(yaml.safe_load((root / "_toc.yml").read_text()), found)
+    stale = {run.key: list(run.stale) for run in found if run.stale}
+    (part / RECORDS).mkdir(parents=True)
+    (part / STALE).write_text(json.dumps(stale))
+    toc = table_of_contents(
+        yaml.safe_load((root / "_toc.yml").read_text()), found, atlas_pages(part, found)
+    )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     for paper, members in by_paper(found).items():
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
@@ -619,7 +826,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         folder = part / "chapters" / paper
         folder.mkdir(parents=True)
         for run in members:
-            page = chapter_page(run, members, claims.model, profiles)
+            page = chapter_page(root, run, members, claims.model, profiles)
             (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
             record = part / RECORDS / f"{run.key}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -660,7 +867,8 @@ def _staged_run(app: Any, pair: str) -> Run:
         raise UsageError(f"no record of {pair} in the book")
     app.env.note_dependency(str(path))
     paper, model = pair.split("/", 1)
-    return Run(paper, model, read_record(path), "", path.parent)
+    stale = json.loads((Path(app.srcdir) / STALE).read_text())
+    return Run(paper, model, read_record(path), "", path.parent, tuple(stale.get(pair, ())))
 
 
 def record_role(
@@ -690,7 +898,10 @@ def record_role(
                 raise UsageError("this page shows no single run; name it: PAPER/MODEL KEY:FORMAT")
             pair = own[1]
         run = _staged_run(app, pair)
-        shown = show_value(record_value(run.record, key), spec)
+        if run.stale and key not in record_values(run.record):
+            shown = show_value(None)  # the text has changed since the record was made
+        else:
+            shown = show_value(record_value(run.record, key), spec)
     except (UsageError, ValueError) as error:
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
     node = record_number(rawtext, shown, classes=[])
@@ -708,27 +919,28 @@ def number_by_page(app: Any, env: Any) -> list[str]:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Register {record} and {scorecard} with Sphinx."""
+    """Register {record}, {scorecard} and {transfer} with Sphinx."""
     from sphinx.util.docutils import SphinxDirective
 
-    class Scorecard(SphinxDirective):
-        """```{scorecard}``` : claims x models, from all records in the book."""
+    def table(make: Callable[[Sequence[Run]], str], about: str) -> type[SphinxDirective]:
+        """A directive without content: what `make` makes of all records in the book."""
 
-        def run(self) -> list[nodes.Node]:
-            folder = Path(self.env.srcdir) / RECORDS
-            pairs = [
-                page.removeprefix("chapters/")
-                for page in pages_in(
-                    yaml.safe_load((Path(self.env.srcdir) / "_toc.yml").read_text())
-                )
-                if (folder / f"{page.removeprefix('chapters/')}.json").is_file()
-            ]
-            runs = [_staged_run(self.env.app, pair) for pair in pairs]
-            return [nodes.raw("", scorecard(runs), format="html")]
+        class Table(SphinxDirective):
+            def run(self) -> list[nodes.Node]:
+                source = Path(self.env.srcdir)
+                toc = yaml.safe_load((source / "_toc.yml").read_text())
+                pairs = [page.removeprefix("chapters/") for page in pages_in(toc)]
+                found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
+                runs = [_staged_run(self.env.app, pair) for pair in found]
+                return [nodes.raw("", make(runs), format="html")]
 
+        Table.__doc__ = about
+        return Table
+
+    app.add_directive("scorecard", table(scorecard, "claims × models of each paper"))
+    app.add_directive("transfer", table(transfer, "claims of all papers × models"))
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
-    app.add_directive("scorecard", Scorecard)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -754,6 +966,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             action.add_argument("--html", type=Path, default=Path("_build/html"))
             action.add_argument("--book", type=Path, default=Path("build/book"))
+            action.add_argument("--certified", type=Path, default=Path("results"))
     given = parser.parse_args(arguments)
     try:
         if given.action == "stage":
@@ -761,7 +974,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         from replib.book_gate import faults
 
-        found = faults(given.html, given.runs, given.book, given.expect)
+        found = faults(given.html, given.runs, given.book, given.expect, given.certified)
     except UsageError as error:
         found = [str(error)]
     for fault in found:

@@ -7,6 +7,7 @@ are parsed from the HTML on disk, and records and notebooks from the runs.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,18 @@ import yaml
 from bs4 import BeautifulSoup
 from bs4.element import NavigableString, PreformattedString, Tag
 
-from replib.book import Run, by_paper, find_runs, outcome_word, pages_in, show_value
-from replib.claims import MIME, record_value
+from replib.book import (
+    RECORDS,
+    STALE,
+    Run,
+    by_paper,
+    find_runs,
+    number_of,
+    outcome_word,
+    pages_in,
+    show_value,
+)
+from replib.claims import MIME, record_value, record_values
 from replib.errors import UsageError
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
@@ -66,10 +77,17 @@ FETCHED_ATTRIBUTES = {
 }
 
 
-def faults(html: Path, runs: Path, book: Path, expected: Sequence[str] | None = None) -> list[str]:
+def faults(
+    html: Path,
+    runs: Path,
+    book: Path,
+    expected: Sequence[str] | None = None,
+    certified: Path | None = None,
+) -> list[str]:
     """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
 
-    `expected` names the runs (`paper/model`) that it must show; without it, all that finished.
+    `expected` names the runs (`paper/model`) that it must show; without it, all that finished and
+    those of `certified` that its pages name.
     """
     if not (html / "index.html").is_file():
         return [f"no book in {html}: index.html is missing"]
@@ -77,16 +95,20 @@ def faults(html: Path, runs: Path, book: Path, expected: Sequence[str] | None = 
         return [f"no staged book in {book}: _toc.yml is missing"]
     found: list[str] = []
     shown: dict[str, Run] = {}
+    stale = json.loads((book / STALE).read_text())
     if expected is None:
-        expected = [run.key for run in find_runs(runs, None)]
+        staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
+        own = [run.key for run in find_runs(runs, None)]
+        expected = sorted({*own, *(path.with_suffix("").as_posix() for path in staged)})
     for pair in expected:
         try:
-            run = find_runs(runs, [pair])[0]
+            run = find_runs(runs, [pair], certified)[0]
         except UsageError as error:
             found.append(str(error))
             continue
-        shown[pair] = run
-        found += notebook_faults(run)
+        shown[pair] = run = replace(run, stale=tuple(stale.get(pair, ())))
+        if run.executed:
+            found += notebook_faults(run)
         if not (html / "chapters" / f"{pair}.html").is_file():
             found.append(f"chapters/{pair}.html is missing")
     listed = pages_in(yaml.safe_load((book / "_toc.yml").read_text()))
@@ -199,6 +221,10 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
         if pair not in runs:
             yield f"shows {key} of {pair or 'no run'}, which is not among the runs"
             continue
+        if runs[pair].stale and key not in record_values(runs[pair].record):
+            if span.get_text() != show_value(None):
+                yield f"shows {span.get_text()!r} for {key}, which the stale record has not"
+            continue
         try:
             value = show_value(record_value(runs[pair].record, key), span.get("data-format", ""))
         except (UsageError, ValueError) as error:
@@ -212,6 +238,14 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
             yield f"is the page of {pair}, which is not among the runs"
         elif box.get("data-sha256") != runs[pair].sha256:
             yield f"was built from another run of {pair} than the one that is there now"
+        elif bool(runs[pair].stale) != bool(page.select(".stale-note")):
+            yield f"does not say whether {pair} is stale"
+    for cell in page.select(".transfer-table td[title]"):
+        mark = cell.select_one(".outcome")
+        run = runs.get(mark["data-record"]) if mark else None
+        claim = run and run.claim(mark.get("data-claim", ""))
+        if not claim or cell["title"] != number_of(run, claim):
+            yield f"the transfer table says {cell['title']!r}, no record does"
 
 
 def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> Iterator[str]:

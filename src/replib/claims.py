@@ -293,7 +293,7 @@ class Claims:
             (
                 _cell(claim.id),
                 _cell(claim.statement),
-                _paper(claim),
+                _paper(claim.reported, claim.mark, claim.where),
                 _cell(claim.decision)
                 + _small("Null", claim.null)
                 + _small("Testable if", claim.gate_text),
@@ -338,24 +338,8 @@ class Claims:
             "claims_sha256": self.sha256,
         }
         json.dumps(content, allow_nan=False)  # raises here, in the cell, not later in the runner
-        rows = []
-        for claim in self.claims:
-            result = self.results.get(claim.id, Result())
-            outcome = result.outcome.replace("_", " ")
-            cell = f'<span class="outcome outcome-{result.outcome}">{_cell(outcome)}</span>'
-            rows.append(
-                (
-                    _cell(claim.id),
-                    _cell(claim.statement),
-                    _paper(claim),
-                    _measured(result),
-                    _cell(claim.decision),
-                    cell + _small("", result.reason),
-                )
-            )
-        head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
         plain = "\n".join(f"{claim.id}  {self.outcome(claim.id)}" for claim in self.claims)
-        table = HtmlTable(head, rows, "verdicts")._repr_html_()
+        table = verdict_table(content["claims"])._repr_html_()
         return {"text/plain": plain, "text/html": table, MIME: content}
 
     def _entry(self, claim: Claim) -> dict[str, Any]:
@@ -543,22 +527,44 @@ def _small(label: str, text: str | None) -> str:
     return f"<br><small>{_cell(f'{label}: {text}' if label else text)}</small>"
 
 
-def _paper(claim: Claim) -> str:
-    reported = "–" if claim.reported is None else _cell(claim.reported)
-    places = [text for text in (claim.mark, claim.where) if text and text != "none"]
-    return reported + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
+def _paper(reported: str | None, mark: str, where: str | None) -> str:
+    shown = "–" if reported is None else _cell(reported)
+    places = [text for text in (mark, where) if text and text != "none"]
+    return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
 
 
-def _measured(result: Result) -> str:
-    if result.measured is None:
+def verdict_table(claims: Iterable[Mapping[str, Any]]) -> HtmlTable:
+    """What became of every claim, from the entries of a record."""
+    rows = []
+    for claim in claims:
+        outcome = claim["outcome"]
+        word = f'<span class="outcome outcome-{outcome}">{outcome.replace("_", " ")}</span>'
+        rows.append(
+            (
+                _cell(claim["id"]),
+                _cell(claim["statement"]),
+                _paper(claim["reported"], **claim["source"]),
+                _measured(claim),
+                _cell(claim["decision_rule"]["text"]),
+                word + _small("", claim["reason"]),
+            )
+        )
+    head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
+    return HtmlTable(head, rows, "verdicts")
+
+
+def _measured(claim: Mapping[str, Any]) -> str:
+    measured = claim["measured"]
+    if measured is None:
         return "–"
-    text = _show(result.measured["value"], result.measured["unit"])
-    if result.interval is not None:
-        text += f" [{_show(result.interval[0])}, {_show(result.interval[1])}]"
-    if result.n is not None:
-        text += f", n = {result.n}"
-    null = ", ".join(f"{key} {_show(number)}" for key, number in (result.null or {}).items())
-    return _cell(text) + _small("null", null) + _small("", result.measured["note"])
+    text = _show(measured["value"], measured["unit"])
+    if claim["interval"] is not None:
+        text += f" [{_show(claim['interval'][0])}, {_show(claim['interval'][1])}]"
+    if claim["n"] is not None:
+        text += f", n = {claim['n']}"
+    numbers = {k: x for k, x in (claim["null"] or {}).items() if k != "description"}
+    null = ", ".join(f"{key} {_show(number)}" for key, number in numbers.items())
+    return _cell(text) + _small("null", null) + _small("", measured["note"])
 
 
 def _show(number: Any, unit: str = "") -> str:
