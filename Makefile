@@ -1,11 +1,13 @@
-# make help lists the targets. Variables: PYTHON (to create .venv), MODELS, PROFILE and CORES (for
-# book), ARGS (for test).
+# make help lists the targets and their variables.
 
 PYTHON ?= python3
 CORES ?= all
 MODELS ?=
 PROFILE ?=
 RECORDS ?=
+PAPER ?=
+MODEL ?=
+DEVICE ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -15,7 +17,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test book matrix bench bench-training clean
+.PHONY: help setup lint test run papers book matrix bench bench-training clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -26,6 +28,7 @@ help:
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
+	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
@@ -77,6 +80,13 @@ bench: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python benchmarks/training.py
+
+run: $(STAMP)
+	$(BIN)/replib run "$(PAPER)" $(if $(MODEL),--model "$(MODEL)") --profile "$(or $(PROFILE),laptop)" $(if $(DEVICE),--device "$(DEVICE)")
+
+# For a workflow that starts a job for each; needs nothing but a shell.
+papers:
+	@printf 'papers=[%s]\n' "$$(ls notebooks/*.claims.yaml | sed 's|.*/|"|; s|\.claims\.yaml|"|' | paste -sd ,)"
 
 matrix: $(STAMP)
 	$(BIN)/python tests/matrix.py
