@@ -36,6 +36,7 @@ from replib.runner import (
     plan,
     prepare,
 )
+from replib.scaffold import new_paper
 from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
 from replib.sweep import PROFILES as SWEEP_PROFILES
 from replib.sweep import command, read_sweep, run_sweep, to_run
@@ -138,6 +139,17 @@ def _parser() -> _Parser:
         command.add_argument("run", metavar="RUN", help="a run's folder, or PAPER/MODEL")
         command.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
 
+    new = commands.add_parser(
+        "new",
+        help="start a chapter on another paper",
+        description="Write notebook, claims, profiles, test and page of a new chapter, which run "
+        "as they are, and enter it in the book's table of contents.",
+    )
+    new.set_defaults(command=_new)
+    new.add_argument("slug", metavar="SLUG", help="its name, words-like-this")
+    new.add_argument("--title", required=True, help="the paper's title")
+    new.add_argument("--arxiv", required=True, metavar="NUMBER", help="such as 2310.08744")
+
     train = commands.add_parser(
         "train",
         help="train again what a chapter keeps stored",
@@ -221,6 +233,13 @@ def _sweep(options: argparse.Namespace) -> int:
     print(
         f"sweep {planned.name}: all {len(planned.jobs)} jobs are done: {planned.folder}", flush=True
     )
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    for path in new_paper(find_root(), options.slug, options.title, options.arxiv):
+        print(path)
+    print(f"next: replib run {options.slug} --profile smoke", flush=True)
     return 0
 
 
