@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, performance
+from replib import atlas, performance, reruns
 from replib import certified as certified_records
 from replib.claims import (
     MIME,
@@ -836,6 +836,8 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         (folder / "index.md").write_text(landing_page(members, claims, text))
     if (part / performance.PAGE).is_file():
         performance.write(root, part)
+    if (part / reruns.PAGE).is_file():
+        reruns.write(root, part)
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")

@@ -14,9 +14,9 @@ from replib.claims import read_record, write_record
 from replib.errors import UsageError
 from replib.project import words
 from replib.runner import changed_since, find_chapter
+from replib.sizing import FOLDER
 from replib.sources import model_slug
 
-FOLDER = "results"
 # Two machines add in another order; what is measured without an interval may differ by so much.
 TOLERANCE = 0.01  # of the larger of the two values
 

@@ -50,7 +50,6 @@ from replib.claims import (
     check_schema,
     did_you_mean,
     one_line,
-    read_record,
     read_text,
     read_yaml,
     write_record,
@@ -493,11 +492,7 @@ def _estimated(run: Run, found: Mapping[str, Any]) -> Run:
 
     Raises UsageError when it cannot fit.
     """
-    known = None
-    for path in sorted((run.chapter.root / "results" / run.chapter.paper).glob("*/record.json")):
-        record = read_record(path)
-        if record["profile"] == "laptop" and (known := sizing.reference(record)):
-            break
+    known = sizing.certified_reference(run.chapter.root, run.chapter.paper)
     try:
         estimate = sizing.estimate(
             sizing.Size(**found["size"]),

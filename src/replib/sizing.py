@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from replib.claims import read_record
 from replib.errors import UsageError
 
+FOLDER = "results"  # certified records
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BASE_BYTES = 0.9e9  # Python, torch and the other libraries
 _USAGE = "/sys/fs/cgroup/memory/memory.usage_in_bytes"  # of the first version of cgroups
@@ -38,6 +40,19 @@ class Size:
 
     def asdict(self) -> dict[str, int]:
         return asdict(self)
+
+
+# Models of the papers, whose sizes are needed where they are not at hand: parameters, vocabulary
+# times width, width, by the configurations that their makers published.
+PUBLISHED: Mapping[str, Size] = {
+    "gpt2": Size(124_439_808, 50_257 * 768, 768),
+    "gpt2-medium": Size(354_823_168, 50_257 * 1024, 1024),
+    "EleutherAI/pythia-410m": Size(405_334_016, 50_304 * 1024, 1024),
+    "EleutherAI/pythia-1.4b": Size(1_414_647_808, 50_304 * 2048, 2048),
+    "EleutherAI/pythia-2.8b": Size(2_775_208_960, 50_304 * 2560, 2560),
+    "state-spaces/mamba-2.8b-hf": Size(2_768_345_600, 50_280 * 2560, 2560),
+    "meta-llama/Llama-3.1-8B-Instruct": Size(8_030_261_248, 128_256 * 4096, 4096),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,8 @@ class Estimate:
         """For the terminal: size, memory, time."""
         parts = [
             f"{_count(self.size.n_params)} parameters in {self.dtype}",
-            f"needs about {_gb(self.needed_bytes)} of {_gb(self.available_bytes)} of memory",
+            f"needs about {gigabytes(self.needed_bytes)} of memory, "
+            f"{gigabytes(self.available_bytes)} are free",
         ]
         if self.batch_scale != 1:
             parts.append(f"batches × {self.batch_scale:g}")
@@ -186,6 +202,31 @@ def reference(record: Mapping[str, Any]) -> Reference | None:
     return Reference(size, max(working, 0.2e9), seconds, then["speed"])
 
 
+def certified_reference(root: Path, paper: str) -> Reference | None:
+    """The first certified run of a paper's laptop profile that was measured."""
+    for path in sorted((root / FOLDER / paper).glob("*/record.json")):
+        record = read_record(path)
+        if record["profile"] == "laptop" and (found := reference(record)):
+            return found
+    return None
+
+
+def needed(
+    size: Size, dtype: str, on_gpu: bool, known: Reference | None, scale: float = 1.0
+) -> float:
+    """Bytes that a run needs, with batches `scale` times as large as usual."""
+    # Loading on the CPU holds the file's tensors and the model's at once, for a moment.
+    weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
+    working = known.working_bytes * size.d_model / known.size.d_model if known else 0.5e9
+    return (0.5e9 if on_gpu else _BASE_BYTES) + weights + working * scale
+
+
+def expected_seconds(size: Size, known: Reference, work: float, speed: float) -> float:
+    """How long a run takes at this speed (FLOP/s)."""
+    ratio = size.n_active / max(known.size.n_active, 1)
+    return _START_S + known.seconds * work * ratio * known.speed / speed
+
+
 def estimate(
     size: Size,
     dtype: str,
@@ -200,35 +241,30 @@ def estimate(
     Raises UsageError when it cannot fit even in the smallest batches.
     """
     on_gpu = device.startswith("cuda")
-    # Loading on the CPU holds the file's tensors and the model's at once, for a moment.
-    weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
-    base = 0.5e9 if on_gpu else _BASE_BYTES
-    working = known.working_bytes * size.d_model / known.size.d_model if known else 0.5e9
     fitting = [
         scale
         for scale in SCALES
-        if (scale <= 1 or on_gpu) and base + weights + working * scale <= available
+        if (scale <= 1 or (on_gpu and known))
+        and needed(size, dtype, on_gpu, known, scale) <= available
     ]
     if not fitting:
-        least = base + weights + working * SCALES[-1]
-        room = max(available - base - working * SCALES[-1], 0.0)
-        fits = room / BYTES[dtype] / (1 if on_gpu else 2)
+        least = needed(size, dtype, on_gpu, known, SCALES[-1])
+        weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
+        fits = size.n_params * max(available - least + weights, 0.0) / weights
         raise UsageError(
-            f"the model has {_count(size.n_params)} parameters and needs {_gb(least)} of memory "
-            f"in {dtype} on {device}, where {_gb(available)} are free; what fits: about "
-            f"{_count(fits)} parameters in {dtype}"
+            f"the model has {_count(size.n_params)} parameters and needs {gigabytes(least)} of "
+            f"memory in {dtype} on {device}, where {gigabytes(available)} are free; what fits: "
+            f"about {_count(fits)} parameters in {dtype}"
             + (", twice as many in bfloat16 (--dtype bfloat16)" if dtype == "float32" else "")
         )
-    scale = fitting[0] if known else min(1.0, fitting[0])
-    seconds = None
-    if known and speed:
-        ratio = size.n_active / max(known.size.n_active, 1)
-        seconds = _START_S + known.seconds * work * ratio * known.speed / speed
-    needed = base + weights + working * scale
-    return Estimate(size, dtype, available, needed, scale, seconds)
+    scale = fitting[0]
+    seconds = expected_seconds(size, known, work, speed) if known and speed else None
+    return Estimate(
+        size, dtype, available, needed(size, dtype, on_gpu, known, scale), scale, seconds
+    )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """To one or two digits: `40 s`, `3 min`, `2 h`, `5 days`."""
     for unit, length, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
         if seconds < limit:
@@ -236,12 +272,12 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 86400)} days"
 
 
-def _count(n: float) -> str:
+def _count(n: int | float) -> str:
     for name, size in (("billion", 1e9), ("million", 1e6)):
         if n >= size:
             return f"{n / size:.3g} {name}"
     return f"{n:,.0f}"
 
 
-def _gb(n: float) -> str:
+def gigabytes(n: int | float) -> str:
     return f"{n / 1e9:.1f} GB"
