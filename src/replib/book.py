@@ -40,7 +40,7 @@ from replib.claims import (
     verdict_table,
 )
 from replib.errors import UsageError
-from replib.project import words
+from replib.project import list_papers, words
 from replib.runner import changed_since, find_chapter
 from replib.sources import MADE_IN_MEMORY
 
@@ -708,12 +708,16 @@ def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
 
 
 def table_of_contents(
-    toc: dict[str, Any], runs: Sequence[Run], atlases: Sequence[str] = ()
+    toc: dict[str, Any],
+    runs: Sequence[Run],
+    atlases: Sequence[str] = (),
+    not_run: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
     the heads under `atlas/index`, which is left out without them.
 
-    UsageError when a paper that has runs is not in it. A paper without runs is left out.
+    A paper without runs keeps its first page if it is among `not_run`, so that links to it lead
+    somewhere; else it is left out. UsageError when a paper that has runs is not in it.
     """
     papers = by_paper(runs)
     placed = set()
@@ -723,6 +727,8 @@ def table_of_contents(
         for entry in entries:
             match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
             if match and match[1] not in papers:
+                if match[1] in not_run:
+                    kept.append(entry)
                 continue
             if entry.get("file") == "atlas/index":
                 if atlases:
@@ -816,8 +822,18 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     (part / RECORDS).mkdir(parents=True)
     (part / STALE).write_text(json.dumps(stale))
     toc = table_of_contents(
-        yaml.safe_load((root / "_toc.yml").read_text()), found, atlas_pages(part, found)
+        yaml.safe_load((root / "_toc.yml").read_text()),
+        found,
+        atlas_pages(part, found),
+        not_run := [paper for paper in list_papers(root) if paper not in by_paper(found)],
     )
+    for paper in not_run:
+        claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        (part / "chapters" / paper).mkdir(parents=True)
+        (part / "chapters" / paper / "index.md").write_text(
+            f"# {claims.title}\n\n[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+            f"This chapter was not run for this book: `replib run {paper}`.\n"
+        )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     for paper, members in by_paper(found).items():
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
