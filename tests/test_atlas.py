@@ -52,8 +52,9 @@ def test_overlap_is_counted_and_compared():
     assert (found.common, found.jaccard) == (3, 1.0)
     assert found.pvalue == pytest.approx(1 / 6 / 4)  # two of four in layer 0, one of four in 1
     assert found.expected == pytest.approx(2 * 2 / 4 + 1 / 4)
-    (apart,) = overlaps(roles_of([record("p", mover=[(0, 0)], copy=[(1, 0)])]), 4)
-    assert (apart.common, apart.expected, apart.pvalue) == (0, 0.0, 1.0)
+    (apart,) = overlaps(roles_of([record("p", mover=[(0, 0)], copy=[(0, 1)])]), 4)
+    assert (apart.common, apart.expected, apart.pvalue) == (0, 0.25, 1.0)
+    assert overlaps(roles_of([record("p", mover=[(0, 0)], copy=[(1, 0)])]), 4) == []
 
 
 def test_under_the_null_few_pairs_are_beyond_it():

@@ -82,10 +82,12 @@ def overlap_null(a: frozenset[Head], b: frozenset[Head], n_heads: int) -> np.nda
 
 
 def overlaps(roles: Sequence[Role], n_heads: int) -> list[Overlap]:
-    """Every pair of roles that have heads."""
+    """Every pair of roles that have heads in a layer of both, and so could share some."""
     found = []
     for a, b in combinations([role for role in roles if role.heads], 2):
         null = overlap_null(a.heads, b.heads, n_heads)
+        if len(null) == 1:
+            continue
         common = len(a.heads & b.heads)
         found.append(
             Overlap(
@@ -159,7 +161,8 @@ head passed its rule.
 
 For each pair of roles: heads in common, Jaccard index (common heads over all heads of the two), the
 number in common that chance within layers would give, and the probability of as many or more. The
-star marks {ALPHA:g} divided by the number of pairs ({len(found)}).
+star marks {ALPHA:g} divided by the number of pairs ({len(found)}). Roles without a layer in common
+are left out.
 
 **Beyond chance:** {said}.
 

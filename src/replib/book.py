@@ -491,6 +491,9 @@ def transfer(runs: Sequence[Run]) -> str:
     if own:
         parts.append("<h3>Replications: the papers’ own models</h3>\n" + transfer_table(own))
         parts.append("<h3>Transfer: other models</h3>")
+    if not others:
+        parts.append("<p>No run on another model.</p>")
+        return "\n".join(parts)
     return "\n".join([*parts, transfer_table(others)])
 
 
@@ -732,7 +735,7 @@ def table_of_contents(
                 continue
             if entry.get("file") == "atlas/index":
                 if atlases:
-                    pages = [{"file": page} for page in atlases]
+                    pages = [{"file": page, "title": page.split("/")[1]} for page in atlases]
                     kept.append(entry | {"sections": pages})
                 continue
             if match:
