@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from replib import copy_training, grid
+from replib import architectures, copy_training, grid
 from replib.copy_training import one_thread, train, train_here
 from replib.copying import answer_logits, copy
 from replib.grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
@@ -102,6 +102,16 @@ def test_the_rate_rises_then_falls_to_nothing_and_vectors_do_not_decay(short):
     assert (decay[id(network.weight)], decay[id(network.bias)]) == (0.1, 0.0)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "hybrid"])
+def test_decay_rates_of_states_do_not_decay(name):
+    network = architectures.build(name, 0)
+    optimizer, _ = copy_training._optimizer(network, rate=1.0, steps=6)
+    spared = {id(p) for p in optimizer.param_groups[1]["params"]}
+    rates = [p for key, p in network.named_parameters() if "A_log" in key]
+    assert rates and all(id(p) in spared for p in rates)
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
 def test_a_loss_that_is_no_number_is_said_to_diverge(short, monkeypatch):
     monkeypatch.setattr(
         copy_training, "_loss", lambda logits, strings: logits.flatten().mean() * float("nan")
@@ -166,7 +176,7 @@ def test_the_stored_grid_is_whole_and_no_older_than_the_code(study):
     for architecture in STUDIES[study].architectures:
         for cell in grid.reported(root, study, architecture):
             card = grid.read_card(root, cell)
-            assert not grid.is_stale(card)
+            assert not grid.is_stale(root, card)
             assert card["curve"]["examples"][-1] == STUDIES[study].steps * grid.BATCH
             assert grid.weights_path(root, cell).stat().st_size < 1_000_000
 

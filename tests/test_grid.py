@@ -22,7 +22,7 @@ def studies(monkeypatch):
     return small
 
 
-def store(root, cell, loss=1.0, code=None):
+def store(root, cell, loss=1.0, code=None, start=None):
     path = grid.card_path(root, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = cell.name.encode() if cell.is_reported else b""
@@ -33,6 +33,8 @@ def store(root, cell, loss=1.0, code=None):
         "sha256": hashlib.sha256(weights).hexdigest() if weights else "",
         "code_sha256": code or grid.code_sha256(),
         "settings": grid.settings(cell.study),
+        "start": start.name if start else "",
+        "start_sha256": grid.read_card(root, start)["sha256"] if start else "",
         "curve": {"examples": [32], "loss": [loss], "string": [0.5]},
     }
     path.write_text(json.dumps(card))
@@ -99,10 +101,24 @@ def test_an_altered_or_old_cell_is_needed_again(studies, tmp_path, monkeypatch):
     assert names(grid.needed(tmp_path)) == names([altered, old])
     with pytest.raises(NoCell, match=rf"altered.*--cell {altered.name}"):
         grid.read_card(tmp_path, altered)
-    assert grid.is_stale(grid.read_card(tmp_path, old))
+    assert grid.is_stale(tmp_path, grid.read_card(tmp_path, old))
     longer = dict(studies, copy=Study("copy", (5, 6), ("rope", "lstm"), (1, 2), steps=2000))
     monkeypatch.setattr(grid, "STUDIES", longer)
-    assert grid.is_stale(grid.read_card(tmp_path, cells[1]))
+    assert grid.is_stale(tmp_path, grid.read_card(tmp_path, cells[1]))
+
+
+def test_a_cell_is_old_when_what_it_started_with_has_changed(studies, tmp_path):
+    start, cell = Cell("copy", "rope", 0.003, 1), Cell("phone", "rope", 0.003, 1)
+    store(tmp_path, start)
+    store(tmp_path, cell, start=start)
+    assert not grid.is_stale(tmp_path, grid.read_card(tmp_path, cell))
+    weights = grid.weights_path(tmp_path, start)
+    weights.write_bytes(b"trained again")
+    assert grid.is_stale(tmp_path, grid.read_card(tmp_path, cell))  # altered
+    card = json.loads(grid.card_path(tmp_path, start).read_text())
+    card["sha256"] = hashlib.sha256(b"trained again").hexdigest()
+    grid.card_path(tmp_path, start).write_text(json.dumps(card))
+    assert grid.is_stale(tmp_path, grid.read_card(tmp_path, cell))
 
 
 def test_a_missing_a_foreign_and_an_unreadable_card_are_refused(studies, tmp_path):

@@ -1,4 +1,4 @@
-"""Small networks of eight architectures with about 0.1 million parameters each.
+"""Small networks of nine architectures with about 0.1 million parameters each.
 
 Transformers are Llama modules that differ only in how they know positions; Mamba, Mamba-2 are the
 modules of Hugging Face, so that TransformerLens' bridge can wrap what was trained (Jelassi et al.,
@@ -29,7 +29,7 @@ LSTM_WIDTH = 80
 N_HEADS = 8  # of an attention layer
 TRANSFORMERS = ("rope", "nope", "alibi", "hard-alibi")
 # Names with a number are Mamba-2 with so many state dimensions.
-ARCHITECTURES = (*TRANSFORMERS, "mamba", "mamba2", "lstm", "hybrid")
+ARCHITECTURES = (*TRANSFORMERS, "mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid")
 SMALL_STATES = ("mamba2-16", "mamba2-4")
 LABELS: Mapping[str, str] = {
     "rope": "Transformer, RoPE",
@@ -38,13 +38,14 @@ LABELS: Mapping[str, str] = {
     "hard-alibi": "Transformer, Hard-ALiBi",
     "mamba": "Mamba",
     "mamba2": "Mamba-2",
+    "mamba2-no-conv": "Mamba-2, no convolution",
     "mamba2-16": "Mamba-2, N = 16",
     "mamba2-4": "Mamba-2, N = 4",
     "lstm": "LSTM",
     "hybrid": "hybrid",
 }
 _SPECIAL = {"vocab_size": len(ALPHABET), "bos_token_id": BOS, "eos_token_id": EOS}
-_SPECIAL |= {"pad_token_id": PAD}
+_SPECIAL |= {"pad_token_id": PAD, "use_cache": False}
 
 
 def build(name: str, seed: int) -> nn.Module:
@@ -62,18 +63,14 @@ def build(name: str, seed: int) -> nn.Module:
         if name in TRANSFORMERS:
             return _transformer(name)
         if name == "mamba":
-            return _without_cache(MambaForCausalLM(_mamba_config()))
+            return MambaForCausalLM(_mamba_config())
         if name == "lstm":
             return LSTM()
         if name == "hybrid":
             return _hybrid()
-        n_state = int(name.partition("-")[2] or 64)
-        return _without_cache(Mamba2ForCausalLM(_mamba2_config(n_state)))
-
-
-def _without_cache(network: nn.Module) -> nn.Module:
-    network.config.use_cache = False
-    return network
+        if name == "mamba2-no-conv":
+            return Mamba2ForCausalLM(_mamba2_config(conv_kernel=1))
+        return Mamba2ForCausalLM(_mamba2_config(int(name.partition("-")[2] or 64)))
 
 
 # --- Transformers ---------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def _transformer(name: str, n_layers: int = 2) -> LlamaForCausalLM:
         attn_implementation="eager" if name in ("alibi", "hard-alibi") else "sdpa",
         **_SPECIAL,
     )
-    network = _without_cache(LlamaForCausalLM(config))
+    network = LlamaForCausalLM(config)
     set_positions(network, name)
     return network
 
@@ -159,11 +156,12 @@ def _mamba_config() -> MambaConfig:
     return MambaConfig(hidden_size=WIDTH, num_hidden_layers=3, state_size=16, **_SPECIAL)
 
 
-def _mamba2_config(n_state: int) -> Mamba2Config:
+def _mamba2_config(n_state: int = 64, conv_kernel: int = 4) -> Mamba2Config:
     return Mamba2Config(
         hidden_size=WIDTH,
         num_hidden_layers=3,
         state_size=n_state,
+        conv_kernel=conv_kernel,
         num_heads=8,
         head_dim=16,
         n_groups=1,
@@ -202,7 +200,7 @@ class Attention(nn.Module):
 def _hybrid() -> Mamba2ForCausalLM:
     """Mamba-2 whose middle layer is attention, as hybrids have a few such layers (Waleffe et al.,
     2406.07887, Sec. 2)."""
-    network = _without_cache(Mamba2ForCausalLM(_mamba2_config(64)))
+    network = Mamba2ForCausalLM(_mamba2_config())
     network.backbone.layers[1].mixer = Attention()
     return network
 

@@ -23,9 +23,7 @@ import json
 import keyword
 import math
 import operator
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,6 +36,7 @@ import simpleeval
 import yaml
 
 from replib.errors import UsageError
+from replib.storage import write_whole
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
 # What an attention head can be, in the words of the papers.
@@ -680,17 +679,7 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     path = Path(path)
     check_record(record, f"record for {path}")
     text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, text.encode())
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Train one cell of the grid, and read what was stored (Jelassi et al., 2402.01032, Sec. 3).
 
 As in the released code: AdamW with weight decay 0.1, a linear schedule after a warm-up, gradients
-clipped at norm 1, loss on the answer only. Weight decay spares vectors and what the library marks
-(the decay rates of state-space models). The data depend on study and seed only, so all
+clipped at norm 1, loss on the answer only. Weight decay spares vectors and the decay rates of
+state-space models, as Mamba's own code does. The data depend on study and seed only, so all
 architectures of one seed read the same strings in the same order.
 """
 
@@ -30,6 +30,7 @@ from replib.copying import TASKS, Strings, answer_logits
 from replib.errors import UsageError
 from replib.grid import BATCH, EVERY, STUDIES, WARMUP, Cell, Study
 from replib.scans import fast_scans
+from replib.storage import write_whole
 
 N_VALIDATION = 256  # strings of the largest length of training
 _VALIDATION_SEED = 10**6  # no training has it
@@ -94,12 +95,12 @@ def train(
 def _optimizer(
     network: nn.Module, rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    parameters = list(network.parameters())
-    spared = [p for p in parameters if p.ndim < 2 or getattr(p, "_no_weight_decay", False)]
+    # By name: transformers 5 no longer marks A_log, which is a matrix in Mamba.
+    spared = [p for n, p in network.named_parameters() if p.ndim < 2 or n.endswith("A_log")]
     ids = {id(p) for p in spared}
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if id(p) not in ids], "weight_decay": 0.1},
+            {"params": [p for p in network.parameters() if id(p) not in ids], "weight_decay": 0.1},
             {"params": spared, "weight_decay": 0.0},
         ],
         lr=rate,
@@ -176,7 +177,7 @@ def train_cell(
         NoCell: the weights to start with are not there.
     """
     study = STUDIES[cell.study]
-    start, started_from = None, ""
+    start, started_from, start_sha256 = None, "", ""
     if study.start:
         seed = cell.seed if cell.is_reported else study.seeds[0]
         some = grid.reported(root, study.start, cell.architecture)
@@ -185,17 +186,17 @@ def train_cell(
             raise UsageError(f"cell {cell.name}: study {study.start} has no seed {seed}")
         start = load_network(root, first).state_dict()
         started_from = first.name
+        start_sha256 = grid.read_card(root, first)["sha256"]
     began = time.process_time()
     with one_thread():
         network, curve = train(cell, start, say=say, device=device)
     card: dict[str, Any] = {"cell": asdict(cell), "settings": grid.settings(cell.study)}
-    card["start"] = started_from
+    card |= {"start": started_from, "start_sha256": start_sha256}
     path = grid.card_path(root, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = save({k: v.half().cpu().contiguous() for k, v in _state(network).items()})
     card["sha256"] = hashlib.sha256(weights).hexdigest() if cell.is_reported else ""
     if cell.is_reported:
-        _replace(grid.weights_path(root, cell), weights)
+        write_whole(grid.weights_path(root, cell), weights)
     card |= {
         "code_sha256": grid.code_sha256(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -203,7 +204,7 @@ def train_cell(
         "cpu_s": round(time.process_time() - began),
         "curve": curve,
     }
-    _replace(path, (json.dumps(card, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(card, indent=1) + "\n").encode())
     return path
 
 
@@ -234,16 +235,6 @@ def _network(cell: Cell, state: Mapping[str, torch.Tensor]) -> nn.Module:
         for name, value in own.items():
             value.copy_(state[name])
     return network.eval()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

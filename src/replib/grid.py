@@ -50,11 +50,14 @@ STUDIES: Mapping[str, Study] = {
     "copy": Study(
         "copy",
         (5, 20),
-        ("rope", "nope", "alibi", "hard-alibi", "mamba", "mamba2", "lstm", "hybrid"),
+        (
+            *("rope", "nope", "alibi", "hard-alibi"),
+            *("mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid"),
+        ),
         _SEEDS,
     ),
-    "prefix": Study("prefix_ngram", (6, 30), _LOOKUP, _SEEDS, start="copy"),
-    "suffix": Study("suffix_ngram", (6, 30), _LOOKUP, _SEEDS, start="copy"),
+    "prefix": Study("prefix_ngram", (6, 30), _LOOKUP, _SEEDS, 3000, start="copy"),
+    "suffix": Study("suffix_ngram", (6, 30), _LOOKUP, _SEEDS, 3000, start="copy"),
     "phone": Study("phone_book", (2, 8), ("rope", "mamba2"), _SEEDS, 1000),
     "phone-copied": Study("phone_book", (2, 8), ("rope", "mamba2"), _SEEDS, 1000, start="copy"),
     "long": Study("copy", (5, 64), ("rope", "mamba2", "mamba2-4"), _SEEDS, 1000),
@@ -137,7 +140,8 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
         card = json.loads(path.read_text())
         curve, stored = card["curve"], card["sha256"]
         ends = [float(curve[key][-1]) for key in ("examples", "loss", "string")]
-        whole = card["cell"] == asdict(cell) and isinstance(card["code_sha256"], str) and ends
+        texts = [card[key] for key in ("code_sha256", "start", "start_sha256")]
+        whole = card["cell"] == asdict(cell) and all(isinstance(t, str) for t in texts) and ends
         card["settings"]["steps"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -163,10 +167,18 @@ def settings(study: str) -> dict[str, Any]:
     return json.loads(json.dumps(some))
 
 
-def is_stale(card: Mapping[str, Any]) -> bool:
-    """Have the code that trains, or the study's settings, changed since?"""
-    own = settings(card["cell"]["study"])
-    return card["code_sha256"] != code_sha256() or card["settings"] != own
+def is_stale(root: Path, card: Mapping[str, Any]) -> bool:
+    """Have the code that trains, the settings, or the weights to start with changed since?"""
+    if card["code_sha256"] != code_sha256():
+        return True
+    if card["settings"] != settings(card["cell"]["study"]):
+        return True
+    if not card["start"]:
+        return False
+    try:
+        return card["start_sha256"] != read_card(root, cell_of(card["start"]))["sha256"]
+    except NoCell:
+        return True
 
 
 # --- The rate of each architecture ----------------------------------------------------------------
@@ -238,6 +250,6 @@ def _needed(root: Path, study: str) -> Iterator[Cell]:
 
 def _is_current(root: Path, cell: Cell) -> bool:
     try:
-        return not is_stale(read_card(root, cell))
+        return not is_stale(root, read_card(root, cell))
     except NoCell:
         return False

@@ -19,6 +19,8 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
+from replib.storage import write_whole
+
 MANIFEST = "manifest.json"  # in the folder of an unpacked model
 
 
@@ -130,10 +132,7 @@ def find_damage(folder: Path, source: EmbeddedSource) -> str:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Written aside, then put in place."""
-    temp = folder / f"{MANIFEST}.{os.getpid()}.tmp"
-    temp.write_text(json.dumps(manifest, indent=1))
-    temp.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def fingerprint(path: Path) -> dict[str, int]:
