@@ -22,6 +22,10 @@ from snakemake.exceptions import WorkflowError
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = find_root()
+# A model that was asked for may be refused by a chapter; one of the profile's may not. Not among the
+# parameters, whose change would run everything again.
+if config.get("models"):
+    os.environ["REPLIB_REFUSAL"] = "yes"
 PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
 
@@ -91,11 +95,12 @@ rule html:
         pairs=PAIRS,
         lock=LOCK,
     shell:
-        "python -m replib.book stage --runs build/runs --out build/book --expect {params.pairs} && "
+        "python -m replib.book stage --runs build/runs --out build/book --stamps build/stamps"
+        " --expect {params.pairs} && "
         "rm -rf _build && "
         "jupyter-book build build/book --path-output . -W -n --keep-going -q && "
         "python -m replib.book gate --html _build/html --runs build/runs --book build/book"
-        " --expect {params.pairs}"
+        " --stamps build/stamps --expect {params.pairs}"
 
 
 # The runner replaces build/runs/<paper>/<model> as a whole and only at the end, so a run that fails
@@ -116,4 +121,4 @@ rule chapter:
     threads: workflow.cores  # one run at a time: torch takes every core
     shell:
         "replib run {wildcards.paper} --model {params.model:q} --profile {params.profile}"
-        " --out build/runs"
+        " --out build/runs ${{REPLIB_REFUSAL:+--refusal {output}}}"

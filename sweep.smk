@@ -75,4 +75,4 @@ rule run:
     shell:
         "REPLIB_THREADS={threads} replib run {wildcards.paper} --model {params.model:q}"
         " --profile {params.profile} --device {params.device} {params.settings:q}"
-        f" --out {OUT}/{{wildcards.variant}}"
+        f" --out {OUT}/{{wildcards.variant}} --refusal {{output}}"

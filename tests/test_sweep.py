@@ -177,6 +177,23 @@ def test_a_failing_job_keeps_its_log_and_only_it_runs_again(project, tmp_path):
         small.write_notebook(project, small.MEASURE)
 
 
+def test_a_refusal_is_a_result_and_is_not_asked_for_again(project, tmp_path):
+    refuse = (
+        "from replib.errors import UsageError\nif seed == 1: raise UsageError('no heads here')\n"
+    )
+    small.write_notebook(project, refuse + small.MEASURE)
+    try:
+        path = write(tmp_path, name="refused", models=["tiny"], parameters=None)
+        out = finish(sweep(project, path, "--jobs", "2"))
+        assert "seed-1/small-paper/tiny: refused: no heads here" in out
+        assert "all 2 jobs are done" in out
+        assert not list((project / "build/sweeps/refused").glob("seed-1/small-paper/*"))
+        assert "0 of 2 jobs would run" in finish(sweep(project, path, "--dry-run"))
+    finally:
+        small.write_notebook(project, small.MEASURE)
+    assert "2 of 2 jobs would run" in finish(sweep(project, path, "--dry-run"))
+
+
 def test_a_killed_sweep_loses_what_was_running_and_nothing_else(project, tmp_path):
     slow = small.MEASURE.replace("claims.measure", "import time; time.sleep(2)\nclaims.measure")
     small.write_notebook(project, slow)

@@ -188,6 +188,23 @@ def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path
     assert would_run(project) == {"chapter": 1, "html": 1}
 
 
+def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: Path) -> None:
+    refuse = (
+        "from replib.errors import UsageError\n"
+        "if model_name == 'planted-ioi': raise UsageError('no heads here')\n"
+    )
+    write_notebook(project, refuse + MEASURE)
+    result = snakemake(project, models="tiny planted-ioi")
+    assert result.returncode == 0, result.stdout + result.stderr
+    stamp = project / "build/stamps/small-paper/planted-ioi.ok"
+    assert "no heads here" in stamp.read_text()
+    pages = project / "_build/html/chapters/small-paper"
+    assert (pages / "tiny.html").is_file() and not (pages / "planted-ioi.html").exists()
+    assert would_run(project, "tiny planted-ioi") == {}
+    write_notebook(project, MEASURE)
+    assert would_run(project, "tiny planted-ioi") == {"chapter": 2, "html": 1}
+
+
 def test_a_book_that_the_gate_refuses_is_no_book(project: Path) -> None:
     assert snakemake(project).returncode == 0
     (project / "book/index.md").write_text("# Home\n\n<img src='https://example.com/a.png'>\n")

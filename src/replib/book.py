@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, performance, reruns
+from replib import atlas, jobs, performance, reruns
 from replib import certified as certified_records
 from replib.claims import (
     MIME,
@@ -981,6 +981,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action.add_argument(
             "--expect", nargs="+", metavar="PAPER/MODEL", help="default: every finished run"
         )
+        action.add_argument("--stamps", type=Path, help="of jobs; one that was refused is left out")
         if name == "stage":
             action.add_argument("--out", type=Path, default=Path("build/book"))
             action.add_argument("--root", type=Path, default=Path())
@@ -989,6 +990,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             action.add_argument("--book", type=Path, default=Path("build/book"))
             action.add_argument("--certified", type=Path, default=Path("results"))
     given = parser.parse_args(arguments)
+    if given.expect and given.stamps:
+        given.expect = [
+            pair for pair in given.expect if not jobs.refusal(given.stamps / f"{pair}.ok")
+        ]
     try:
         if given.action == "stage":
             stage(given.root, given.runs, given.out, given.expect)

@@ -38,8 +38,9 @@ from replib.runner import (
 )
 from replib.scaffold import new_paper
 from replib.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
+from replib.storage import write_whole
 from replib.sweep import PROFILES as SWEEP_PROFILES
-from replib.sweep import command, read_sweep, run_sweep, to_run
+from replib.sweep import command, read_sweep, refusals, run_sweep, to_run
 
 OUT = Path("build/runs")
 SHORT = (
@@ -112,6 +113,13 @@ def _parser() -> _Parser:
         help="for each model; 0 for none; default: the profile's, else an hour",
     )
 
+    run.add_argument(
+        "--refusal",
+        type=Path,
+        metavar="FILE",
+        help="for workflows: if the run is refused, write the line to FILE and end with 0",
+    )
+
     sweep = commands.add_parser(
         "sweep",
         help="run papers × models × seeds × parameters, here or on a cluster",
@@ -174,6 +182,21 @@ def _parser() -> _Parser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    """The exit code; with --refusal, a refused run is a result of its own, kept in that file."""
+    if options.refusal is None:
+        return _run_all(options)
+    try:
+        code = _run_all(options)
+    except UsageError as error:
+        _say(str(error))
+        write_whole(options.refusal, (one_line(str(error), 2000) + "\n").encode())
+        return 0
+    if code == 0:
+        options.refusal.unlink(missing_ok=True)
+    return code
+
+
+def _run_all(options: argparse.Namespace) -> int:
     chapter = find_chapter(find_root(), options.paper)
     settings = _settings(options)
     if options.time_limit is not None and not 0 <= options.time_limit < float("inf"):
@@ -220,6 +243,8 @@ def _sweep(options: argparse.Namespace) -> int:
     path = Path(options.file)
     words = command(root, path, planned, options.profile, options.jobs, options.extra)
     _say(f"sweep {planned.name}: {len(planned.jobs)} jobs; results in {planned.folder}")
+    for name, reason in planned.left_out.items():
+        _say(f"{name} is left out: {reason}")
     if options.dry_run:
         waiting = to_run(root, words)
         for name, reason in waiting.items():
@@ -230,9 +255,10 @@ def _sweep(options: argparse.Namespace) -> int:
     if run_sweep(root, planned, words):
         _say(f"sweep {planned.name}: some jobs failed; to go on, give the same command again")
         return 1
-    print(
-        f"sweep {planned.name}: all {len(planned.jobs)} jobs are done: {planned.folder}", flush=True
-    )
+    for name, reason in refusals(planned).items():
+        print(f"{name}: refused: {reason}")
+    count = len(planned.jobs)
+    print(f"sweep {planned.name}: all {count} jobs are done: {planned.folder}", flush=True)
     return 0
 
 

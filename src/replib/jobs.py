@@ -48,15 +48,22 @@ def inputs(run: Run) -> list[str]:
     return [str(path) for path in [*found, *run.files.values()]]
 
 
+def refusal(stamp: Path) -> str:
+    """Why a run was refused, as its stamp has it; empty if it was not."""
+    return stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else ""
+
+
 def drop_stale_stamps(stamps: Iterable[tuple[Path, Path]]) -> None:
     """Remove every stamp, (stamp, the run's folder), that says nothing.
 
-    A stamp says that the record was made by its job; without the record, or with one that was
-    written later by hand, it says nothing.
+    A stamp says that the record was made by its job, or holds the reason of a refusal. Without the
+    record, or with one that was written later by hand, it says nothing.
     """
     for stamp, folder in stamps:
         record = folder / "record.json"
-        if stamp.exists() and not (
-            record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime
+        if (
+            stamp.exists()
+            and not refusal(stamp)
+            and not (record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime)
         ):
             stamp.unlink()

@@ -26,6 +26,7 @@ from typing import Any
 from replib.claims import check_schema, read_text, read_yaml, sha256_text
 from replib.errors import UsageError
 from replib.gpus import visible_gpus
+from replib.jobs import NOT_YET, refusal
 from replib.runner import Run, find_chapter, plan
 
 FOLDER = Path("build/sweeps")
@@ -54,6 +55,11 @@ class Sweep:
     threads: int
     memory_mb: int
     jobs: Mapping[str, Job]  # by name
+    left_out: Mapping[str, str]  # what cannot be planned yet, with the reason
+
+    def stamp(self, name: str) -> Path:
+        """The file that says that a job is done; what is in it is the reason of a refusal."""
+        return self.folder / "stamps" / f"{name}.ok"
 
 
 def read_sweep(root: Path, path: str | Path) -> Sweep:
@@ -69,18 +75,27 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     device = content.get("device", "cpu")
     folder = root / FOLDER / content["name"]
     jobs: dict[str, Job] = {}
+    left_out: dict[str, str] = {}
     for paper in content["papers"]:
         chapter = find_chapter(root, paper)
         for variant, settings in _variants(content):
             for model in content["models"]:
-                run = plan(chapter, model, profile, settings, out=folder / variant, device=device)
+                try:
+                    run = plan(
+                        chapter, model, profile, settings, out=folder / variant, device=device
+                    )
+                except NOT_YET as error:
+                    left_out[f"{variant}/{paper}/{model}"] = str(error)
+                    continue
                 job = Job(run, variant, settings)
                 if job.name in jobs:
                     raise UsageError(f"{where}: {job.name} is there twice")
                 jobs[job.name] = job
+    if not jobs:
+        raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
     memory = round(1000 * content.get("memory_gb", 8))
     name, threads = content["name"], content.get("threads", 1)
-    return Sweep(name, folder, profile, device, threads, memory, jobs)
+    return Sweep(name, folder, profile, device, threads, memory, jobs, left_out)
 
 
 def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -104,6 +119,12 @@ def _slug(settings: Mapping[str, str]) -> str:
         return plain
     readable = re.sub(r"[^A-Za-z0-9_,-]+", "-", plain)[:80].strip("-")
     return f"{readable}@{sha256_text(plain)[:8]}"
+
+
+def refusals(sweep: Sweep) -> dict[str, str]:
+    """The jobs that were refused, such as a chapter about heads on a model without any."""
+    reasons = {name: refusal(sweep.stamp(name)) for name in sweep.jobs}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 # --- running --------------------------------------------------------------------------------------
