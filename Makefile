@@ -17,7 +17,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix bench bench-training clean
+.PHONY: help setup lint test run papers book matrix bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,9 @@ help:
 	@echo "make bench-training"
 	@echo "             time training with the library's scans and ours (about 3 minutes) and rewrite"
 	@echo "             benchmarks/training.json, for the same page"
+	@echo "make bench-sweep"
+	@echo "             time a sweep on one worker and on two (about 5 minutes) and rewrite"
+	@echo "             benchmarks/sweep.json, for the same page"
 	@echo "make clean   remove build/ and _build/"
 	@echo
 	@echo "Each of them sets up what is missing. PYTHON=python3.12 chooses the Python of a new .venv."
@@ -80,6 +83,9 @@ bench: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python benchmarks/training.py
+
+bench-sweep: $(STAMP)
+	$(BIN)/python benchmarks/sweep.py
 
 run: $(STAMP)
 	$(BIN)/replib run "$(PAPER)" $(if $(MODEL),--model "$(MODEL)") --profile "$(or $(PROFILE),laptop)" $(if $(DEVICE),--device "$(DEVICE)")

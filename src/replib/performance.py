@@ -1,5 +1,5 @@
-"""The book's page on performance, made from what `make bench` and `make bench-training` wrote
-(benchmarks/bench.json, training.json).
+"""The book's page on performance, made from what `make bench` and its siblings wrote
+(benchmarks/bench.json, training.json, sweep.json).
 
 The page's prose holds `<!-- bench KEY:FORMAT -->` for one number (KEY is a dotted path into the
 file) and `<!-- bench-table NAME -->` for a table. Nothing on it is typed.
@@ -30,6 +30,7 @@ def write(root: Path, out: Path) -> None:
     """
     report = _read(root, "bench.json", "make bench")
     report["training"] = _read(root, "training.json", "make bench-training")
+    report["sweep"] = _read(root, "sweep.json", "make bench-sweep")
     code = (Path(__file__).parent / "interventions.py").read_bytes()
     same = report.get("code_sha256") == hashlib.sha256(code).hexdigest()
     (out / PAGE).write_text(fill((out / PAGE).read_text(encoding="utf-8"), report, same))

@@ -1,0 +1,54 @@
+"""Twelve jobs of a sweep on one worker and on two, one thread each, in one run.
+
+Rewrites benchmarks/sweep.json, for the book's page on performance. Takes about five minutes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SWEEP = {
+    "papers": ["factual-recall", "successor-heads"],
+    "models": ["tiny"],
+    "seeds": [0, 1, 2, 3, 4, 5],
+    "profile": "smoke",
+    "threads": 1,
+}
+N_JOBS = 12
+
+
+def seconds(folder: Path, workers: int) -> float:
+    """Wall time of the whole command, from nothing."""
+    name = f"bench-{workers}"
+    subprocess.run(["rm", "-rf", f"build/sweeps/{name}"], cwd=ROOT, check=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name} | SWEEP))
+    command = [sys.executable, "-m", "replib.cli", "sweep", str(path), "--jobs", str(workers)]
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    passed = time.perf_counter() - began
+    records = list((ROOT / "build/sweeps" / name).glob("seed-*/*/*/record.json"))
+    assert len(records) == N_JOBS, records
+    print(f"{workers} at once: {passed:.0f} s", flush=True)
+    return passed
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one, two = (seconds(Path(folder), workers) for workers in (1, 2))
+    report = {"date": date.today().isoformat(), "jobs": N_JOBS, "processors": os.cpu_count()}
+    report |= {"one_s": round(one, 1), "two_s": round(two, 1), "ratio": round(one / two, 3)}
+    (ROOT / "benchmarks/sweep.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"two workers are {report['ratio']:.2f} times as fast as one")
+
+
+if __name__ == "__main__":
+    main()
