@@ -21,11 +21,11 @@ import transformers
 
 from replib import finetuning
 from replib.adapter_cards import INTENT_FORMATS
-from replib.claims import read_record
 from replib.facts import relations
 from replib.intents import SPLITS
 from replib.project import list_papers
 from replib.prompts import word_tokenizer
+from replib.records import read_record
 
 ROOT = Path(__file__).parents[1]
 # Smaller than the smoke profile: here the question is whether it runs.

@@ -23,6 +23,7 @@ from replib.book_gate import faults, requests_in_css, requests_in_script
 from replib.claims import MIME, Claims
 from replib.errors import UsageError
 from replib.project import library_hash, notebook_hash
+from replib.records import write_record
 from replib.runner import find_chapter
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,9 @@ def make_run(root: Path, model: str, gain: float) -> None:
         "seed": 3,
         "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
         "status": "finished",
-        "hashes": dict.fromkeys(("notebook", "claims", "library", "parameters"), zero)
+        "hashes": dict.fromkeys(
+            ("notebook", "claims", "library", "environment", "parameters"), zero
+        )
         | {"weights": None, "requirements": None, "inputs": {}},
         "versions": {"torch": "2.13.0"},
         "device": "cpu",
@@ -160,7 +163,6 @@ def make_run(root: Path, model: str, gain: float) -> None:
     notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     folder = root / "build" / "runs" / PAPER / model
     folder.mkdir(parents=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1))
     (folder / "notebook.ipynb").write_text(json.dumps(notebook))
     source = root / "notebooks" / f"{PAPER}.ipynb"
     if not source.exists():
@@ -175,7 +177,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
         "library": library_hash(source.read_text()),
         "parameters": chapter.parameters_hash("laptop"),
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=1))
+    write_record(folder / "record.json", record)
 
 
 def make_project(root: Path) -> None:

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from replib.certified import TOLERANCE, certified_path, certify, compare, find_run
-from replib.claims import read_record, write_record
 from replib.cli import main
 from replib.errors import UsageError
 from replib.project import PACKAGE, find_root
+from replib.records import read_record, write_record
 from replib.runner import execute, find_chapter, plan
 
 TOY = find_root(PACKAGE) / "tests"

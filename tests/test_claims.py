@@ -11,16 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replib.claims import (
-    MIME,
-    OUTCOMES,
-    Claims,
-    read_record,
-    record_value,
-    record_values,
-    write_record,
-)
+from replib.claims import MIME, OUTCOMES, Claims
 from replib.errors import UsageError
+from replib.records import read_record, record_value, record_values, seal, write_record
 
 ENTRY = """
   - id: {id}
@@ -408,7 +401,7 @@ def record(load):
         "seed": 0,
         "status": "finished",
         "hashes": dict.fromkeys(
-            ("notebook", "claims", "library", "requirements", "parameters"), digest
+            ("notebook", "claims", "library", "requirements", "environment", "parameters"), digest
         )
         | {"weights": "abc", "inputs": {}},
         "versions": {"python": "3.11"},
@@ -441,7 +434,7 @@ def test_record_round_trip(record, tmp_path):
     path = tmp_path / "record.json"
     write_record(path, record)
     first = path.read_bytes()
-    assert read_record(path) == record
+    assert read_record(path) == record | {"seal": seal(record)}
     write_record(path, dict(reversed(record.items())))
     assert path.read_bytes() == first  # keys are sorted
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".yaml"] == ["record.json"]

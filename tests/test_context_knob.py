@@ -2,12 +2,12 @@
 
 import csv
 
-from replib.claims import read_record
 from replib.cli import main
 from replib.generation import continuations
 from replib.intents import draw_cases, known_facts
 from replib.models import load_model
 from replib.project import find_root
+from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 
 PAPER = "context-knob"

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from replib.claims import read_record
 from replib.cli import main
 from replib.facts import relations
 from replib.metrics import head_label
 from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
 from replib.project import find_root
+from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 
 PAPER = "factual-recall"

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from replib import project
-from replib.claims import read_record
 from replib.errors import UsageError
 from replib.project import PACKAGE, find_root, library_files, library_hash, list_papers
+from replib.records import read_record
 from replib.runner import changed_since, execute, find_chapter, plan
 
 ROOT = find_root(PACKAGE)

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replib import runner
-from replib.claims import read_record
 from replib.errors import UsageError
 from replib.project import find_root, library_hash, list_papers, notebook_hash
+from replib.records import read_record
 from replib.runner import (
     RunFailed,
     execute,

@@ -12,9 +12,9 @@ import yaml
 
 from replib import book
 from replib.book_gate import faults
-from replib.claims import read_record
 from replib.cli import main
 from replib.errors import UsageError
+from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 from replib.scaffold import new_paper
 

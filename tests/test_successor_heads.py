@@ -2,10 +2,10 @@
 
 import pytest
 
-from replib.claims import read_record
 from replib.metrics import head_label
 from replib.planted_successor import PLANTED_SUCCESSOR
 from replib.project import find_root
+from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 
 

@@ -16,8 +16,8 @@ import pytest
 import test_workflow as small
 import yaml
 
-from replib.claims import read_record
 from replib.errors import UsageError
+from replib.records import read_record
 from replib.sweep import command, read_sweep
 
 ROOT = Path(__file__).parents[1]

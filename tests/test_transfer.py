@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from test_book import CHROMIUM, MODELS, PAPER
 
 from replib import book
-from replib.claims import read_record, write_record
+from replib.records import read_record, write_record
 
 
 def edit_record(root, model, change):

@@ -29,18 +29,10 @@ from docutils import nodes
 
 from replib import atlas, jobs, performance, reruns
 from replib import certified as certified_records
-from replib.claims import (
-    MIME,
-    OUTCOMES,
-    Claims,
-    read_record,
-    read_yaml,
-    record_value,
-    record_values,
-    verdict_table,
-)
+from replib.claims import MIME, OUTCOMES, Claims, read_yaml, verdict_table
 from replib.errors import UsageError
 from replib.project import list_papers, words
+from replib.records import read_record, record_value, record_values
 from replib.runner import changed_since, find_chapter
 from replib.sources import MADE_IN_MEMORY
 

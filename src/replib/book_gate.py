@@ -28,8 +28,9 @@ from replib.book import (
     pages_in,
     show_value,
 )
-from replib.claims import MIME, record_value, record_values
+from replib.claims import MIME
 from replib.errors import UsageError
+from replib.records import differences, record_value, record_values
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
 ROLE_TEXT = re.compile(r"\{[A-Za-z][\w:.+-]*\}`")
@@ -159,20 +160,7 @@ def notebook_faults(run: Run) -> list[str]:
         found.append(f"{path} was left by a run that failed")
     if len(bundles) != 1:
         return [*found, f"{path} has {len(bundles)} outputs of verdicts, not one"]
-    stored = {claim["id"]: claim for claim in bundles[0]["claims"]}
-    recorded = {claim["id"]: claim for claim in run.record["claims"]}
-    for id in sorted(stored.keys() | recorded.keys()):
-        ours, theirs = stored.get(id), recorded.get(id)
-        if ours is None or theirs is None:
-            found.append(f"{path}: claim {id} is in the {'record' if theirs else 'notebook'} only")
-            continue
-        for key in ("outcome", "measured", "interval", "n", "null", "reason", "reported"):
-            if ours[key] != theirs[key]:
-                found.append(
-                    f"{path}: claim {id}, {key} is {ours[key]!r}, in the record {theirs[key]!r}"
-                )
-    if bundles[0]["measurements"] != run.record["measurements"]:
-        found.append(f"{path}: its measurements differ from the record's")
+    found += [f"{path}: {text}" for text in differences(run.record, bundles[0])]
     return found
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replib.claims import read_record, write_record
+from replib.claims import judge
 from replib.errors import UsageError
 from replib.project import words
+from replib.records import differences, read_bundle, read_record, write_record
 from replib.runner import changed_since, find_chapter
 from replib.sizing import FOLDER
 from replib.sources import model_slug
@@ -49,11 +50,13 @@ def certified_path(root: Path, record: Mapping[str, Any]) -> Path:
 def certify(root: Path, folder: Path) -> Path:
     """Put a run's record into the project's results, in place of an earlier one.
 
-    Raises UsageError when what the record depends on has changed since, or when its model is a
-    folder of this machine, which nobody else has.
+    Raises UsageError when the record was altered, when what it depends on has changed since, or
+    when its model is a folder of this machine, which nobody else has.
     """
     record = read_record(folder / "record.json")
     name = record["model"]["name"]
+    if altered := alterations(folder):
+        raise UsageError(f"{record['paper']} on {name} was altered since it ran: {altered[0]}")
     if changes := changed_since(record, find_chapter(root, record["paper"])):
         raise UsageError(
             f"{record['paper']} on {name} is stale and cannot be certified: {words(changes)} "
@@ -83,7 +86,8 @@ def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
             f"no certified record of {fresh['paper']} on {fresh['model']['name']} ({path})"
         )
     old = read_record(path)
-    kinds = ("notebook", "claims", "library", "weights", "requirements", "parameters", "inputs")
+    kinds = ("notebook", "claims", "library", "weights", "requirements", "environment")
+    kinds += ("parameters", "inputs")
     apart = [kind for kind in kinds if fresh["hashes"][kind] != old["hashes"][kind]]
     apart += [key for key in ("profile", "seed", "device") if fresh[key] != old[key]]
     apart += [
@@ -101,6 +105,24 @@ def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
         Verdict(id, "missing", "certified, not in this run") for id in before if id not in ids
     ]
     return apart, verdicts
+
+
+def alterations(folder: Path) -> list[str]:
+    """What shows that a run's record is not what the run wrote, beyond its seal; none if nothing.
+
+    Outcomes that do not follow from the record's own rules and numbers; and, where the executed
+    notebook stands beside the record, everything in which the two differ.
+    """
+    record = read_record(folder / "record.json")
+    found = [
+        f"claim {claim['id']} is {claim['outcome']!r}, by its own rule and numbers {ruled!r}"
+        for claim in record["claims"]
+        if (ruled := judge(claim)) is not None and ruled != claim["outcome"]
+    ]
+    path = folder / "notebook.ipynb"
+    if path.is_file():
+        found += differences(record, read_bundle(path))
+    return found
 
 
 def _disagreement(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> str:

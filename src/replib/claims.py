@@ -12,7 +12,7 @@ In a chapter:
     claims.verdicts(model_info(model))                # last code cell, tag `claims`
 
 `verdicts` shows a table and stores everything in the cell's output, from which the runner makes
-`record.json`. The record's own reading, writing and look-up are at the end of this module.
+`record.json`; see `replib.records`.
 """
 
 import ast
@@ -36,7 +36,6 @@ import simpleeval
 import yaml
 
 from replib.errors import UsageError
-from replib.storage import write_whole
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
 # What an attention head can be, in the words of the papers.
@@ -437,6 +436,29 @@ def _decide(claim: Claim, numbers: Mapping[str, int | float | bool]) -> tuple[st
     return ("holds", "") if holds else ("fails", "") if fails else ("unclear", "")
 
 
+def judge(entry: Mapping[str, Any]) -> str | None:
+    """The outcome that the rule of a record's claim gives for its numbers; None: none measured."""
+    if entry["measured"] is None:
+        return None
+    rule = {key: text for key, text in entry["decision_rule"].items() if key != "text"}
+    claim = Claim(
+        **{key: entry[key] for key in ("id", "statement", "reported")},
+        **entry["source"],
+        null=None,
+        decision=entry["decision_rule"]["text"],
+        **rule,
+    )
+    numbers = {k: x for k, x in entry["measured"].items() if k not in ("unit", "note")}
+    nulls = {k: x for k, x in (entry["null"] or {}).items() if k != "description"}
+    numbers |= {f"null_{key}": number for key, number in nulls.items()}
+    if entry["interval"] is not None:
+        numbers |= dict(zip(("low", "high"), entry["interval"], strict=True))
+    if entry["n"] is not None:
+        numbers["n"] = entry["n"]
+    finite = {key: math.nan if number is None else number for key, number in numbers.items()}
+    return _decide(claim, finite)[0]
+
+
 def _evaluate(claim: Claim, rule: str, expression: str, numbers: Mapping[str, Any]) -> bool:
     names = {**_TRUTH, **numbers}
     evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=_FUNCTIONS, names=names)
@@ -669,88 +691,3 @@ def check_schema(content: Any, schema: str, where: str) -> None:
         unknown = next(key for key in error.instance if key not in known)
         message = f"unknown key {unknown!r}{did_you_mean(str(unknown), known)}"
     raise UsageError(f"{place}: {one_line(message)}")
-
-
-# --- the record -----------------------------------------------------------------------------------
-
-
-def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Check a record and write it by rename, so that no reader ever sees half of it."""
-    path = Path(path)
-    check_record(record, f"record for {path}")
-    text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """A record from its file, checked; UsageError if it is missing, broken or unfinished."""
-    text = read_text(path, "record")
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
-    try:
-        record = json.loads(text, parse_constant=refuse)
-    except ValueError as error:
-        raise UsageError(f"record {path} is not valid JSON: {error}") from None
-    check_record(record, f"record {path}")
-    return record
-
-
-def check_record(record: Any, where: str) -> None:
-    """UsageError unless the record fits its schema, with finite numbers and each claim once."""
-    check_schema(record, "record", where)
-    try:
-        json.dumps(record, allow_nan=False)
-    except ValueError:
-        raise UsageError(f"{where}: a number is not finite; store null and the reason") from None
-    ids = [claim["id"] for claim in record["claims"]]
-    if twice := [i for i in ids if ids.count(i) > 1]:
-        raise UsageError(f"{where}: claim {twice[0]} is there twice")
-
-
-def record_value(record: Mapping[str, Any], key: str) -> str | int | float | bool | None:
-    """What a page calls `key`: `claims.1.8.value`, `claims.1.8.null.q95`, `claims.1.8.<name>`,
-    `measurements.ioi_accuracy.high`, `model.name`, `wall_time_s`.
-
-    None: the number was not finite, or the claim was not measured. UsageError: no such key.
-    """
-    values = record_values(record)
-    if key in values:
-        return values[key]
-    for claim in record["claims"]:
-        if claim["measured"] is None and key.startswith(f"claims.{claim['id']}."):
-            return None
-    where = f"{record['paper']} on {record['model']['name']}"
-    raise UsageError(f"no {key!r} in the record of {where}{did_you_mean(key, values)}")
-
-
-def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Every single value of a record by its dotted key."""
-    values: dict[str, Any] = {}
-    for claim in record["claims"]:
-        measured = claim["measured"] or {"value": None, "unit": "", "note": ""}
-        low, high = claim["interval"] or (None, None)
-        own = {name: claim[name] for name in ("statement", "reported", "outcome", "reason")}
-        own |= measured | {"low": low, "high": high, "n": claim["n"], "scope": claim["scope"]}
-        own |= {f"null.{name}": x for name, x in (claim["null"] or {}).items()}
-        own |= {"source.mark": claim["source"]["mark"], "source.where": claim["source"]["where"]}
-        own |= {f"decision_rule.{name}": x for name, x in claim["decision_rule"].items()}
-        values |= {f"claims.{claim['id']}.{name}": x for name, x in own.items()}
-    for key, entry in record["measurements"].items():
-        low, high = entry["interval"] or (None, None)
-        own = {"value": entry["value"], "n": entry["n"], "unit": entry["unit"]}
-        own |= {"low": low, "high": high}
-        values |= {f"measurements.{key}.{name}": x for name, x in own.items()}
-    skipped = ("claims", "measurements", "changes", "heads")
-    rest = {k: v for k, v in record.items() if k not in skipped}
-    for key, entry in rest.items():
-        values |= _flat(key, entry)
-    return values
-
-
-def _flat(key: str, entry: Any) -> dict[str, Any]:
-    if isinstance(entry, Mapping):
-        parts = [_flat(f"{key}.{name}", value) for name, value in entry.items()]
-        return {name: value for part in parts for name, value in part.items()}
-    return {} if isinstance(entry, list) else {key: entry}

@@ -21,11 +21,12 @@ from typing import NoReturn
 import replib
 from replib import grid
 from replib.adapter_cards import INTENT_FORMATS
-from replib.certified import certify, compare, find_run
-from replib.claims import OUTCOMES, one_line, read_record
+from replib.certified import alterations, certify, compare, find_run
+from replib.claims import OUTCOMES, one_line
 from replib.errors import UsageError
 from replib.gpus import own_gpu
 from replib.project import find_root, list_papers, words
+from replib.records import read_record
 from replib.runner import (
     PROFILES,
     Run,
@@ -282,9 +283,12 @@ def _verify(options: argparse.Namespace) -> int:
         _say(f"not the same computation as the certified one; other: {words(apart)}")
     for verdict in verdicts:
         print(f"{verdict.claim:<8} {verdict.disagreement or f'agrees ({verdict.outcome})'}")
+    altered = alterations(folder)
+    for text in altered:
+        print(f"altered: {text}")
     bad = sum(bool(verdict.disagreement) for verdict in verdicts)
     print(f"{folder}: {len(verdicts) - bad} of {len(verdicts)} claims agree", flush=True)
-    return 1 if bad else 0
+    return 1 if bad or altered else 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import ast
 import contextlib
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -44,18 +45,10 @@ import psutil
 
 from replib import batches, grid, sizing
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
-from replib.claims import (
-    MIME,
-    Claims,
-    check_schema,
-    did_you_mean,
-    one_line,
-    read_text,
-    read_yaml,
-    write_record,
-)
+from replib.claims import MIME, Claims, check_schema, did_you_mean, one_line, read_text, read_yaml
 from replib.errors import UsageError
 from replib.project import file_hash, library_hash, list_papers, notebook_hash, parameters_hash
+from replib.records import write_record
 from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
 
 PROFILES = ("smoke", "laptop", "paper")
@@ -582,6 +575,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "claims": chapter.claims.sha256,
         "library": library_hash(chapter.notebook),
         "requirements": file_hash(chapter.root / "requirements.txt"),
+        "environment": environment_hash(),
         "parameters": chapter.parameters_hash(run.profile),
         "inputs": {name: file_hash(path) for name, path in run.files.items()}
         | _stored(chapter, run.parameters),
@@ -794,6 +788,15 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def environment_hash() -> str:
+    """sha256 of the names and versions of all packages that are installed here."""
+    installed = {
+        f"{distribution.name.lower().replace('_', '-')}=={distribution.version}\n"
+        for distribution in importlib.metadata.distributions()
+    }
+    return hashlib.sha256("".join(sorted(installed)).encode()).hexdigest()
 
 
 # --- the end of a run -----------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from replib.claims import read_record
 from replib.errors import UsageError
+from replib.records import read_record
 
 FOLDER = "results"  # certified records
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
