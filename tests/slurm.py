@@ -30,7 +30,7 @@ N_JOBS = 12
 SLURM = ["--profile", "slurm", "--jobs", "3", "--", "--slurm-status-command", "squeue"]
 SLURM += ["--seconds-between-status-checks", "5"]
 # What two runs of one computation may differ in.
-OF_THE_RUN = ("started", "wall_time_s", "peak_memory_mb")
+OF_THE_RUN = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 
 PAPER = "context-knob"
-TIMES = ("started", "wall_time_s", "peak_memory_mb")
+TIMES = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
 
 def record_of(model, out, profile="smoke", **settings):

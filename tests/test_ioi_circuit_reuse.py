@@ -10,7 +10,7 @@ from replib.runner import execute, find_chapter, plan
 
 PAPER = "ioi-circuit-reuse"
 SMALL = {"n_prompts": "24", "n_deep": "16", "n_accuracy": "40", "n_cobj": "40", "n_draws": "40"}
-TIMES = ("started", "wall_time_s", "peak_memory_mb")
+TIMES = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
 
 def record_of(model, out):

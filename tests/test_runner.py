@@ -49,9 +49,8 @@ def snapshot(folder):
 
 
 def without_times(record):
-    return {
-        k: v for k, v in record.items() if k not in ("wall_time_s", "peak_memory_mb", "started")
-    }
+    of_the_run = ("wall_time_s", "peak_memory_mb", "started", "seal")
+    return {key: value for key, value in record.items() if key not in of_the_run}
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +146,13 @@ def test_a_result_is_replaced_as_a_whole(tmp_path):
     script = """
 import sys, tempfile
 from pathlib import Path
-from replib.runner import _replace_folder
+from replib.storage import put_in_place
 folder = Path(sys.argv[1])
 for i in range(300):
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny.tmp-"))
     for name in ("notebook.ipynb", "record.json"):
         (new / name).write_text(f"{sys.argv[2]} {i}")
-    _replace_folder(new, folder)
+    put_in_place(new, folder)
 """
     writers = [subprocess.Popen([sys.executable, "-c", script, str(folder), name]) for name in "ab"]
     seen = set()

