@@ -4,14 +4,13 @@ Snakemake watches files and parameters. Package versions and weights are neither
 given to it as parameters.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from replib.adapter_cards import NoAdapter
 from replib.grid import NoCell
-from replib.project import PACKAGE, library_files
+from replib.project import PACKAGE, file_hash, library_files
 from replib.runner import Run
 from replib.sources import SOURCES
 
@@ -19,9 +18,9 @@ from replib.sources import SOURCES
 NOT_YET = (NoAdapter, NoCell)
 
 
-def lock(root: Path) -> str:
-    """sha256 of the pinned packages; the models' packages are in `weights`."""
-    return hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
+def lock(root: Path) -> str | None:
+    """sha256 of the pinned packages, None without a pin; the models' packages are in `weights`."""
+    return file_hash(root / "requirements.txt")
 
 
 def weights(name: str) -> str:
