@@ -17,7 +17,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix bench bench-training bench-sweep clean
+.PHONY: help setup lint test run papers book matrix faults bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,8 @@ help:
 	@echo "make bench-sweep"
 	@echo "             time a sweep on one worker and on two (about 5 minutes) and rewrite"
 	@echo "             benchmarks/sweep.json, for the same page"
+	@echo "make faults  break some 230 runs on purpose (about half an hour) and rewrite"
+	@echo "             results/trust/faults.json, for the book's page on trust"
 	@echo "make clean   remove build/ and _build/"
 	@echo
 	@echo "Each of them sets up what is missing. PYTHON=python3.12 chooses the Python of a new .venv."
@@ -59,10 +61,18 @@ $(STAMP): requirements.txt requirements-models.txt requirements-gemma.txt pyproj
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Does an index say which versions have known vulnerabilities? AUDIT: --ignore-vuln ID, with why.
+AUDIT :=
+INDEX := https://pypi.org/pypi/torch/2.0.0/json
+ANSWERS := import json, urllib.request as u; json.load(u.urlopen("$(INDEX)", timeout=5))["vulnerabilities"]
+
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS))
+	@if $(BIN)/python -c '$(ANSWERS)' 2>/dev/null; \
+	then $(BIN)/pip-audit -r requirements.txt --no-deps --disable-pip --progress-spinner off $(AUDIT); \
+	else echo "audit: left out, no index answers at $(INDEX)"; fi
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
@@ -77,6 +87,9 @@ else
 book: $(STAMP)
 	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG))
 endif
+
+faults: $(STAMP)
+	$(BIN)/python tests/faults.py --out results/trust/faults.json
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
