@@ -191,7 +191,10 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
 def macro_interval(
     values: Mapping[str, Tensor], generator: np.random.Generator, draws: int = 2000
 ) -> Interval:
-    """95% bootstrap interval of `macro` for one head: successions drawn again within classes."""
+    """95% bootstrap interval of `macro` for one head: successions drawn again within classes.
+
+    Too narrow where classes are small or nearly all successions right (see `metrics.bootstrap`).
+    """
     means = []
     for value in values.values():
         array = value.double().numpy(force=True)
