@@ -4,7 +4,14 @@ import re
 
 import pytest
 
-from replib.certified import TOLERANCE, certified_path, certify, compare, find_run
+from replib.certified import (
+    TOLERANCE,
+    _disagreement,
+    certified_path,
+    certify,
+    compare,
+    find_run,
+)
 from replib.cli import main
 from replib.errors import UsageError
 from replib.project import PACKAGE, find_root
@@ -82,12 +89,17 @@ def unmeasured(record):
     claim |= {"measured": None, "outcome": "not_testable", "reason": "no", "interval": None}
 
 
+def below(record):
+    first_measured(record)["interval"] = [-2.0, -1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (outcome, r"outcome unclear, certified \w+"),
         (value, r"value \S+, certified \S+"),
         (interval, r"interval \[.*\], certified \[.*\]"),
+        (below, r"interval \[-2, -1\], certified \[0, 1\]"),
         (unmeasured, r"outcome not_testable, certified \w+"),
     ],
 )
@@ -114,6 +126,70 @@ def test_a_small_difference_is_none(project, altered):
         first_measured(record)["measured"]["value"] *= 1 + TOLERANCE / 2
 
     assert not any(v.disagreement for v in compare(project, altered(nudged))[1])
+
+
+def entry(value=1.0, interval=None, outcome="holds", measured=True):
+    return {
+        **{"outcome": outcome, "interval": interval},
+        "measured": {"value": value} if measured else None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fresh", "old", "said"),
+    [
+        (entry(), None, "not in the certified record"),
+        (entry(), entry(), ""),
+        (entry(outcome="fails"), entry(), "outcome fails, certified holds"),
+        (entry(measured=False), entry(), "measured in one of the two only"),
+        (entry(), entry(measured=False), "measured in one of the two only"),
+        (entry(measured=False), entry(measured=False), ""),
+        (entry(None), entry(2.0), "value not finite, certified 2"),
+        (entry(2.0), entry(None), "value 2, certified not finite"),
+        (entry(None, [0.0, None]), entry(None, [0.0, None]), ""),
+        # intervals that touch agree, whatever the values; those that do not never do
+        (entry(0.0, [-1.0, 1.0]), entry(2.0, [1.0, 3.0]), ""),
+        (entry(2.0, [1.0, 3.0]), entry(0.0, [-1.0, 1.0]), ""),
+        (entry(1.0, [0.0, 1.0]), entry(1.0, [1.1, 2.0]), "interval [0, 1], certified [1.1, 2]"),
+        (entry(1.0, [1.1, 2.0]), entry(1.0, [0.0, 1.0]), "interval [1.1, 2], certified [0, 1]"),
+        # an interval in one of the two, or one without ends, is none
+        (entry(1.0, [0.0, 9.0]), entry(2.0), "value 1, certified 2"),
+        (entry(1.0, [0.0, None]), entry(2.0, [0.0, 9.0]), "value 1, certified 2"),
+        (entry(100.0), entry(100.9), ""),
+        (entry(100.0), entry(101.1), "value 100, certified 101.1"),
+        (entry(100.9), entry(100.0), ""),
+        (entry(0.5), entry(-0.5), "value 0.5, certified -0.5"),
+        (entry(-0.5), entry(-0.5001), ""),
+        (entry(0.0), entry(0.001), "value 0, certified 0.001"),
+        (entry(0.0), entry(0.0), ""),
+    ],
+)
+def test_agreement_by_hand(fresh, old, said):
+    assert _disagreement(fresh, old) == said
+
+
+def test_a_claim_that_one_record_lacks_is_a_disagreement(project, altered):
+    certify(project, altered(same_requirements))
+
+    def renamed(record):
+        same_requirements(record)
+        record["claims"][0]["id"] = "9.9"
+
+    found = {v.claim: v for v in compare(project, altered(renamed))[1]}
+    assert found["9.9"].disagreement == "not in the certified record"
+    assert found["1.1"].outcome == "missing"
+    assert found["1.1"].disagreement == "certified, not in this run"
+
+
+def test_other_settings_are_said(project, altered):
+    certify(project, altered(same_requirements))
+
+    def otherwise(record):
+        same_requirements(record)
+        record["seed"] = record["parameters"]["seed"] = 7
+        record["parameters"]["n_prompts"] = 11
+
+    assert compare(project, altered(otherwise))[0] == ["seed", "parameter n_prompts"]
 
 
 def test_what_the_runs_do_not_share_is_said(project, altered):

@@ -305,6 +305,50 @@ def test_every_outcome_is_the_rule_s(tmp_path_factory, value, low, high, q95):
     json.dumps(claims.bundle({"name": "m", "sha256": None})[MIME], allow_nan=False)
 
 
+SCALARS = st.one_of(
+    st.floats(),
+    st.integers(-(10**400), 10**400),
+    st.booleans(),
+    st.floats(width=16).map(np.float16),
+    st.floats(width=32).map(np.float32),
+    st.floats().map(np.array),
+    st.integers(-(2**63), 2**63 - 1).map(np.int64),
+    st.floats(width=32).map(torch.tensor),
+    st.floats(width=16).map(lambda x: torch.tensor([x], dtype=torch.bfloat16)),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, 10**400]),
+)
+RULES = ("value / accuracy > null_q95", "n / value * accuracy < high - low", "value > 0")
+
+
+@given(
+    *(SCALARS for _ in range(5)),
+    st.none() | st.integers(0, 10**400),
+    *(st.sampled_from(RULES) for _ in range(2)),
+)
+def test_what_is_stored_is_finite_or_there_is_a_reason(
+    tmp_path_factory, value, low, high, accuracy, q95, n, gate, holds
+):
+    path = tmp_path_factory.getbasetemp() / "stored.claims.yaml"
+    path.write_text(claims_text(gate=gate, holds_if=holds, fails_if="false"))
+    claims = Claims.load(path)
+    given_numbers = {"interval": (low, high), "null": {"q95": q95}, "accuracy": accuracy}
+    try:
+        outcome = claims.measure("1.8", value, n=n, **given_numbers)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    result = claims.results["1.8"]
+    stored = {k: x for k, x in result.measured.items() if k not in ("unit", "note")}
+    numbers = [*stored.values(), *result.interval, *result.null.values()]
+    assert len(numbers) == 5
+    assert all(x is None or math.isfinite(x) for x in numbers)
+    if None in numbers:
+        assert outcome == "not_testable"
+    if outcome == "not_testable":
+        assert result.reason.strip()
+    json.dumps(claims.bundle({"name": "m", "sha256": None})[MIME], allow_nan=False)
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,16 @@ def test_who_waits_is_told_once(monkeypatch):
     job.communicate()
 
 
+def test_a_gpu_is_free_again_however_the_block_ends(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with own_gpu("cuda"):
+        pass
+    with pytest.raises(ZeroDivisionError), own_gpu("cuda"):
+        1 / 0  # noqa: B018
+    with own_gpu("cuda", lambda: pytest.fail("it is still held")) as gpu:
+        assert gpu == "0"
+
+
 def test_without_cuda_nothing_is_held_and_without_a_gpu_it_is_said(monkeypatch):
     with own_gpu("cpu") as gpu:
         assert gpu is None

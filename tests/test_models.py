@@ -26,6 +26,7 @@ from replib.errors import UsageError
 from replib.models import (
     ARCHITECTURES,
     find_device,
+    find_dtype,
     load_model,
     model_info,
     prepare_model,
@@ -249,6 +250,18 @@ def test_dtypes() -> None:
     with pytest.raises(UsageError) as error:
         load_model("tiny", dtype="float8")
     says(error, "float8", "float32, bfloat16, float16")
+
+
+def test_float64_has_the_weights_of_float32_and_rounds_less() -> None:
+    usual, reference = (load_model("tiny", dtype=f"float{bits}") for bits in (32, 64))
+    assert model_info(reference).dtype == "float64"
+    pairs = zip(usual.parameters(), reference.parameters(), strict=True)
+    assert all(torch.equal(a.double(), b) for a, b in pairs)
+    logits, exact = usual(PROMPT), reference(PROMPT)
+    assert exact.dtype == torch.float64
+    assert 0 < (logits - exact).abs().max() < 1e-4
+    with pytest.raises(UsageError, match="float64' does not exist on mps"):
+        find_dtype("float64", torch.device("mps"))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])

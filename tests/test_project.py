@@ -53,6 +53,13 @@ def test_the_hash_is_of_these_modules_only(tmp_path, monkeypatch):
     assert library_hash(text) == first
     (tmp_path / "two.py").write_text("x = 2")
     assert library_hash(text) != first
+    # What moves from the end of one module to the beginning of the next counts too.
+    hashes = set()
+    for one, two in (("", "y = 1\nx = 2"), ("y = 1\n", "x = 2")):
+        (tmp_path / "one.py").write_text(f"from replib.two import x\n{one}")
+        (tmp_path / "two.py").write_text(two)
+        hashes.add(library_hash(text))
+    assert len(hashes) == 2
     project._modules_of.cache_clear()
 
 

@@ -1,5 +1,7 @@
 """What a run needs before it starts: sizes from headers, memory, batches, time."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -102,6 +104,27 @@ def test_batches_shrink_before_a_run_is_refused():
     text = str(error.value)
     assert "124 million parameters" in text and "what fits: about" in text
     assert "--dtype bfloat16" in text and "\n" not in text
+
+
+def test_float64_takes_twice_the_memory_and_says_what_would_fit_instead():
+    with pytest.raises(UsageError, match="twice as many in float32, four times as many in bf"):
+        estimate(GPT2, "float64", "cpu", 1e9, None)
+    weights = [
+        estimate(GPT2, dtype, "cpu", 20e9, None).needed_bytes - 1.4e9
+        for dtype in ("float32", "float64")
+    ]
+    assert weights[1] == pytest.approx(2 * weights[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_refusal_names_a_size_that_fits_and_hardly_a_smaller_one(device, dtype):
+    with pytest.raises(UsageError) as error:
+        estimate(Size(70_000_000_000, 0, 500), dtype, device, 24e9, REFERENCE)
+    fits = float(re.search(r"about ([\d.]+) billion parameters", str(error.value))[1]) * 1e9
+    estimate(Size(int(0.99 * fits), 0, 500), dtype, device, 24e9, REFERENCE)
+    with pytest.raises(UsageError):
+        estimate(Size(int(1.01 * fits), 0, 500), dtype, device, 24e9, REFERENCE)
 
 
 def test_a_gpu_with_room_takes_larger_batches_and_a_processor_does_not():

@@ -196,6 +196,30 @@ def test_modal_coverage_by_hand():
     assert ft.modal_coverage(feature, residue).tolist() == pytest.approx([5 / 6, 5 / 12])
 
 
+def test_what_is_trained_does_not_depend_on_threads():
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(ft.train_saes(x, 4, rng(0, "sae"), steps=30))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(found[0].codes, found[1].codes)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_training_takes_every_number_type_and_gives_it_back(kind):
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    saes = ft.train_saes(x.to(kind), 2, rng(0, "sae"), n_features=8, steps=30)
+    weight, bias = ft.train_probe(x.to(kind), torch.arange(40) % 10, steps=30)
+    assert {t.dtype for t in (saes.decoder, saes.codes, weight, bias)} == {kind}
+    usual, _ = ft.train_probe(x, torch.arange(40) % 10, steps=30)
+    assert usual.dtype == torch.float32
+    assert torch.allclose(weight.float(), usual, atol=0.02 * float(usual.abs().max()))
+
+
 def test_period_power_of_a_cosine_is_one():
     n = torch.arange(100).double()
     waves = torch.stack([torch.cos(2 * np.pi * n / period) for period in (10, 20)])

@@ -114,7 +114,7 @@ class Result:
     outcome: str = "not_attempted"
     reason: str = ""
     measured: Mapping[str, Any] | None = None  # value, unit, note, and the named numbers
-    interval: tuple[float | None, float | None] | None = None
+    interval: tuple[int | float | None, int | float | None] | None = None
     n: int | None = None
     null: Mapping[str, Any] | None = None  # numbers that describe the null distribution
 
@@ -419,7 +419,7 @@ def _decide(claim: Claim, numbers: Mapping[str, int | float | bool]) -> tuple[st
         try:
             if not _evaluate(claim, "gate", claim.gate, numbers):
                 return "not_testable", f"gate not passed: {claim.gate_text}"
-        except ZeroDivisionError:
+        except (ZeroDivisionError, OverflowError):
             return "not_testable", "the gate divides by zero"
     if infinite:
         return "not_testable", f"not a finite number: {', '.join(infinite)}"
@@ -471,12 +471,17 @@ def _evaluate(claim: Claim, rule: str, expression: str, numbers: Mapping[str, An
 
 
 def _number(where: str, value: Any) -> int | float | bool:
-    """A plain number from a Python, numpy or torch scalar; may be infinite or not a number."""
+    """A plain number from a Python, numpy or torch scalar; may be infinite or not a number, and is
+    infinite where a whole number is larger than any float."""
     shape = tuple(getattr(value, "shape", ()))
     if math.prod(shape) != 1:
         raise UsageError(f"{where} is an array of shape {shape}; give one number")
     plain = value.item() if hasattr(value, "item") else value
     if isinstance(plain, bool | int | float):
+        try:
+            math.isfinite(plain)
+        except OverflowError:
+            return math.copysign(math.inf, plain > 0 or -1)
         return plain
     raise UsageError(
         f"{where} is {one_line(repr(value))}, a {type(value).__name__}; give one number"

@@ -46,7 +46,7 @@ from replib.sweep import command, read_sweep, refusals, run_sweep, to_run
 OUT = Path("build/runs")
 SHORT = (
     ("seed", "N", ""),
-    ("dtype", "TYPE", "auto, float32, bfloat16 or float16; "),
+    ("dtype", "TYPE", "auto, float32, bfloat16, float16 or float64; "),
     ("revision", "R", "of a hub model: a branch, a tag or a commit; "),
 )
 TRAINED = ("context-knob", grid.PAPER)

@@ -59,7 +59,12 @@ from replib.storage import replacing
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,  # a reference for the rounding of the others
+}
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
 HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
@@ -230,13 +235,16 @@ def find_device(device: str) -> torch.device:
 def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 where the processor multiplies it, else float32.
 
-    Raises UsageError for another name than "auto" and those of `DTYPES`.
+    Raises UsageError for another name than "auto" and those of `DTYPES`, and for float64 on mps,
+    which has none.
     """
     if dtype != "auto":
         if dtype not in DTYPES:
             raise UsageError(
                 f"dtype {dtype!r} is not known; choose one of: auto, {', '.join(DTYPES)}"
             )
+        if dtype == "float64" and device.type == "mps":
+            raise UsageError("dtype 'float64' does not exist on mps; give --device cpu")
         return DTYPES[dtype]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -561,6 +569,11 @@ def _bridge(
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(tokenizer)
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
     bridge.eval()
+    unembed = bridge.unembed.original_component
+    if model.dtype == torch.float64 and "bias" in unembed._buffers:
+        # The bridge adds zeros where a model has no bias; as float64 they would turn the logits
+        # that are read, float32 whatever the model's type, into float64.
+        unembed.bias = None
     for part in (model, bridge):
         for parameter in part.parameters():
             parameter.requires_grad_(False)

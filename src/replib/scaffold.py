@@ -79,7 +79,7 @@ _CELLS: list[tuple[str, str, dict]] = [
         "code",
         """model_name: str = "smollm2-135m"  # from `replib list`, a Hugging Face id, a folder
 revision: str = ""  # of a hub model: a branch, a tag or a commit
-dtype: str = "float32"  # float32, bfloat16 or float16
+dtype: str = "float32"  # float32, bfloat16, float16 or float64
 n_prompts: int = 100  # prompts
 seed: int = 0  # of every random draw
 device: str = "cpu"  # cpu, cuda, mps or auto

@@ -17,7 +17,11 @@ from replib.errors import UsageError
 from replib.records import read_record
 
 FOLDER = "results"  # certified records
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+_SMALLER = {  # what more would fit, at the end of a refusal
+    "float32": ", twice as many in bfloat16 (--dtype bfloat16)",
+    "float64": ", twice as many in float32, four times as many in bfloat16 (--dtype bfloat16)",
+}
 _BASE_BYTES = 0.9e9  # Python, torch and the other libraries
 _USAGE = "/sys/fs/cgroup/memory/memory.usage_in_bytes"  # of the first version of cgroups
 _START_S = 10.0  # imports and a kernel
@@ -254,8 +258,7 @@ def estimate(
         raise UsageError(
             f"the model has {_count(size.n_params)} parameters and needs {gigabytes(least)} of "
             f"memory in {dtype} on {device}, where {gigabytes(available)} are free; what fits: "
-            f"about {_count(fits)} parameters in {dtype}"
-            + (", twice as many in bfloat16 (--dtype bfloat16)" if dtype == "float32" else "")
+            f"about {_count(fits)} parameters in {dtype}" + _SMALLER.get(dtype, "")
         )
     scale = fitting[0]
     seconds = expected_seconds(size, known, work, speed) if known and speed else None

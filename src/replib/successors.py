@@ -191,7 +191,10 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
 def macro_interval(
     values: Mapping[str, Tensor], generator: np.random.Generator, draws: int = 2000
 ) -> Interval:
-    """95% bootstrap interval of `macro` for one head: successions drawn again within classes."""
+    """95% bootstrap interval of `macro` for one head: successions drawn again within classes.
+
+    Too narrow where classes are small or nearly all successions right (see `metrics.bootstrap`).
+    """
     means = []
     for value in values.values():
         array = value.double().numpy(force=True)
@@ -350,17 +353,19 @@ def direct_drop(
 ) -> Float[Tensor, "layer head row"]:
     """How far the logit of each row's token falls when one head's direct effect is mean-ablated.
 
-    Later layers do not react; the final norm does. Every head in turn.
+    Later layers do not react; the final norm does. Every head in turn. Logits are float32, or
+    float64 where the model is.
     """
-    out = torch.empty(net.n_layers, net.n_heads, len(tokens))
+    wide = torch.promote_types(rows.final.dtype, torch.float32)
+    out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
     with torch.inference_mode():
         for at in torch.arange(len(tokens)).split(batch):
             some = Rows(rows.z[:, at], rows.o_out[:, at], rows.final[at])
-            unembed = net.W_U[tokens[at]]
-            clean = (net.ln_final(some.final) * unembed).sum(-1)
+            unembed = net.W_U[tokens[at]].to(wide)
+            clean = (net.ln_final(some.final).to(wide) * unembed).sum(-1)
             for layer in range(net.n_layers):
                 resid = _without(net, some, layer, mean_z[layer], slice(None))
-                logit = torch.einsum("rhm,rm->hr", net.ln_final(resid), unembed)
+                logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
                 out[layer, :, at] = clean - logit
     return out
 
