@@ -483,6 +483,7 @@ def test_a_wrong_key_record_or_format_fails_the_build(
 CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
 RUN = f"build/runs/{EXPECTED[0]}"
 END = "</article>"
+NO_POLICY = "does not carry the content security policy"
 
 
 def test_the_gate_passes_the_built_book(built: Path) -> None:
@@ -581,6 +582,19 @@ BREAKS = {
     ),
     "out of the book": (CHAPTER, END, '<a href="../../../../_toc.yml">x</a>', "is not in the book"),
     "from the root": (CHAPTER, END, '<a href="/index.html">x</a>', "not relative to the page"),
+    "no policy": (CHAPTER, 'http-equiv="Content-Security-Policy"', 'name="policy"', NO_POLICY),
+    "a wider policy": (
+        CHAPTER,
+        "script-src 'self'",
+        "script-src 'self' 'unsafe-inline'",
+        NO_POLICY,
+    ),
+    "a policy too late": (CHAPTER, "<head>", '<head><script src="../../a.js"></script>', NO_POLICY),
+    "another script": (CHAPTER, "</head>", "<script>1</script></head>", NO_POLICY),
+    "a script": (CHAPTER, END, "<script>let a = 1;</script>", "holds a script: let a = 1;"),
+    "a module": (CHAPTER, END, '<script type="module">1</script>', "holds a script: 1"),
+    "a handler": (CHAPTER, END, '<p onclick="a()">x</p>', "an event handler, onclick of p"),
+    "a link that runs": (CHAPTER, END, '<a href=" JavaScript:a()">x</a>', "a script as href of a"),
     "a picture": (CHAPTER, 'src="../../_images/', 'src="../../_image/', "which is not in the book"),
 }
 
@@ -631,6 +645,7 @@ def test_the_gate_lets_plain_links_and_data_pass(built: Path, broken: Callable) 
     links = (
         '<a href="https://arxiv.org/abs/2310.08744">x</a><img alt="x" src="data:image/png;base64,">'
         '<link rel="canonical" href="https://example.com/"><code>{record}`claims.1.1.value`</code>'
+        '<script type="application/json">["https://example.com/"]</script>'
     )
     broken(CHAPTER, END, links + END)
     assert gate(built, EXPECTED) == []

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, jobs, performance, reruns
+from replib import atlas, jobs, page_policy, performance, reruns
 from replib import certified as certified_records
 from replib.claims import (
     MIME,
@@ -963,6 +963,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    app.connect("build-finished", page_policy.protect_all)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 

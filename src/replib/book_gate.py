@@ -30,6 +30,7 @@ from replib.book import (
 )
 from replib.claims import MIME, record_value, record_values
 from replib.errors import UsageError
+from replib.page_policy import DATA_TYPES, is_protected, own_scripts
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
 ROLE_TEXT = re.compile(r"\{[A-Za-z][\w:.+-]*\}`")
@@ -198,12 +199,22 @@ def page_faults(html: Path, path: Path, runs: Mapping[str, Run]) -> list[str]:
         *error_faults(page),
         *number_faults(page, runs),
         *outcome_faults(page, name, runs),
-        *leak_faults(page),
-        *image_faults(page),
-        *(f"requests {address}" for address in requests_in_page(page)),
+        *_faults_of_itself(path, path.stat().st_mtime_ns, path.stat().st_size),
         *link_faults(html, path, page),
     ]
     return [f"{name}: {fault}" for fault in found]
+
+
+@cache
+def _faults_of_itself(path: Path, changed: int, size: int) -> list[str]:
+    """What is wrong with a page whatever was run, looked for once as long as it does not change."""
+    page = parse(path)
+    return [
+        *leak_faults(page),
+        *image_faults(page),
+        *(f"requests {address}" for address in requests_in_page(page)),
+        *script_faults(page, path.read_text(encoding="utf-8", errors="replace")),
+    ]
 
 
 def error_faults(page: BeautifulSoup) -> Iterator[str]:
@@ -323,6 +334,27 @@ def image_faults(page: BeautifulSoup) -> Iterator[str]:
             yield f"has an image without alternative text: {image.get('src', '')[:80]}"
 
 
+# --- scripts --------------------------------------------------------------------------------------
+
+SCRIPT_LINKS = ("href", "xlink:href", "src", "action", "formaction", "data")
+
+
+def script_faults(page: BeautifulSoup, text: str) -> Iterator[str]:
+    """A policy that is not the page's own, and whatever would run without it."""
+    if not is_protected(text):
+        yield "does not carry the content security policy of the book"
+    own = own_scripts(text)
+    for tag in page.find_all(True):
+        inline = tag.name == "script" and not tag.has_attr("src")
+        if inline and tag.get("type") not in DATA_TYPES and tag.get_text() not in own:
+            yield f"holds a script: {' '.join(tag.get_text().split())[:60]}"
+        for attribute, value in tag.attrs.items():
+            if attribute.startswith("on"):
+                yield f"has an event handler, {attribute} of {tag.name}"
+            elif attribute in SCRIPT_LINKS and re.match(r"[\s\x00-\x1f]*javascript:", value, re.I):
+                yield f"has a script as {attribute} of {tag.name}"
+
+
 # --- links and requests ---------------------------------------------------------------------------
 
 
@@ -392,7 +424,7 @@ def requests_in_page(page: BeautifulSoup) -> Iterator[str]:
             yield from requests_in_css(tag.get_text())
         if tag.has_attr("style"):
             yield from requests_in_css(str(tag["style"]))
-        if tag.name == "script" and not tag.has_attr("src"):
+        if tag.name == "script" and not tag.has_attr("src") and tag.get("type") not in DATA_TYPES:
             yield from requests_in_script(tag.get_text())
         for attribute, value in tag.attrs.items():
             if attribute.startswith("on"):
