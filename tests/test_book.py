@@ -320,6 +320,32 @@ def test_stage_refuses_a_run_that_it_cannot_show(
     assert message in lines[0]
 
 
+@pytest.mark.parametrize("name", ["<img src=x>", "index", "a b", "x'y", ".hidden", "a\u202eb", "é"])
+def test_stage_refuses_a_folder_that_cannot_name_a_page(
+    project: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    folder = project / "build/runs" / PAPER
+    (folder / MODELS[0]).rename(folder / name)
+    with pytest.raises(UsageError, match="a run's folder cannot be called"):
+        stage(project, [f"{PAPER}/{name}"])
+
+
+def test_messages_obey_no_text_of_others(project: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--root", project, "--runs", project / "build/runs", "--out", project / "book2"]
+    code, lines = run_main(capsys, "stage", *options, "--expect", "x\x1b[31m/tiny")
+    assert code == 1
+    assert "x\\u001b[31m" in lines[0]
+
+
+def test_the_heads_of_a_model_of_unknown_size_are_refused_in_a_line(project: Path) -> None:
+    path = project / "build/runs" / EXPECTED[0] / "record.json"
+    record = json.loads(path.read_text())
+    record["heads"] = {"mover": {"heads": [[0, 1]], "rule": "r"}}
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="not how many layers and heads the model has"):
+        stage(project)
+
+
 def test_stage_refuses_two_pictures_in_a_cell() -> None:
     show = {"output_type": "display_data", "metadata": {}, "data": {"image/png": ""}}
     with pytest.raises(UsageError, match="cell 1: 2 pictures"):
@@ -393,6 +419,17 @@ def test_the_command_names_what_was_not_chosen_by_default_or_profile(built: Path
     again = book.command(record, {"n_prompts": 40, "ratio": 0.5})
     assert again == "replib run fake-paper --model model-a --profile laptop -p n_prompts=30"
     assert book.command(record, {"n_prompts": 30, "ratio": 0.5}).endswith("--profile laptop")
+
+
+def test_the_command_does_nothing_else_in_a_shell() -> None:
+    given = {"notes": "a'b; echo $(id)", "x; ls": [1, "`id`"], "whole": True}
+    record = {"paper": "p", "model": {"name": "m; ls"}, "profile": "laptop", "parameters": given}
+    line = f"printf '%s\\n' {book.command(record, {})}"
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        *("replib", "run", "p", "--model", "m; ls", "--profile", "laptop"),
+        *("-p", "notes=a'b; echo $(id)", "-p", 'x; ls=[1, "`id`"]', "-p", "whole=true"),
+    ]
 
 
 @pytest.mark.parametrize(

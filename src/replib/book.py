@@ -12,9 +12,9 @@ import argparse
 import ast
 import base64
 import hashlib
-import html
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +40,8 @@ from replib.claims import (
     verdict_table,
 )
 from replib.errors import UsageError
+from replib.markup import as_html as _h
+from replib.markup import as_myst, raw_html, visible
 from replib.project import list_papers, words
 from replib.runner import changed_since, find_chapter
 from replib.sources import MADE_IN_MEMORY
@@ -71,6 +73,11 @@ class Run:
     def read(cls, runs: Path, paper: str, model: str) -> "Run":
         """UsageError when there is no finished, valid record for this pair."""
         folder = runs / paper / model
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", model) or model == "index":
+            raise UsageError(
+                f"a run's folder cannot be called {visible(model)!r}; letters, digits, . _ - and @ "
+                "name a page, but not index, which is the chapter's first"
+            )
         if not (folder / "record.json").is_file():
             raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
         record = read_record(folder / "record.json")
@@ -145,7 +152,7 @@ def show_value(value: Any, spec: str = "") -> str:
         value, spec = ("yes" if value else "no"), ""
     if value in OUTCOMES:
         return outcome_word(value)
-    return format(value, spec)
+    return visible(format(value, spec))
 
 
 def outcome_word(outcome: str) -> str:
@@ -187,16 +194,6 @@ def scope_words(record: Mapping[str, Any], paper_model: str) -> str:
     return (
         f"{scope(record)} ({'the paper’s own model' if own else f'the paper used {paper_model}'})"
     )
-
-
-def _h(text: Any) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _raw(text: str) -> str:
-    """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
-    fence = "`" * max(3, 1 + max((len(m) for m in re.findall(r"`+", text)), default=0))
-    return f"{fence}{{raw}} html\n{text}\n{fence}\n"
 
 
 # --- parts of pages -------------------------------------------------------------------------------
@@ -241,18 +238,15 @@ def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """The command that gives this run again; `chosen` holds the values that need no flag."""
-    words = ["replib run", record["paper"], "--model", record["model"]["name"]]
+    words = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
     words += ["--profile", record["profile"]]
     for name, value in record["parameters"].items():
         if name in ("model_name", "device", "profile"):
             continue
         if name not in chosen or chosen[name] != value:
             text = json.dumps(value) if isinstance(value, bool | list) else str(value)
-            words += [
-                "-p",
-                f"{name}={text}" if re.fullmatch(r"[\w.,/-]*", text) else f"{name}='{text}'",
-            ]
-    return " ".join(words)
+            words += ["-p", f"{name}={text}"]
+    return shlex.join(words)
 
 
 def run_box(run: Run, paper_model: str, again: str) -> str:
@@ -267,7 +261,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         rows.append(("Revision", f"<code>{_h(model['revision'])}</code>"))
     if model.get("sha256"):
         rows.append(("sha256", f"<code>{_h(model['sha256'])}</code>"))
-    if model.get("n_params"):
+    if isinstance(model.get("n_params"), int):
         size = f"{model['n_params']:,} parameters"
         rows.append(("Size", _h(size + f", {model['dtype']}" if model.get("dtype") else size)))
     parameters = {
@@ -420,7 +414,7 @@ def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str
 def number_of(run: Run, claim: Mapping[str, Any]) -> str:
     """A claim's number with interval and size, as text; from the record."""
     if claim["measured"] is None:
-        return claim["reason"] or "not measured"
+        return visible(claim["reason"] or "not measured")
 
     def shown(number: Any) -> str:
         return show_value(number, ".3g" if isinstance(number, float) else "")
@@ -428,7 +422,7 @@ def number_of(run: Run, claim: Mapping[str, Any]) -> str:
     text = f"{shown(claim['measured']['value'])} {claim['measured']['unit']}".strip()
     if claim["interval"] is not None:
         text += f" [{', '.join(map(shown, claim['interval']))}]"
-    return text + (f", n = {claim['n']}" if claim["n"] is not None else "")
+    return visible(text + (f", n = {claim['n']}" if claim["n"] is not None else ""))
 
 
 def transfer_table(runs: Sequence[Run]) -> str:
@@ -689,7 +683,7 @@ def chapter_page(
     title, _, rest = first.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    head = _raw(
+    head = raw_html(
         f"{model_switch(run, siblings)}\n{stale_note(run, again)}\n"
         f"{run_box(run, paper_model, again)}"
     )
@@ -702,10 +696,10 @@ def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
     link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
     models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {tally(run)}" for run in runs)
     return (
-        f"# {claims.title}\n\nA replication of *{claims.title}*, {link}. "
-        f"The paper's own model is {claims.model}.\n\n{prose}\n\n"
+        f"# {as_myst(claims.title)}\n\nA replication of *{as_myst(claims.title)}*, {link}. "
+        f"The paper's own model is {as_myst(claims.model)}.\n\n{prose}\n\n"
         f"## Read it on a model\n\n{models}\n\n"
-        f"## Every claim, on every model\n\n{_raw(tables(runs, '', outcome_table))}\n"
+        f"## Every claim, on every model\n\n{raw_html(tables(runs, '', outcome_table))}\n"
         "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
     )
 
@@ -788,7 +782,7 @@ def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
     """Write a page of heads for each model that has any; their names in the table of contents."""
     names = []
     for model in dict.fromkeys(run.model for run in runs if run.record["heads"]):
-        records = [run.record for run in runs if run.model == model]
+        records = [run.record for run in runs if run.model == model and run.record["heads"]]
         (part / "atlas").mkdir(exist_ok=True)
         (part / "atlas" / f"{model}.md").write_text(atlas.page(model, records), encoding="utf-8")
         (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(records))
@@ -834,7 +828,8 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
         (part / "chapters" / paper).mkdir(parents=True)
         (part / "chapters" / paper / "index.md").write_text(
-            f"# {claims.title}\n\n[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+            f"# {as_myst(claims.title)}\n\n"
+            f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
             f"This chapter was not run for this book: `replib run {paper}`.\n"
         )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
@@ -927,6 +922,7 @@ def record_role(
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
     node = record_number(rawtext, shown, classes=[])
     node["record"], node["key"], node["format"] = pair, key, spec
+    node["support_smartquotes"] = False  # a text is shown as the record has it
     return [node], []
 
 
@@ -1005,7 +1001,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         found = [str(error)]
     for fault in found:
-        print(f"book: {fault}", file=sys.stderr)
+        print(f"book: {visible(fault)}", file=sys.stderr)
     return 1 if found else 0
 
 

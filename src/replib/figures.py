@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from jaxtyping import Float
@@ -36,7 +37,12 @@ def show(fig: Figure, alt: str) -> None:
 
 
 def style() -> None:
-    """Fonts that stay legible when a phone scales the figure; white cards, no top and right."""
+    """Fonts that stay legible when a phone scales the figure; white cards, no top and right.
+
+    And tables that show what is in their cells: without this option a styled one puts text, such
+    as a row of the user's own file, into the page as HTML.
+    """
+    pd.set_option("styler.format.escape", "html")
     sns.set_theme(context="notebook", style="ticks", font_scale=0.95)
     plt.rcParams.update(
         {"figure.dpi": 130, "axes.spines.top": False, "axes.spines.right": False}
