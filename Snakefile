@@ -28,7 +28,10 @@ if config.get("models"):
     os.environ["REPLIB_REFUSAL"] = "yes"
 PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
-BOOK_MODULES = ("book.py", "book_gate.py", "markup.py", "page_policy.py", "performance.py")
+BOOK_MODULES = (
+    *("book.py", "book_gate.py", "failed_runs.py", "markup.py", "page_cells.py"),
+    *("page_policy.py", "performance.py"),
+)
 
 
 def find_controls(paper):

@@ -396,7 +396,7 @@ def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None
 def test_controls_stand_apart_from_the_models(built: Path) -> None:
     run = book.Run.read(built / "build/runs", PAPER, "model-a")
     control = dataclasses.replace(run, model="tiny")
-    switch = book.model_switch(control, [control, run])
+    switch = book.model_switch(control.key, [control, run])
     assert re.findall(r'label">(\w+)<|>([\w-]+)</a>', switch) == [
         *(("Models", ""), ("", "model-a")),
         *(("Controls", ""), ("", "tiny")),

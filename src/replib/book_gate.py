@@ -23,6 +23,7 @@ from replib.book import (
     Run,
     by_paper,
     find_runs,
+    finished,
     number_of,
     outcome_word,
     pages_in,
@@ -30,6 +31,8 @@ from replib.book import (
 )
 from replib.claims import MIME, record_value, record_values
 from replib.errors import UsageError
+from replib.failed_runs import FailedRun, find_failed
+from replib.markup import visible
 from replib.page_policy import DATA_TYPES, is_protected, own_scripts
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
@@ -87,8 +90,8 @@ def faults(
 ) -> list[str]:
     """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
 
-    `expected` names the runs (`paper/model`) that it must show; without it, all that finished and
-    those of `certified` that its pages name.
+    `expected` names the runs (`paper/model`) that it must show, all of them finished; without it,
+    all that finished, those of `certified` that its pages name, and a page for each that failed.
     """
     if not (html / "index.html").is_file():
         return [f"no book in {html}: index.html is missing"]
@@ -97,10 +100,13 @@ def faults(
     found: list[str] = []
     shown: dict[str, Run] = {}
     stale = json.loads((book / STALE).read_text())
+    failed: dict[str, FailedRun] = {}
     if expected is None:
+        failed = {f"chapters/{run.key}.html": run for run in find_failed(runs)}
+        found += [f"{page} is missing" for page in failed if not (html / page).is_file()]
         staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
-        own = [run.key for run in find_runs(runs, None)]
-        expected = sorted({*own, *(path.with_suffix("").as_posix() for path in staged)})
+        staged = {path.as_posix().removesuffix(".json") for path in staged}
+        expected = sorted({*finished(runs), *staged})
     for pair in expected:
         try:
             run = find_runs(runs, [pair], certified)[0]
@@ -116,7 +122,7 @@ def faults(
     found += [f"{page}.html is missing" for page in listed if not (html / f"{page}.html").is_file()]
     for path in sorted(html.rglob("*.html")):
         if "_static" not in path.relative_to(html).parts:
-            found += page_faults(html, path, shown)
+            found += page_faults(html, path, shown, failed)
     found += summary_faults(html, shown, listed)
     for path in sorted([*html.rglob("*.css"), *html.rglob("*.js")]):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -191,12 +197,14 @@ def parse(path: Path) -> BeautifulSoup:
     return _soup(path, status.st_mtime_ns, status.st_size)
 
 
-def page_faults(html: Path, path: Path, runs: Mapping[str, Run]) -> list[str]:
-    """Everything wrong with one page."""
+def page_faults(
+    html: Path, path: Path, runs: Mapping[str, Run], failed: Mapping[str, FailedRun]
+) -> list[str]:
+    """Everything wrong with one page; only those named in `failed` may show an error."""
     page = parse(path)
     name = path.relative_to(html).as_posix()
     found = [
-        *error_faults(page),
+        *(failed_faults(page, failed[name]) if name in failed else error_faults(page)),
         *number_faults(page, runs),
         *outcome_faults(page, name, runs),
         *_faults_of_itself(path, path.stat().st_mtime_ns, path.stat().st_size),
@@ -217,7 +225,23 @@ def _faults_of_itself(path: Path, changed: int, size: int) -> list[str]:
     ]
 
 
+def failed_faults(page: BeautifulSoup, run: FailedRun) -> Iterator[str]:
+    """A failed run's page must say so before anything else, and show no result."""
+    notes = page.select(".failed-note")
+    cell = page.select_one(".cell")
+    if len(notes) != 1 or notes[0].get("data-run") != run.key:
+        yield "does not say that the run failed"
+    elif visible(run.reason) not in [row.get_text() for row in notes[0].select("dd")]:
+        yield "does not say why the run failed, as its log does"
+    elif cell and not cell.find_previous(class_="failed-note"):
+        yield "says that the run failed after it shows its cells"
+    for result in page.select(".outcome, .run-box, .record"):
+        yield f"shows a result of a run that failed: {result.get_text()[:60]}"
+
+
 def error_faults(page: BeautifulSoup) -> Iterator[str]:
+    if page.select(".failed-note"):
+        yield "is the page of a failed run that is not there"
     if page.select(".output.traceback, .cell_output.error, .output.error, #papermill-error-cell"):
         yield "shows the output of an error"
     for output in page.select(".cell_output"):
