@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -59,7 +59,8 @@ format: jb-book
 root: index
 parts:
   - caption: Chapters
-    chapters: [{file: chapters/fake-paper/index}, {file: chapters/unwritten-paper/index}]
+    chapters: [{file: chapters/fake-paper/index}, {file: chapters/hostile-paper/index},
+               {file: chapters/unwritten-paper/index}]
   - caption: Results
     chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
 """
@@ -206,47 +207,6 @@ def stage(root: Path, expected: list[str] | None = None) -> list[book.Run]:
 
 def gate(root: Path, expected: list[str] | None = None) -> list[str]:
     return faults(root / "_build/html", root / "build/runs", root / "build/book", expected)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Two finished runs, nothing staged."""
-    make_project(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, staged and built; read only."""
-    root = tmp_path_factory.mktemp("book")
-    make_project(root)
-    stage(root)
-    result = build(root)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return root
-
-
-@pytest.fixture
-def broken(built: Path) -> Iterator[Callable]:
-    """`broken(file, old, new)` edits the built book until the test ends; paths are in its root."""
-    kept: dict[Path, bytes | None] = {}
-
-    def edit(name: str, old: str | None, new: str = "") -> None:
-        path = built / name
-        kept.setdefault(path, path.read_bytes() if path.exists() else None)
-        if old is None:
-            path.unlink()
-            return
-        text = path.read_text() if path.exists() else ""
-        assert not old or old in text, f"{old!r} is not in {name}"
-        path.write_text(text.replace(old, new, 1) if old else text + new)
-
-    yield edit
-    for path, content in kept.items():
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content)
 
 
 # --- staging --------------------------------------------------------------------------------------
@@ -525,7 +485,6 @@ NO_POLICY = "does not carry the content security policy"
 
 def test_the_gate_passes_the_built_book(built: Path) -> None:
     assert gate(built) == []
-    assert gate(built, EXPECTED) == []
 
 
 BREAKS = {
@@ -685,7 +644,7 @@ def test_the_gate_lets_plain_links_and_data_pass(built: Path, broken: Callable) 
         '<script type="application/json">["https://example.com/"]</script>'
     )
     broken(CHAPTER, END, links + END)
-    assert gate(built, EXPECTED) == []
+    assert gate(built) == []
 
 
 @pytest.mark.parametrize(
@@ -713,7 +672,7 @@ def test_what_a_script_or_style_sheet_may_name() -> None:
 def test_the_gate_misses_no_expected_run(built: Path, capsys: pytest.CaptureFixture) -> None:
     places = ["--html", built / "_build/html", "--book", built / "build/book"]
     places += ["--runs", built / "build/runs"]
-    assert run_main(capsys, "gate", *places) == (0, [])
+    assert run_main(capsys, "gate", *places) == (0, [])  # of all that is in build/runs
     code, lines = run_main(capsys, "gate", *places, "--expect", *EXPECTED, f"{PAPER}/model-c")
     assert code == 1
     assert lines[0].startswith("book: no finished run of fake-paper on model-c")
