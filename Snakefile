@@ -29,7 +29,7 @@ if config.get("models"):
 PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
 BOOK_MODULES = (
-    *("book.py", "book_gate.py", "failed_runs.py", "markup.py", "page_cells.py"),
+    *("book.py", "book_gate.py", "crate.py", "failed_runs.py", "markup.py", "page_cells.py"),
     *("page_policy.py", "performance.py"),
 )
 

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, failed_runs, jobs, page_policy, performance, reruns
+from replib import atlas, crate, failed_runs, jobs, page_policy, performance, reruns
 from replib import certified as certified_records
 from replib.claims import (
     OUTCOMES,
@@ -783,6 +783,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
+    crate.write(root, part, RECORDS, pages_in(toc), failed)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return found

@@ -17,6 +17,7 @@ import yaml
 from bs4 import BeautifulSoup
 from bs4.element import NavigableString, PreformattedString, Tag
 
+from replib import crate
 from replib.book import (
     RECORDS,
     STALE,
@@ -124,6 +125,7 @@ def faults(
         if "_static" not in path.relative_to(html).parts:
             found += page_faults(html, path, shown, failed)
     found += summary_faults(html, shown, listed)
+    found += crate.faults(html)
     for path in sorted([*html.rglob("*.css"), *html.rglob("*.js")]):
         text = path.read_text(encoding="utf-8", errors="replace")
         name = path.relative_to(html).as_posix()
