@@ -27,6 +27,7 @@ help:
 	@echo "make test    run the tests; ARGS=... is passed on to pytest"
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
+	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
@@ -84,8 +85,11 @@ book: $(STAMP)
 	$(BIN)/jupyter-book build build/book --path-output . -W -n --keep-going -q
 	$(BIN)/python -m replib.book gate --html _build/html --runs "$(RECORDS)" --book build/book
 else
+# A run that fails leaves no book; the last line says how to look at where it stopped.
 book: $(STAMP)
-	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG))
+	@mkdir -p build && touch build/.book-begun
+	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
+	  { $(BIN)/python -m replib.failed_runs build/runs build/.book-begun; exit 1; }
 endif
 
 faults: $(STAMP)

@@ -28,6 +28,10 @@ if config.get("models"):
     os.environ["REPLIB_REFUSAL"] = "yes"
 PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
+BOOK_MODULES = (
+    *("book.py", "book_gate.py", "crate.py", "failed_runs.py", "markup.py", "page_cells.py"),
+    *("page_policy.py", "performance.py", "records.py", "trust.py"),
+)
 
 
 def find_controls(paper):
@@ -87,8 +91,9 @@ rule html:
         stamps=[f"build/stamps/{pair}.ok" for pair in PAIRS],
         pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
         config=["_config.yml", "_toc.yml"],
-        code=[str(PACKAGE / name) for name in ("book.py", "book_gate.py", "performance.py")],
+        code=[str(PACKAGE / name) for name in BOOK_MODULES],
         bench=["benchmarks/bench.json"] if Path("book/performance.md").is_file() else [],
+        trust=sorted(str(path) for path in Path("results/trust").glob("*.json")),
     output:
         "_build/html/index.html",
     params:

@@ -26,10 +26,12 @@ STEPS = ["c = -1", "c = 0", "c = 1"]
 
 
 def page(tmp_path, extra=""):
-    css = (find_root() / "book/_static/replib.css").read_text()
+    static = find_root() / "book/_static"
     html = slider(QUESTIONS, STEPS, "The coordinate").data
+    style = f"<style>{(static / 'replib.css').read_text()}</style>"
+    script = f"<script>{(static / 'knob.js').read_text()}</script>"
     path = tmp_path / "page.html"
-    path.write_text(f"<!doctype html><style>{css}</style><body>{html}{extra}</body>")
+    path.write_text(f"<!doctype html>{style}{script}<body>{html}{extra}</body>")
     return path
 
 
@@ -52,6 +54,7 @@ def test_the_slider_shows_its_middle_first(tmp_path):
     assert soup.select_one("output").text == "c = 0"
     assert bars(soup) == ([25, 50, 25], ["25%", "50%", "25%"])
     assert not soup.select_one(".knob-moving").has_attr("hidden")
+    assert soup.select_one(".knob-still").has_attr("hidden")
     assert soup.select_one(".knob-question").text == 'What is </script> "2 & 2"?'
     assert soup.select_one(".knob-name").text == "Lima (context)"
 
@@ -60,8 +63,9 @@ def test_the_slider_shows_its_middle_first(tmp_path):
 @pytest.mark.parametrize(("at", "widths"), [(0, [0, 100, 0]), (2, [100, 0, 0])])
 def test_moving_the_slider_moves_the_bars(tmp_path, at, widths):
     move = (
-        "<script>const s = document.querySelector('input[type=range]');"
-        f"s.value = {at}; s.dispatchEvent(new Event('input'));</script>"
+        "<script>document.addEventListener('DOMContentLoaded', () => {"
+        "const s = document.querySelector('input[type=range]');"
+        f"s.value = {at}; s.dispatchEvent(new Event('input')); }});</script>"
     )
     soup = dom(page(tmp_path, move))
     assert bars(soup)[0] == widths
@@ -72,13 +76,13 @@ def test_moving_the_slider_moves_the_bars(tmp_path, at, widths):
 def test_without_scripts_the_plain_figure_is_pointed_at(tmp_path):
     soup = BeautifulSoup(page(tmp_path).read_text(), "html.parser")
     assert soup.select_one(".knob-moving").has_attr("hidden")
-    assert "plain figure above" in soup.select_one("noscript").text
+    still = soup.select_one(".knob-still")
+    assert "plain figure above" in still.text and not still.has_attr("hidden")
 
 
 def test_the_slider_asks_no_other_host_and_has_a_label(tmp_path):
-    text = page(tmp_path).read_text()
-    assert "http" not in slider(QUESTIONS, STEPS, "x").data and "src=" not in text
-    assert (
-        BeautifulSoup(text, "html.parser").select_one("label input")["aria-label"]
-        == "The coordinate"
-    )
+    text = slider(QUESTIONS, STEPS, "The coordinate").data
+    assert "http" not in text and "src=" not in text
+    soup = BeautifulSoup(text, "html.parser")
+    assert soup.select_one("label input")["aria-label"] == "The coordinate"
+    assert [script["type"] for script in soup.select("script")] == ["application/json"]

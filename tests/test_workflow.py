@@ -89,6 +89,24 @@ def snakemake(project: Path, *options: str, models: str = "tiny") -> subprocess.
     )
 
 
+def book_of_all_runs(project: Path) -> Path:
+    """As `make book RECORDS=build/runs` builds it, elsewhere."""
+    environment = os.environ | {"PYTHONPATH": str(project / "src")}
+    book = [sys.executable, "-m", "replib.book"]
+    build = [Path(sys.executable).with_name("jupyter-book"), "build"]
+    html = "all/_build/html"
+    for command in (
+        [*book, "stage", "--runs", "build/runs", "--out", "all/book"],
+        [*build, "all/book", "--path-output", "all", "-W", "-n", "--keep-going", "-q"],
+        [*book, "gate", "--runs", "build/runs", "--book", "all/book", "--html", html],
+    ):
+        result = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    return project / html
+
+
 def would_run(project: Path, models: str = "tiny") -> dict[str, int]:
     """Jobs by rule, without running any."""
     result = snakemake(project, "--dry-run", models=models)
@@ -184,6 +202,9 @@ def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path
     assert "ZeroDivisionError" in result.stdout + result.stderr
     assert (project / RECORD).read_text() == earlier
     assert would_run(project) == {"chapter": 1, "html": 1}
+    page = book_of_all_runs(project) / "chapters/small-paper/tiny.failed.html"
+    assert "ZeroDivisionError: division by zero in cell [3], `1 / 0`" in page.read_text()
+    assert "It is" in page.with_name("tiny.html").read_text()
     write_notebook(project, MEASURE)
     assert would_run(project) == {"chapter": 1, "html": 1}
 

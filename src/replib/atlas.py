@@ -7,7 +7,6 @@ the same layers anyway. Its distribution is exact: hypergeometric in a layer, ad
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from scipy import stats
 
 from replib.claims import ROLES
 from replib.errors import UsageError
+from replib.markup import as_html as _h
+from replib.markup import raw_html, scrolling
 
 Head = tuple[int, int]
 _LETTERS = dict(zip(ROLES, "MNIUDPGCYSO", strict=True))
@@ -57,6 +58,11 @@ def roles_of(records: Sequence[Mapping[str, Any]]) -> list[Role]:
     found: dict[str, Role] = {}
     for record in records:
         n_layers, n_heads = record["model"].get("n_layers"), record["model"].get("n_heads")
+        if record["heads"] and not (isinstance(n_layers, int) and isinstance(n_heads, int)):
+            raise UsageError(
+                f"{record['paper']} on {record['model']['name']}: the record has heads, but not how"
+                " many layers and heads the model has"
+            )
         for name, entry in record["heads"].items():
             if name in found:
                 raise UsageError(
@@ -143,9 +149,7 @@ def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapt
 role in at least one chapter, {len(shared)} in more than one. A role without heads is a result: no
 head passed its rule.
 
-```{{raw}} html
-{_table(("role", "heads", "rule", "chapter"), rows, "Heads by role")}
-```
+{raw_html(_table(("role", "heads", "rule", "chapter"), rows, "Heads by role"))}
 
 ```{{figure}} {model}.png
 :alt: {_alt(roles, n_layers, n_heads)}
@@ -166,19 +170,19 @@ are left out.
 
 **Beyond chance:** {said}.
 
-```{{raw}} html
-{_table(("role", "and", "in common", "Jaccard", "expected", "p"), table, "Overlap of roles")}
-```
-"""
+{raw_html(_table(_OVERLAP, table, "Overlap of roles"))}"""
+
+
+_OVERLAP = ("role", "and", "in common", "Jaccard", "expected", "p")
 
 
 def _table(head: Sequence[str], rows: Sequence[str], label: str) -> str:
     titles = "".join(f'<th scope="col">{title}</th>' for title in head)
     body = "\n".join(rows) or f'<tr><td colspan="{len(head)}">none</td></tr>'
-    return (
-        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{label}">\n'
+    return scrolling(
+        label,
         f'<table class="atlas-table"><thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>'
-        "</table>\n</div>"
+        "</table>",
     )
 
 
@@ -224,7 +228,3 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     fig.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     plt.close(fig)
     return buffer.getvalue()
-
-
-def _h(text: Any) -> str:
-    return html.escape(str(text), quote=True)

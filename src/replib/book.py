@@ -9,12 +9,11 @@ table of contents. Sphinx loads this module as an extension for the role {record
 """
 
 import argparse
-import ast
 import base64
 import hashlib
-import html
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,10 +26,20 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, jobs, performance, reruns
+from replib import atlas, crate, failed_runs, jobs, page_policy, performance, reruns, trust
 from replib import certified as certified_records
-from replib.claims import MIME, OUTCOMES, Claims, read_yaml, verdict_table
+from replib.claims import OUTCOMES, Claims, read_yaml, verdict_table
 from replib.errors import UsageError
+from replib.markup import as_html as _h
+from replib.markup import as_myst, raw_html, scrolling, visible
+from replib.page_cells import (
+    defaults,
+    drop_claims,
+    fold_parameters,
+    lift_alt_text,
+    localise_labels,
+    source_of,
+)
 from replib.project import list_papers, words
 from replib.records import read_record, record_value, record_values
 from replib.runner import changed_since, find_chapter
@@ -63,6 +72,11 @@ class Run:
     def read(cls, runs: Path, paper: str, model: str) -> "Run":
         """UsageError when there is no finished, valid record for this pair."""
         folder = runs / paper / model
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", model) or model == "index":
+            raise UsageError(
+                f"a run's folder cannot be called {visible(model)!r}; letters, digits, . _ - and @ "
+                "name a page, but not index, which is the chapter's first"
+            )
         if not (folder / "record.json").is_file():
             raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
         record = read_record(folder / "record.json")
@@ -89,6 +103,13 @@ class Run:
         return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
 
 
+def finished(runs: Path) -> list[str]:
+    """Every finished run in a folder of runs, as `paper/model`."""
+    folders = [path.parent.relative_to(runs) for path in runs.glob("*/*/record.json")]
+    # Names with a dot in front are the runner's own, of runs that go on or were replaced.
+    return sorted(f.as_posix() for f in folders if not f.name.startswith("."))
+
+
 def find_runs(
     runs: Path, expected: Sequence[str] | None, certified: Path | None = None
 ) -> list[Run]:
@@ -97,9 +118,7 @@ def find_runs(
     One that is not in `runs` may be among the `certified` records of a checkout.
     """
     if expected is None:
-        folders = [path.parent.relative_to(runs) for path in runs.glob("*/*/record.json")]
-        # Names with a dot in front are the runner's own, of runs that go on or were replaced.
-        expected = sorted(f.as_posix() for f in folders if not f.name.startswith("."))
+        expected = finished(runs)
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
     pairs = [pair.split("/", 1) for pair in expected]
@@ -137,7 +156,7 @@ def show_value(value: Any, spec: str = "") -> str:
         value, spec = ("yes" if value else "no"), ""
     if value in OUTCOMES:
         return outcome_word(value)
-    return format(value, spec)
+    return visible(format(value, spec))
 
 
 def outcome_word(outcome: str) -> str:
@@ -181,32 +200,25 @@ def scope_words(record: Mapping[str, Any], paper_model: str) -> str:
     )
 
 
-def _h(text: Any) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _raw(text: str) -> str:
-    """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
-    fence = "`" * max(3, 1 + max((len(m) for m in re.findall(r"`+", text)), default=0))
-    return f"{fence}{{raw}} html\n{text}\n{fence}\n"
-
-
 # --- parts of pages -------------------------------------------------------------------------------
 
 
-def model_switch(shown: Run, siblings: Sequence[Run]) -> str:
-    """Links between the models of one chapter; the shown one is marked, with no script needed."""
+def model_switch(
+    shown: str, siblings: Sequence[Run], failed: Sequence[failed_runs.FailedRun] = ()
+) -> str:
+    """Links between the pages of one chapter; the `shown` one is marked, with no script needed."""
     parts = []
     for label, runs in kinds(siblings):
         items = []
         for run in runs:
-            mark = ' aria-current="page"' if run.model == shown.model else ""
+            mark = ' aria-current="page"' if run.key == shown else ""
             link = f'<a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a>'
             items.append(f"<li>{link}{stale_mark(run)}</li>")
         parts.append(f'<span class="model-switch-label">{label}</span><ul>{"".join(items)}</ul>')
     return (
         '<nav class="model-switch" aria-label="Model shown on this page">\n'
-        f"{''.join(f'<div>{part}</div>' for part in parts)}\n</nav>"
+        f"{''.join(f'<div>{part}</div>' for part in parts)}"
+        f"{failed_runs.switch_items(failed, shown)}\n</nav>"
     )
 
 
@@ -233,18 +245,15 @@ def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """The command that gives this run again; `chosen` holds the values that need no flag."""
-    words = ["replib run", record["paper"], "--model", record["model"]["name"]]
+    words = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
     words += ["--profile", record["profile"]]
     for name, value in record["parameters"].items():
         if name in ("model_name", "device", "profile"):
             continue
         if name not in chosen or chosen[name] != value:
             text = json.dumps(value) if isinstance(value, bool | list) else str(value)
-            words += [
-                "-p",
-                f"{name}={text}" if re.fullmatch(r"[\w.,/-]*", text) else f"{name}='{text}'",
-            ]
-    return " ".join(words)
+            words += ["-p", f"{name}={text}"]
+    return shlex.join(words)
 
 
 def run_box(run: Run, paper_model: str, again: str) -> str:
@@ -259,7 +268,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         rows.append(("Revision", f"<code>{_h(model['revision'])}</code>"))
     if model.get("sha256"):
         rows.append(("sha256", f"<code>{_h(model['sha256'])}</code>"))
-    if model.get("n_params"):
+    if isinstance(model.get("n_params"), int):
         size = f"{model['n_params']:,} parameters"
         rows.append(("Size", _h(size + f", {model['dtype']}" if model.get("dtype") else size)))
     parameters = {
@@ -292,13 +301,6 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
     )
 
 
-def _scroll(label: str, table: str) -> str:
-    return (
-        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{_h(label)}">\n'
-        f"{table}\n</div>"
-    )
-
-
 def claim_ids(runs: Iterable[Run]) -> list[str]:
     """Every id once, in the order in which the records name them."""
     return list(dict.fromkeys(claim["id"] for run in runs for claim in run.record["claims"]))
@@ -326,7 +328,7 @@ def outcome_table(runs: Sequence[Run], prefix: str) -> str:
         f'<th scope="col">The paper says</th>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return _scroll("Outcome of every claim on every model", table)
+    return scrolling("Outcome of every claim on every model", table)
 
 
 def tally(run: Run) -> str:
@@ -396,7 +398,7 @@ def evidence_table(runs: Sequence[Run], prefix: str) -> str:
         f'<table class="evidence-table"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return _scroll("Numbers behind every outcome", table)
+    return scrolling("Numbers behind every outcome", table)
 
 
 def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str], str]) -> str:
@@ -412,7 +414,7 @@ def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str
 def number_of(run: Run, claim: Mapping[str, Any]) -> str:
     """A claim's number with interval and size, as text; from the record."""
     if claim["measured"] is None:
-        return claim["reason"] or "not measured"
+        return visible(claim["reason"] or "not measured")
 
     def shown(number: Any) -> str:
         return show_value(number, ".3g" if isinstance(number, float) else "")
@@ -420,7 +422,7 @@ def number_of(run: Run, claim: Mapping[str, Any]) -> str:
     text = f"{shown(claim['measured']['value'])} {claim['measured']['unit']}".strip()
     if claim["interval"] is not None:
         text += f" [{', '.join(map(shown, claim['interval']))}]"
-    return text + (f", n = {claim['n']}" if claim["n"] is not None else "")
+    return visible(text + (f", n = {claim['n']}" if claim["n"] is not None else ""))
 
 
 def transfer_table(runs: Sequence[Run]) -> str:
@@ -470,7 +472,7 @@ def transfer_table(runs: Sequence[Run]) -> str:
         f'<select name="outcome"><option value="">any</option>{words_}</select></label> <label>'
         '<input type="checkbox" name="differ"> models differ</label> <label><input type="checkbox" '
         'name="numbers"> numbers</label> <span class="transfer-count" aria-live="polite"></span>'
-        f"</form>\n{_scroll('Every claim on every model', table)}"
+        f"</form>\n{scrolling('Every claim on every model', table)}"
     )
 
 
@@ -513,119 +515,6 @@ def scorecard(runs: Sequence[Run]) -> str:
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def _source(cell: Mapping[str, Any]) -> str:
-    source = cell["source"]
-    return source if isinstance(source, str) else "".join(source)
-
-
-_LABEL = r"[A-Za-z][\w:.-]*"
-_DEFINED = (
-    re.compile(rf"(?m)^(\()({_LABEL})(\)=[ \t]*)$"),
-    re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({_LABEL})([ \t]*)$"),
-    re.compile(rf"(?m)(\$\$[ \t]*\()({_LABEL})(\)[ \t]*)$"),
-)
-_REFERRED = (
-    re.compile(rf"(\]\(#)({_LABEL})(\))"),
-    re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({_LABEL})(>?`)"),
-)
-
-
-def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
-    """Append `-suffix` to every label that the notebook defines, and to its references to it.
-
-    One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
-    the whole book.
-    """
-    figures = [
-        figure
-        for cell in cells
-        if isinstance(figure := cell["metadata"].get("mystnb", {}).get("figure"), dict)
-    ]
-    texts = [_source(cell) for cell in cells if cell["cell_type"] == "markdown"]
-    defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
-    defined |= {figure["name"] for figure in figures if "name" in figure}
-
-    def rename(match: re.Match[str]) -> str:
-        name = f"{match[2]}-{suffix}" if match[2] in defined else match[2]
-        return match[1] + name + match[3]
-
-    def localise(text: str) -> str:
-        for rule in (*_DEFINED, *_REFERRED):
-            text = rule.sub(rename, text)
-        return text
-
-    for cell in cells:
-        if cell["cell_type"] == "markdown":
-            cell["source"] = localise(_source(cell))
-    for figure in figures:
-        if "caption" in figure:
-            figure["caption"] = localise(figure["caption"])
-        if "name" in figure:
-            figure["name"] = f"{figure['name']}-{suffix}"
-
-
-def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
-    """Put each figure's alternative text where myst-nb reads it.
-
-    It is that of the output (`display(fig, metadata={"image/png": {"alt": ...}})`), else that of
-    the cell (`mystnb.image.alt`). UsageError for a picture with neither, or two in one cell.
-    """
-    for number, cell in enumerate(cells, 1):
-        if cell["cell_type"] != "code":
-            continue
-        pictures = [
-            (mime, output)
-            for output in cell["outputs"]
-            for mime in output.get("data", {})
-            if mime.startswith("image/")
-        ]
-        if not pictures:
-            continue
-        if len(pictures) > 1:
-            raise UsageError(f"{where}, cell {number}: {len(pictures)} pictures; show one a cell")
-        mime, output = pictures[0]
-        options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
-        alt = output.get("metadata", {}).get(mime, {}).pop("alt", None) or options.get("alt")
-        if not alt or not alt.strip():
-            raise UsageError(f"{where}, cell {number}: the picture has no alternative text")
-        options["alt"] = " ".join(alt.split())
-
-
-def drop_claims(cells: Sequence[dict[str, Any]]) -> None:
-    """Leave the claims bundle to the runner: the page shows the table beside it, and the record."""
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop(MIME, None)
-
-
-def fold_parameters(cells: Sequence[dict[str, Any]]) -> None:
-    """Fold the cell of defaults; leave the values of this run open, under a plain heading."""
-    for cell in cells:
-        tags = cell["metadata"].setdefault("tags", []) if cell["cell_type"] == "code" else []
-        if "parameters" in tags:
-            tags.append("hide-input")
-            words = {
-                "code_prompt_show": "Show the parameters, their defaults and their meaning",
-                "code_prompt_hide": "Hide the parameters",
-            }
-            cell["metadata"].setdefault("mystnb", {}).update(words)
-        if "injected-parameters" in tags:
-            values = re.sub(r"\A# Parameters\n", "", _source(cell))
-            cell["source"] = f"# Set for this run\n{values}"
-
-
-def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The literal values in the `parameters` cell."""
-    found: dict[str, Any] = {}
-    for cell in cells:
-        if "parameters" in cell["metadata"].get("tags", []):
-            for line in ast.parse(_source(cell)).body:
-                target = line.target if isinstance(line, ast.AnnAssign) else None
-                if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
-                    found[target.id] = line.value.value
-    return found
-
-
 def unexecuted(run: Run, root: Path) -> dict[str, Any]:
     """The project's notebook for a record that came without one: the numbers in the text are the
     record's, the verdicts too; a figure says that it was not kept."""
@@ -663,7 +552,7 @@ def _not_kept() -> str:
 
 
 def chapter_page(
-    root: Path, run: Run, siblings: Sequence[Run], paper_model: str, profiles: Mapping[str, Any]
+    root: Path, run: Run, switch: str, paper_model: str, profiles: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The run's notebook as a page: switcher and box under the title, labels made unique."""
     path = run.folder / "notebook.ipynb"
@@ -677,27 +566,29 @@ def chapter_page(
     again = command(run.record, defaults(cells) | profile)
     fold_parameters(cells)
     localise_labels(cells, f"{run.paper}-{run.model}")
-    first = _source(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
+    first = source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
     title, _, rest = first.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    head = _raw(
-        f"{model_switch(run, siblings)}\n{stale_note(run, again)}\n"
-        f"{run_box(run, paper_model, again)}"
-    )
+    head = raw_html(f"{switch}\n{stale_note(run, again)}\n{run_box(run, paper_model, again)}")
     cells[0]["source"] = f"{title.rstrip()} ({run.model})\n\n{head}\n{rest.lstrip()}"
     return notebook
 
 
-def landing_page(runs: Sequence[Run], claims: Claims, prose: str) -> str:
+def landing_page(
+    runs: Sequence[Run],
+    claims: Claims,
+    prose: str,
+    failed: Sequence[failed_runs.FailedRun] = (),
+) -> str:
     """A chapter's first page: citation, the way to each model, outcomes from the records."""
     link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
     models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {tally(run)}" for run in runs)
     return (
-        f"# {claims.title}\n\nA replication of *{claims.title}*, {link}. "
-        f"The paper's own model is {claims.model}.\n\n{prose}\n\n"
-        f"## Read it on a model\n\n{models}\n\n"
-        f"## Every claim, on every model\n\n{_raw(tables(runs, '', outcome_table))}\n"
+        f"# {as_myst(claims.title)}\n\nA replication of *{as_myst(claims.title)}*, {link}. "
+        f"The paper's own model is {as_myst(claims.model)}.\n\n{prose}\n\n"
+        f"## Read it on a model\n\n{models}\n{failed_runs.links(failed)}\n"
+        f"## Every claim, on every model\n\n{raw_html(tables(runs, '', outcome_table))}\n"
         "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
     )
 
@@ -707,12 +598,14 @@ def table_of_contents(
     runs: Sequence[Run],
     atlases: Sequence[str] = (),
     not_run: Sequence[str] = (),
+    failed: Sequence[failed_runs.FailedRun] = (),
 ) -> dict[str, Any]:
     """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
     the heads under `atlas/index`, which is left out without them.
 
-    A paper without runs keeps its first page if it is among `not_run`, so that links to it lead
-    somewhere; else it is left out. UsageError when a paper that has runs is not in it.
+    Runs that failed come after those that finished. A paper without runs keeps its first page if it
+    is among `not_run`, so that links to it lead somewhere; else it is left out. UsageError when a
+    paper that has runs is not in it.
     """
     papers = by_paper(runs)
     placed = set()
@@ -721,9 +614,7 @@ def table_of_contents(
         kept = []
         for entry in entries:
             match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
-            if match and match[1] not in papers:
-                if match[1] in not_run:
-                    kept.append(entry)
+            if match and match[1] not in {*papers, *not_run}:
                 continue
             if entry.get("file") == "atlas/index":
                 if atlases:
@@ -733,9 +624,16 @@ def table_of_contents(
             if match:
                 placed.add(match[1])
                 pages = [
-                    {"file": f"chapters/{run.key}", "title": run.model} for run in papers[match[1]]
+                    {"file": f"chapters/{run.key}", "title": run.model}
+                    for run in papers.get(match[1], ())
                 ]
-                entry = entry | {"sections": [*entry.get("sections", []), *pages]}
+                pages += [
+                    {"file": f"chapters/{run.key}", "title": f"{run.model} (failed)"}
+                    for run in failed
+                    if run.paper == match[1]
+                ]
+                if pages:
+                    entry = entry | {"sections": [*entry.get("sections", []), *pages]}
             elif "sections" in entry:
                 entry = entry | {"sections": place(entry["sections"])}
             kept.append(entry)
@@ -747,7 +645,8 @@ def table_of_contents(
         result["parts"] = [part for part in parts if part["chapters"]]
     if "chapters" in toc:
         result["chapters"] = place(toc["chapters"])
-    if missing := [paper for paper in papers if paper not in placed]:
+    shown = dict.fromkeys([*papers, *(run.paper for run in failed)])
+    if missing := [paper for paper in shown if paper not in placed]:
         raise UsageError(f"_toc.yml has no entry chapters/{missing[0]}/index")
     return result
 
@@ -780,7 +679,7 @@ def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
     """Write a page of heads for each model that has any; their names in the table of contents."""
     names = []
     for model in dict.fromkeys(run.model for run in runs if run.record["heads"]):
-        records = [run.record for run in runs if run.model == model]
+        records = [run.record for run in runs if run.model == model and run.record["heads"]]
         (part / "atlas").mkdir(exist_ok=True)
         (part / "atlas" / f"{model}.md").write_text(atlas.page(model, records), encoding="utf-8")
         (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(records))
@@ -795,12 +694,17 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     was, when a run is missing, unfinished or cannot be shown.
     """
     certified = root / certified_records.FOLDER
+    failed: list[failed_runs.FailedRun] = []
     if expected is None:
-        own = [run.key for run in find_runs(runs, None)]
+        failed = failed_runs.find_failed(runs)
+        own = finished(runs)
+        if not own and not failed:
+            find_runs(runs, None)  # says that there is none
         more = [pair for pair in named_in_prose(root / "book") if pair not in own]
         expected = [*own, *(p for p in more if (certified / p / "record.json").is_file())]
     found = [
-        replace(run, stale=find_changes(root, run)) for run in find_runs(runs, expected, certified)
+        replace(run, stale=find_changes(root, run))
+        for run in (find_runs(runs, expected, certified) if expected else [])
     ]
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -821,13 +725,17 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         found,
         atlas_pages(part, found),
         not_run := [paper for paper in list_papers(root) if paper not in by_paper(found)],
+        failed,
     )
     for paper in not_run:
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
         (part / "chapters" / paper).mkdir(parents=True)
+        links = failed_runs.links([run for run in failed if run.paper == paper])
+        said = "No run of this chapter finished" if links else "This chapter was not run"
         (part / "chapters" / paper / "index.md").write_text(
-            f"# {claims.title}\n\n[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
-            f"This chapter was not run for this book: `replib run {paper}`.\n"
+            f"# {as_myst(claims.title)}\n\n"
+            f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+            f"{said} for this book: `replib run {paper}`.\n\n{links}"
         )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     for paper, members in by_paper(found).items():
@@ -836,22 +744,34 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         profiles = read_yaml(profiles_file.read_text(), str(profiles_file))
         folder = part / "chapters" / paper
         folder.mkdir(parents=True)
+        stopped = [run for run in failed if run.paper == paper]
         for run in members:
-            page = chapter_page(root, run, members, claims.model, profiles)
+            switch = model_switch(run.key, members, stopped)
+            page = chapter_page(root, run, switch, claims.model, profiles)
             (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
             record = part / RECORDS / f"{run.key}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.folder / "record.json", record)
         prose = root / "book" / "chapters" / f"{paper}.md"
         text = prose.read_text() if prose.is_file() else ""
-        (folder / "index.md").write_text(landing_page(members, claims, text))
+        (folder / "index.md").write_text(landing_page(members, claims, text, stopped))
+    for run in failed:
+        members = [other for other in found if other.paper == run.paper]
+        switch = model_switch(run.key, members, [r for r in failed if r.paper == run.paper])
+        claims = Claims.load(root / "notebooks" / f"{run.paper}.claims.yaml")
+        page = failed_runs.page(run, claims.title, switch)
+        path = part / "chapters" / f"{run.key}.ipynb"
+        path.write_text(json.dumps(page, ensure_ascii=False))
     if (part / performance.PAGE).is_file():
         performance.write(root, part)
     if (part / reruns.PAGE).is_file():
         reruns.write(root, part)
+    if (part / trust.PAGE).is_file():
+        trust.write(root, part)
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
+    crate.write(root, part, RECORDS, pages_in(toc), failed)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return found
@@ -919,6 +839,7 @@ def record_role(
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
     node = record_number(rawtext, shown, classes=[])
     node["record"], node["key"], node["format"] = pair, key, spec
+    node["support_smartquotes"] = False  # a text is shown as the record has it
     return [node], []
 
 
@@ -955,6 +876,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    app.connect("build-finished", page_policy.protect_all)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -996,7 +918,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         found = [str(error)]
     for fault in found:
-        print(f"book: {fault}", file=sys.stderr)
+        print(f"book: {visible(fault)}", file=sys.stderr)
     return 1 if found else 0
 
 

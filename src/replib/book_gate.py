@@ -17,12 +17,14 @@ import yaml
 from bs4 import BeautifulSoup
 from bs4.element import NavigableString, PreformattedString, Tag
 
+from replib import crate
 from replib.book import (
     RECORDS,
     STALE,
     Run,
     by_paper,
     find_runs,
+    finished,
     number_of,
     outcome_word,
     pages_in,
@@ -30,6 +32,9 @@ from replib.book import (
 )
 from replib.claims import MIME
 from replib.errors import UsageError
+from replib.failed_runs import FailedRun, find_failed
+from replib.markup import visible
+from replib.page_policy import DATA_TYPES, is_protected, own_scripts
 from replib.records import differences, record_value, record_values
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
@@ -87,8 +92,8 @@ def faults(
 ) -> list[str]:
     """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
 
-    `expected` names the runs (`paper/model`) that it must show; without it, all that finished and
-    those of `certified` that its pages name.
+    `expected` names the runs (`paper/model`) that it must show, all of them finished; without it,
+    all that finished, those of `certified` that its pages name, and a page for each that failed.
     """
     if not (html / "index.html").is_file():
         return [f"no book in {html}: index.html is missing"]
@@ -97,10 +102,13 @@ def faults(
     found: list[str] = []
     shown: dict[str, Run] = {}
     stale = json.loads((book / STALE).read_text())
+    failed: dict[str, FailedRun] = {}
     if expected is None:
+        failed = {f"chapters/{run.key}.html": run for run in find_failed(runs)}
+        found += [f"{page} is missing" for page in failed if not (html / page).is_file()]
         staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
-        own = [run.key for run in find_runs(runs, None)]
-        expected = sorted({*own, *(path.with_suffix("").as_posix() for path in staged)})
+        staged = {path.as_posix().removesuffix(".json") for path in staged}
+        expected = sorted({*finished(runs), *staged})
     for pair in expected:
         try:
             run = find_runs(runs, [pair], certified)[0]
@@ -116,8 +124,9 @@ def faults(
     found += [f"{page}.html is missing" for page in listed if not (html / f"{page}.html").is_file()]
     for path in sorted(html.rglob("*.html")):
         if "_static" not in path.relative_to(html).parts:
-            found += page_faults(html, path, shown)
+            found += page_faults(html, path, shown, failed)
     found += summary_faults(html, shown, listed)
+    found += crate.faults(html)
     for path in sorted([*html.rglob("*.css"), *html.rglob("*.js")]):
         text = path.read_text(encoding="utf-8", errors="replace")
         name = path.relative_to(html).as_posix()
@@ -178,23 +187,51 @@ def parse(path: Path) -> BeautifulSoup:
     return _soup(path, status.st_mtime_ns, status.st_size)
 
 
-def page_faults(html: Path, path: Path, runs: Mapping[str, Run]) -> list[str]:
-    """Everything wrong with one page."""
+def page_faults(
+    html: Path, path: Path, runs: Mapping[str, Run], failed: Mapping[str, FailedRun]
+) -> list[str]:
+    """Everything wrong with one page; only those named in `failed` may show an error."""
     page = parse(path)
     name = path.relative_to(html).as_posix()
     found = [
-        *error_faults(page),
+        *(failed_faults(page, failed[name]) if name in failed else error_faults(page)),
         *number_faults(page, runs),
         *outcome_faults(page, name, runs),
-        *leak_faults(page),
-        *image_faults(page),
-        *(f"requests {address}" for address in requests_in_page(page)),
+        *_faults_of_itself(path, path.stat().st_mtime_ns, path.stat().st_size),
         *link_faults(html, path, page),
     ]
     return [f"{name}: {fault}" for fault in found]
 
 
+@cache
+def _faults_of_itself(path: Path, changed: int, size: int) -> list[str]:
+    """What is wrong with a page whatever was run, looked for once as long as it does not change."""
+    page = parse(path)
+    return [
+        *leak_faults(page),
+        *image_faults(page),
+        *(f"requests {address}" for address in requests_in_page(page)),
+        *script_faults(page, path.read_text(encoding="utf-8", errors="replace")),
+    ]
+
+
+def failed_faults(page: BeautifulSoup, run: FailedRun) -> Iterator[str]:
+    """A failed run's page must say so before anything else, and show no result."""
+    notes = page.select(".failed-note")
+    cell = page.select_one(".cell")
+    if len(notes) != 1 or notes[0].get("data-run") != run.key:
+        yield "does not say that the run failed"
+    elif visible(run.reason) not in [row.get_text() for row in notes[0].select("dd")]:
+        yield "does not say why the run failed, as its log does"
+    elif cell and not cell.find_previous(class_="failed-note"):
+        yield "says that the run failed after it shows its cells"
+    for result in page.select(".outcome, .run-box, .record"):
+        yield f"shows a result of a run that failed: {result.get_text()[:60]}"
+
+
 def error_faults(page: BeautifulSoup) -> Iterator[str]:
+    if page.select(".failed-note"):
+        yield "is the page of a failed run that is not there"
     if page.select(".output.traceback, .cell_output.error, .output.error, #papermill-error-cell"):
         yield "shows the output of an error"
     for output in page.select(".cell_output"):
@@ -311,6 +348,27 @@ def image_faults(page: BeautifulSoup) -> Iterator[str]:
             yield f"has an image without alternative text: {image.get('src', '')[:80]}"
 
 
+# --- scripts --------------------------------------------------------------------------------------
+
+SCRIPT_LINKS = ("href", "xlink:href", "src", "action", "formaction", "data")
+
+
+def script_faults(page: BeautifulSoup, text: str) -> Iterator[str]:
+    """A policy that is not the page's own, and whatever would run without it."""
+    if not is_protected(text):
+        yield "does not carry the content security policy of the book"
+    own = own_scripts(text)
+    for tag in page.find_all(True):
+        inline = tag.name == "script" and not tag.has_attr("src")
+        if inline and tag.get("type") not in DATA_TYPES and tag.get_text() not in own:
+            yield f"holds a script: {' '.join(tag.get_text().split())[:60]}"
+        for attribute, value in tag.attrs.items():
+            if attribute.startswith("on"):
+                yield f"has an event handler, {attribute} of {tag.name}"
+            elif attribute in SCRIPT_LINKS and re.match(r"[\s\x00-\x1f]*javascript:", value, re.I):
+                yield f"has a script as {attribute} of {tag.name}"
+
+
 # --- links and requests ---------------------------------------------------------------------------
 
 
@@ -380,7 +438,7 @@ def requests_in_page(page: BeautifulSoup) -> Iterator[str]:
             yield from requests_in_css(tag.get_text())
         if tag.has_attr("style"):
             yield from requests_in_css(str(tag["style"]))
-        if tag.name == "script" and not tag.has_attr("src"):
+        if tag.name == "script" and not tag.has_attr("src") and tag.get("type") not in DATA_TYPES:
             yield from requests_in_script(tag.get_text())
         for attribute, value in tag.attrs.items():
             if attribute.startswith("on"):

@@ -18,7 +18,6 @@ In a chapter:
 import ast
 import difflib
 import hashlib
-import html
 import json
 import keyword
 import math
@@ -36,6 +35,7 @@ import simpleeval
 import yaml
 
 from replib.errors import UsageError
+from replib.markup import as_html as _cell
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
 # What an attention head can be, in the words of the papers.
@@ -541,10 +541,6 @@ class HtmlTable:
             f'<table class="{self.kind}-table">'
             f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>"
         )
-
-
-def _cell(text: str) -> str:
-    return html.escape(text)
 
 
 def _small(label: str, text: str | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from jaxtyping import Float
@@ -36,7 +37,12 @@ def show(fig: Figure, alt: str) -> None:
 
 
 def style() -> None:
-    """Fonts that stay legible when a phone scales the figure; white cards, no top and right."""
+    """Fonts that stay legible when a phone scales the figure; white cards, no top and right.
+
+    And tables that show what is in their cells: without this option a styled one puts text, such
+    as a row of the user's own file, into the page as HTML.
+    """
+    pd.set_option("styler.format.escape", "html")
     sns.set_theme(context="notebook", style="ticks", font_scale=0.95)
     plt.rcParams.update(
         {"figure.dpi": 130, "axes.spines.top": False, "axes.spines.right": False}
@@ -238,9 +244,9 @@ def slider(
 ) -> HTML:
     """Bars that a reader moves: {question: {answer: its probability at each step}}.
 
-    Everything is in the page: no server, no other host. Without scripts it says that the plain
-    figure beside it shows the same. `what` names the quantity of the steps, for the eye and for a
-    screen reader.
+    The data are in the page, and the book's own knob.js moves them: no server, no other host, no
+    script in the output. Without it, as in Jupyter, a sentence says that the plain figure beside it
+    shows the same. `what` names the quantity of the steps, for the eye and for a screen reader.
     """
     data = {"steps": list(steps), "questions": []}
     for text, some in questions.items():
@@ -252,46 +258,11 @@ def slider(
 
 
 _SLIDER = """<div class="knob">
-<noscript>This figure moves with a script; the plain figure above shows the same.</noscript>
+<p class="knob-still">In the book this figure moves; the plain figure above shows the same.</p>
 <div class="knob-moving" hidden>
 <label>{what}: <output></output>
 <input type="range" min="0" max="{last}" value="{start}" aria-label="{what}"></label>
 <div class="knob-bars" aria-live="polite"></div>
 </div>
 <script type="application/json">{data}</script>
-<script>
-(() => {{
-  const knob = document.currentScript.parentElement;
-  const data = JSON.parse(knob.querySelector('script[type="application/json"]').textContent);
-  const input = knob.querySelector("input"), bars = knob.querySelector(".knob-bars");
-  const add = (parent, tag, name, text) => {{
-    const node = parent.appendChild(document.createElement(tag));
-    node.className = name;
-    node.textContent = text;
-    return node;
-  }};
-  const drawn = [];
-  for (const question of data.questions) {{
-    add(bars, "p", "knob-question", question.text);
-    question.answers.forEach(([name, values], kind) => {{
-      const row = add(bars, "div", "knob-row", "");
-      add(row, "span", "knob-name", name);
-      const bar = add(add(row, "span", "knob-track", ""), "span", "knob-bar knob-kind-" + kind, "");
-      drawn.push([bar, add(row, "span", "knob-value", ""), values]);
-    }});
-  }}
-  const show = () => {{
-    const at = Number(input.value);
-    knob.querySelector("output").textContent = data.steps[at];
-    input.setAttribute("aria-valuetext", data.steps[at]);
-    for (const [bar, value, values] of drawn) {{
-      bar.style.width = 100 * values[at] + "%";
-      value.textContent = Math.round(100 * values[at]) + "%";
-    }}
-  }};
-  input.addEventListener("input", show);
-  knob.querySelector(".knob-moving").hidden = false;
-  show();
-}})();
-</script>
 </div>"""

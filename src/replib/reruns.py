@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from replib import sizing
+from replib.markup import raw_html, scrolling
 from replib.project import list_papers
 from replib.runner import Chapter, find_chapter
 
@@ -17,14 +18,12 @@ def write(root: Path, out: Path) -> None:
     """Put the table into the page in `out`."""
     rows = [row for paper in list_papers(root) for row in _rows(root, find_chapter(root, paper))]
     head = "".join(f'<th scope="col">{title}</th>' for title in _HEAD)
-    table = (
-        '<div class="table-scroll" role="region" tabindex="0" aria-label="The papers\' models">\n'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody></table>"
-        "\n</div>"
-    )
+    body = "\n".join(rows)
+    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
     page = out / PAGE
     text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace(MARK, f"```{{raw}} html\n{table}\n```"), encoding="utf-8")
+    scrolled = raw_html(scrolling("The papers' models", table))
+    page.write_text(text.replace(MARK, scrolled), encoding="utf-8")
 
 
 def _rows(root: Path, chapter: Chapter) -> Iterator[str]:

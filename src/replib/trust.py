@@ -4,13 +4,13 @@ The page's prose holds `<!-- trust NAME -->` for the table of results/trust/NAME
 table is typed.
 """
 
-import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from replib.errors import UsageError
+from replib.markup import as_html, raw_html, scrolling
 from replib.sizing import FOLDER
 
 PAGE = "trust.md"
@@ -30,33 +30,25 @@ def table(root: Path, name: str) -> str:
     path = root / FOLDER / "trust" / f"{name}.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        head = "".join(f'<th scope="col">{_h(title)}</th>' for title in report["columns"])
+        head = "".join(f'<th scope="col">{as_html(title)}</th>' for title in report["columns"])
         rows = "\n".join(_row(row) for row in report["rows"])
         minutes = report["seconds"] / 60
-        line = f"{report['what']} Made on {report['date']} by <code>make {name}</code>, "
+        line = f"{as_html(report['what'])} Made on {report['date']} by <code>make {name}</code>, "
         line += f"in {minutes:.0f} minutes." if minutes >= 1.5 else f"in {report['seconds']:.0f} s."
-        line += "".join(f" Left out: {_h(text)}." for text in report.get("not_injected", ()))
+        line += "".join(f" Left out: {as_html(text)}." for text in report.get("not_injected", ()))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; make it with: make {name}") from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is not the report of make {name}; make it again") from None
-    return (
-        f'```{{raw}} html\n<p class="trust-what">{line}</p>\n'
-        f'<div class="table-scroll" role="region" tabindex="0" aria-label="make {name}">\n'
-        f'<table class="trust-table"><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>'
-        "</table>\n</div>\n```\n"
-    )
+    rows = f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>"
+    return raw_html(f"<p>{line}</p>\n" + scrolling(f"make {name}", f"<table>{rows}</table>"))
 
 
 def _row(row: list[Any]) -> str:
     first, *rest = row
-    cells = "".join(f"<td>{_h(_show(value))}</td>" for value in rest)
-    return f'<tr><th scope="row">{_h(first)}</th>{cells}</tr>'
+    cells = "".join(f"<td>{as_html(_show(value))}</td>" for value in rest)
+    return f'<tr><th scope="row">{as_html(first)}</th>{cells}</tr>'
 
 
 def _show(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
-
-
-def _h(text: Any) -> str:
-    return html.escape(str(text))

@@ -1,0 +1,48 @@
+"""Text that somebody else wrote, on its way into a page: shown there, never obeyed."""
+
+import html
+import re
+from typing import Any
+
+# Control characters (line breaks and tabs stay), the marks that turn the direction of writing, with
+# which a line can read as something else, and halves of characters, which no file can hold.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: Any) -> str:
+    r"""The text with every character that is obeyed rather than seen written out.
+
+    >>> visible("gpt2\u202e")
+    'gpt2\\u202e'
+    """
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
+
+
+def as_html(text: Any) -> str:
+    """The text as HTML, for an element or an attribute in quotation marks."""
+    return html.escape(visible(text), quote=True)
+
+
+def as_myst(text: Any) -> str:
+    """The text as MyST on one line: no character of it starts a mark, a role, a link or HTML.
+
+    >>> as_myst("a *b*")
+    'a \\\\*b\\\\*'
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(visible(text).split()))
+
+
+def raw_html(text: str) -> str:
+    """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{{raw}} html\n{text}\n{fence}\n"
+
+
+def scrolling(label: str, table: str) -> str:
+    """A table of HTML that scrolls by itself where the page is narrower, by keyboard too."""
+    return (
+        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{as_html(label)}">\n'
+        f"{table}\n</div>"
+    )

@@ -1,0 +1,242 @@
+"""A paper whose records, rows and failed run hold what somebody would write who wants a script to
+run in a reader's browser. `make_hostile` puts it into a project of test_book's."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from replib import contexts, facts, figures, intents
+from replib.claims import MIME, Claims, verdict_table
+from replib.project import find_root, library_hash, notebook_hash
+from replib.runner import find_chapter
+from replib.sources import model_slug
+
+PAPER = "hostile-paper"
+HOST = "evil.example"
+# What a script would do: it leaves a mark on the page, or on the page that holds it in a frame.
+RUN = "top.document.documentElement.dataset.ran=1"
+
+STRINGS = {
+    "script": f"<script>{RUN}</script>",
+    "handler": f'"><img src=x onerror="{RUN}">',
+    "handler after a single quote": f"'><svg onload={RUN}>",
+    "handler in a tag": f'" onmouseover="{RUN}',
+    "end of a script": f"</script><script>{RUN}</script>",
+    "end of the article": f"</td></table></div></article></main><script>{RUN}</script>",
+    "handlers that need no click": f"<details open ontoggle={RUN}><input autofocus onfocus={RUN}>",
+    "link": f'<a href="javascript:{RUN}">go</a>',
+    "link in Markdown": f"[go](javascript:{RUN}) <javascript:{RUN}>",
+    "frame": f"<iframe srcdoc='<script>{RUN}</script>'></iframe>",
+    "pictures of another host": f"<img src=http://{HOST}/a> ![](http://{HOST}/b)",
+    "base": f"<base href=http://{HOST}/>",
+    "refresh": f'<meta http-equiv="refresh" content="0;url=http://{HOST}/c">',
+    "style": f"<style>@import 'http://{HOST}/d';</style>",
+    "comment": "<!-- <b>",
+    "entity": "&lt;script&gt; &amp;",
+    "fence": f"```\n\n```{{raw}} html\n<script>{RUN}</script>\n```\n",
+    "longer fence": f"``````\n\n```{{raw}} html\n<script>{RUN}</script>\n```\n",
+    "colons": f":::{{raw}} html\n<script>{RUN}</script>\n:::",
+    "substitution": "{{ env }} {% raw %} {{ ''.__class__.__mro__ }}",
+    "maths": f"$$\\href{{javascript:{RUN}}}{{x}}$$ \\(\\href{{javascript:{RUN}}}{{y}}\\) $z$",
+    "backticks": "` `` ``` ````",
+    "terminal": "\x1b[31mred\x1b[0m \x1b]8;;http://evil.example/e\x07",
+    "direction": "gpt2 \u202e\u2066fdp.exe",
+    "controls": "\x00\x07\x9f",
+}
+TEXT = "\n".join(STRINGS.values())
+NO_BRACES = str.maketrans("{}", "()")
+ROLES = "{raw-html}`<b>` {record}`claims.1.1.value` {ref}`nowhere`"
+
+
+def text(field: str) -> str:
+    """All of it, as the content of one field. Roles only where the page shows code: elsewhere the
+    gate refuses them, as roles that nobody resolved. A fact's prompt may hold no braces."""
+    text = f"[{field}] {TEXT}" + (ROLES if field in ("parameter", "revision", "weights") else "")
+    return text.translate(NO_BRACES) if field == "own prompt" else text
+
+
+def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
+    """A record that fits its schema, with the strings in every field that takes any text."""
+    rule = {"text": text("rule"), "gate": text("gate"), "gate_text": text("gate text")}
+    rule |= {"holds_if": text("holds if"), "fails_if": text("fails if")}
+    claim = {
+        "id": "1.1",
+        "statement": text("statement"),
+        "reported": text("reported"),
+        "source": {"mark": "figure", "where": text("where")},
+        "measured": {"value": 0.5, "unit": text("unit"), "note": text("note"), "<b>x": 1.5},
+        "interval": [0.25, 0.75],
+        "n": 40,
+        "null": {"description": text("null"), "<img src=x onerror=1>": 0.1},
+        "decision_rule": rule,
+        "outcome": "holds",
+        "reason": text("reason"),
+        "scope": "transfer",
+    }
+    bare = {"id": "1.2", "measured": None, "interval": None, "n": None, "reported": None}
+    bare |= {"null": {"description": None}, "outcome": "not_testable"}
+    info = {"n_layers": 2, "n_heads": 2, "sha256": text("weights"), "name": text("model")}
+    parameters = {"n_prompts": 30, "notes": text("parameter"), text("key"): [text("list")]}
+    return {
+        "schema_version": 1,
+        "paper": PAPER,
+        "title": text("title"),
+        "arxiv": text("arxiv"),
+        "model": info | {name: text(name) for name in ("source", "note", "revision", "dtype")},
+        "profile": "laptop",
+        "parameters": parameters,
+        "seed": 3,
+        "claims": [claim, claim | bare],
+        "measurements": {"size": {"value": 1.5, "interval": None, "n": 3, "unit": text("unit 2")}},
+        "heads": {
+            name: {"heads": [[0, 1], [1, 0]], "rule": text("head rule")}
+            for name in ("mover", "induction")
+        },
+        "changes": [{"date": text("date"), "claim": "1.1", "reason": text("change")}],
+        "status": "finished",
+        "hashes": {"weights": text("hash"), "requirements": None, "inputs": {}} | hashes,
+        "versions": {"torch": text("version"), text("package"): "1"},
+        "device": text("device"),
+        "threads": 2,
+        "wall_time_s": 75.2,
+        "calibration": None,
+        "peak_memory_mb": 900.0,
+        "started": "2026-01-02T03:04:05Z",
+    }
+
+
+MODEL = model_slug(text("model"))
+# The fields that a reader sees, by page.
+SEEN = {
+    f"chapters/{PAPER}/{MODEL}.html": (
+        *("model", "source", "note", "revision", "weights", "parameter", "key", "list", "version"),
+        *("package", "device", "unit", "unit 2", "statement", "reported", "where", "reason"),
+        *("rule", "title", "printed", "own context", "own question", "own prompt"),
+        *("file statement", "file reported", "file where", "file decision", "file change"),
+    ),
+    f"chapters/{PAPER}/{MODEL}.failed.html": ("error", "printed"),
+    f"chapters/{PAPER}/index.html": ("statement",),
+    f"atlas/{MODEL}.html": ("head rule",),
+    "scorecard.html": ("title", "statement", "reported", "where", "unit", "null", "reason"),
+}
+
+
+def claims_file() -> str:
+    """The paper's own claims, in which everything but title and model is hostile."""
+    claim = {"id": "1.1", "statement": text("file statement"), "reported": text("file reported")}
+    claim |= {"source": {"mark": "figure", "where": text("file where")}, "null": None}
+    claim |= {"gate": None, "gate_text": None, "holds_if": "value > 0", "fails_if": "value < 0"}
+    change = {"date": "2026-01-01", "claim": "1.1", "reason": text("file change")}
+    content = {"paper": PAPER, "title": "A {hostile} *Paper*", "arxiv": "2001.00002"}
+    content |= {"model": "gpt2 <b>", "changes": [change]}
+    claims = [claim | {"decision": text("file decision")}]
+    return json.dumps(content | {"claims": claims})  # JSON is YAML
+
+
+def own_rows(folder: Path) -> list[dict[str, str]]:
+    """The outputs in which chapters show rows of a user's own files, by the chapters' own code."""
+    figures.style()
+    words = ("prior_answer", "context_answer", "subject")
+    case = {"context": text("own context"), "question": text("own question")}
+    case |= {word: f"{word} {TEXT}" for word in words}
+    (folder / "cases.json").write_text(json.dumps([case]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?"
+    )
+    test = contexts.cases_from_file(folder / "cases.json")
+    names = {"test": test, "tokenizer": tokenizer, "intents": intents, "pd": pd, "np": np}
+    names |= {"figures": figures, "each": torch.full((3, 1, 3), 0.25), "values": [-1.0, 0.0, 1.0]}
+    subject = TEXT.translate(NO_BRACES)
+    row = {"subject": subject, "prompt": f"{text('own prompt')} {subject}"}
+    row |= {"answer": "yes", "foil": "no"}
+    (folder / "facts.json").write_text(json.dumps([row, row | {"foil": "never"}]))
+    asked = facts.facts_from_file(folder / "facts.json")
+    names |= {"asked": asked, "templates": [facts.OWN_TEMPLATE]}
+    shown = [
+        last_value("context-knob", "knob-07", names, whole=True),
+        last_value("context-knob", "knob-49", names, whole=True),
+        last_value("factual-recall", "5cd97059", names, whole=False),
+        pd.DataFrame({"token": [TEXT[:40]]}),
+    ]
+    return [{"text/html": one._repr_html_(), "text/plain": "-"} for one in shown]
+
+
+def last_value(paper: str, id: str, names: dict[str, Any], whole: bool) -> Any:
+    """What a cell of a chapter shows: its last expression, after the rest of it if `whole`."""
+    notebook = json.loads((find_root() / f"notebooks/{paper}.ipynb").read_text())
+    source = next("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == id)
+    *rest, last = ast.parse(source).body
+    scope = dict(names)
+    if whole:
+        exec(compile(ast.Module(rest, []), id, "exec"), scope)
+    return eval(compile(ast.Expression(last.value), id, "eval"), scope)
+
+
+PARAMETERS = 'model_name: str = "tiny"\ndevice: str = "cpu"\nseed: int = 0\n'
+PARAMETERS += 'profile: str = "laptop"\nn_prompts: int = 100  # prompts'
+PROSE = """# A Hostile Paper
+
+{record}`claims.1.1.unit` {record}`claims.1.1.note` {record}`claims.1.1.reason` {record}`title`
+{record}`claims.1.1.statement` {record}`model.name` {record}`measurements.size.unit`
+{record}`claims.1.1.null.description` {record}`device`
+"""
+
+
+def make_hostile(root: Path, png: str) -> None:
+    """Add the paper, one finished and one failed run of it to the project in `root`."""
+    (root / "notebooks" / f"{PAPER}.claims.yaml").write_text(claims_file())
+    profile = {"models": ["tiny"], "parameters": {}}
+    profiles = {"smoke": profile, "laptop": profile, "paper": profile}
+    (root / "notebooks" / f"{PAPER}.profiles.yaml").write_text(json.dumps(profiles))
+    record = hostile_record({})
+    claims = Claims.load(root / "notebooks" / f"{PAPER}.claims.yaml")
+    keys = ("claims", "measurements", "heads", "changes")
+    bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
+    bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
+    tables = [claims.table(), claims.history()]
+    alt = {"image/png": {"alt": text("alt")}}
+    shown = [{"text/html": table._repr_html_()} for table in tables] + own_rows(root)
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
+    picture = {"output_type": "display_data", "metadata": alt, "data": {"image/png": png}}
+    verdict = {"output_type": "display_data", "metadata": {}, "data": bundle}
+    printed = {"output_type": "stream", "name": "stdout", "text": text("printed")}
+    error = {"output_type": "error", "ename": "ValueError", "evalue": text("error")}
+    sources = [(PARAMETERS, "parameters", [])]
+    sources += [(f"notes = {TEXT!r}", "injected-parameters", [])]
+    sources += [("show()", "tables", outputs), ("draw()", "figure", [picture])]
+    sources += [("print(text)", "print", [printed])]
+    last = ("claims.verdicts(info)", "claims", [verdict])
+    failed = ("fail()", "hide-input", [printed, error | {"traceback": [text("error")]}])
+    folder = root / "build/runs" / PAPER
+    (folder / MODEL).mkdir(parents=True)
+    (folder / MODEL / "notebook.ipynb").write_text(json.dumps(notebook([*sources, last])))
+    stopped = folder / f"{MODEL}.failed"
+    stopped.mkdir()
+    (stopped / "notebook.ipynb").write_text(json.dumps(notebook([*sources, failed, last])))
+    reason = " ".join(text("error").split())
+    log = f"hostile, profile laptop, 2026-01-02T03:04:05Z\n{text('log')}\n\n"
+    (stopped / "run.log").write_text(f"{log}failed: {reason} in cell [6], `fail()`\n")
+    source = json.dumps(notebook([one for one in [*sources, last] if one[1][0] != "i"], bare=True))
+    (root / "notebooks" / f"{PAPER}.ipynb").write_text(source)
+    chapter = find_chapter(root, PAPER)
+    record["hashes"] |= {"notebook": notebook_hash(source), "library": library_hash(source)}
+    record["hashes"] |= {"claims": chapter.claims.sha256}
+    record["hashes"] |= {"parameters": chapter.parameters_hash("laptop")}
+    (folder / MODEL / "record.json").write_text(json.dumps(record))
+
+
+def notebook(sources: list[tuple[str, str, list]], bare: bool = False) -> dict[str, Any]:
+    cells = [{"cell_type": "markdown", "id": "text", "metadata": {}, "source": PROSE}]
+    for count, (source, tag, outputs) in enumerate(sources, 1):
+        cell = {"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source}
+        cells.append(cell | ({} if bare else {"execution_count": count, "outputs": outputs}))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
