@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from replib import contexts, facts, figures, intents
 from replib.claims import MIME, Claims, verdict_table
 from replib.project import find_root, library_hash, notebook_hash
+from replib.records import write_record
 from replib.runner import find_chapter
 from replib.sources import model_slug
 
@@ -197,7 +198,7 @@ def make_hostile(root: Path, png: str) -> None:
     (root / "notebooks" / f"{PAPER}.profiles.yaml").write_text(json.dumps(profiles))
     record = hostile_record({})
     claims = Claims.load(root / "notebooks" / f"{PAPER}.claims.yaml")
-    keys = ("claims", "measurements", "heads", "changes")
+    keys = ("paper", "title", "arxiv", "model", "claims", "measurements", "heads", "changes")
     bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
     tables = [claims.table(), claims.history()]
@@ -227,9 +228,9 @@ def make_hostile(root: Path, png: str) -> None:
     (root / "notebooks" / f"{PAPER}.ipynb").write_text(source)
     chapter = find_chapter(root, PAPER)
     record["hashes"] |= {"notebook": notebook_hash(source), "library": library_hash(source)}
-    record["hashes"] |= {"claims": chapter.claims.sha256}
+    record["hashes"] |= {"claims": chapter.claims.sha256, "environment": "0" * 64}
     record["hashes"] |= {"parameters": chapter.parameters_hash("laptop")}
-    (folder / MODEL / "record.json").write_text(json.dumps(record))
+    write_record(folder / MODEL / "record.json", record)
 
 
 def notebook(sources: list[tuple[str, str, list]], bare: bool = False) -> dict[str, Any]:

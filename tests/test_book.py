@@ -303,7 +303,7 @@ def test_the_heads_of_a_model_of_unknown_size_are_refused_in_a_line(project: Pat
     path = project / "build/runs" / EXPECTED[0] / "record.json"
     record = json.loads(path.read_text())
     record["heads"] = {"mover": {"heads": [[0, 1]], "rule": "r"}}
-    path.write_text(json.dumps(record))
+    write_record(path, record)
     with pytest.raises(UsageError, match="not how many layers and heads the model has"):
         stage(project)
 

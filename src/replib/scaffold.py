@@ -49,8 +49,8 @@ paper: # the paper's model and sizes
 _TEST = '''\
 """The chapter {slug}, whole, on random weights."""
 
-from replib.records import (read_record)
 from replib.project import find_root
+from replib.records import read_record
 from replib.runner import execute, find_chapter, plan
 
 
