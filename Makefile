@@ -17,7 +17,8 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix faults bench bench-training bench-sweep clean
+.PHONY: help setup lint test run papers book matrix faults fuzz determinism calibration
+.PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,12 @@ help:
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
+	@echo "make determinism"
+	@echo "             run every chapter again with other threads, number types and folders (about 20"
+	@echo "             minutes), compare the records and rewrite results/trust/determinism.json"
+	@echo "make calibration"
+	@echo "             simulate every interval and null (about 15 minutes) and rewrite"
+	@echo "             results/trust/calibration.json"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
 	@echo "make bench-training"
@@ -113,6 +120,12 @@ papers:
 
 matrix: $(STAMP)
 	$(BIN)/python tests/matrix.py
+
+determinism: $(STAMP)
+	$(BIN)/python tests/determinism.py
+
+calibration: $(STAMP)
+	$(BIN)/python tests/calibration.py
 
 clean:
 	rm -rf build _build

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from replib import models, sources
 from replib.errors import UsageError
+from replib.interventions import Network
 from replib.models import (
     ARCHITECTURES,
     find_device,
@@ -260,6 +261,8 @@ def test_float64_has_the_weights_of_float32_and_rounds_less() -> None:
     logits, exact = usual(PROMPT), reference(PROMPT)
     assert exact.dtype == torch.float64
     assert 0 < (logits - exact).abs().max() < 1e-4
+    resid, token = torch.zeros(1, 32, dtype=torch.float64), torch.tensor([[0]])
+    assert Network(reference).logits(resid, token).dtype == torch.float32
     with pytest.raises(UsageError, match="float64' does not exist on mps"):
         find_dtype("float64", torch.device("mps"))
 

@@ -2,6 +2,9 @@
 
 Nothing here sees a model. Values stay one per prompt as long as possible; every random draw comes
 from a generator derived from the run's seed and a label, so that draws do not depend on order.
+
+Whether intervals cover as often as they say, and nulls err as seldom, is simulated by
+`make calibration`; where they do not, the docstring says when.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ def head_label(head: Head) -> str:
 
 
 def wilson(successes: Bool[Tensor, " prompt"]) -> tuple[float, Interval]:
-    """A proportion and its 95% Wilson interval."""
+    """A proportion and its 95% Wilson interval.
+
+    Prompts count as independent: where those of one template go together it is too narrow. Near 0
+    and 1 coverage swings around 95%, as few counts are possible.
+    """
     n = len(successes)
     if n == 0:
         raise UsageError("a proportion of no prompts: give at least one")
@@ -45,10 +52,12 @@ def wilson(successes: Bool[Tensor, " prompt"]) -> tuple[float, Interval]:
     return k / n, (float(interval.low), float(interval.high))
 
 
-def seeds_mean(values: Sequence[float]) -> tuple[float, Interval]:
+def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
     """The mean over a few seeds and its 95% t interval, which covers new seeds.
 
-    Seeds that agree exactly give an interval without width.
+    Seeds that agree exactly give an interval without width; so where a seed either learns or does
+    not, five of them often miss the truth. Skewed values, such as shares near 1, are covered less
+    than they should be.
     """
     array = np.asarray(values, float)
     if len(array) < 2:
@@ -58,7 +67,9 @@ def seeds_mean(values: Sequence[float]) -> tuple[float, Interval]:
     return mean, (mean - half, mean + half)
 
 
-def seeds_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, Interval]:
+def seeds_difference(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
+) -> tuple[float, Interval]:
     """Mean of a less mean of b, of separate seeds, and its 95% Welch interval."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2:
@@ -94,6 +105,10 @@ def bootstrap(
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap percentile interval.
 
     `statistic` maps means [..., *rest] to [...]; the default is the mean itself.
+
+    Too narrow with few groups: under 40 it covers the truth in fewer than 95 of 100 cases, with 5
+    in about 85. Where hardly any group differs from the others it is worse, and without width where
+    none does.
     """
     array = values.double().numpy(force=True)
     means = np.tensordot(cluster_draws(groups, generator, draws), array, axes=1)
@@ -126,7 +141,8 @@ def max_statistic_pvalues(
     whole prompts (all heads together, which keeps their correlation) and keeps the largest
     |t| over heads, t = mean / standard error; a head's p-value is the share of draws whose
     maximum reaches its own |t|. Family-wise over all heads (Westfall and Young's max-T).
-    Heads that were not senders (NaN) get p = 1.
+    Effects that are skewed about 0 are not of this null, even with mean 0, and are called strong
+    too often. Heads that were not senders (NaN) get p = 1.
     """
     x = effect.double()
     sent = ~x.isnan().any(-1)
@@ -184,7 +200,9 @@ def layer_matched(
 ) -> set[Head]:
     """As many random heads from the same layers, none of `exclude`.
 
-    Where a layer has too few heads left, the excluded ones are allowed again in that layer.
+    Where a layer has too few heads left, the excluded ones are allowed again in that layer. With
+    `heads` themselves excluded a null of such draws is too easy: a head drawn at random from nine
+    is the best of them in 11% of cases, and then beyond all draws.
     """
     layers = sorted(layer for layer, _ in heads)
     out: set[Head] = set()
@@ -220,7 +238,14 @@ class Null:
     draws: Float[np.ndarray, " draw"]
 
     def asdict(self) -> Mapping[str, float | int]:
-        q05, q95 = np.quantile(self.draws, [0.05, 0.95])
+        """Mean, 5th and 95th percentile, and how many draws.
+
+        Where a percentile falls between two draws it is the outer one, so that a value of the null
+        itself is beyond it in at most 5% of cases, from 19 draws on. (Interpolated between the
+        largest two of 20 draws it would be in 9%.)
+        """
+        q05 = np.quantile(self.draws, 0.05, method="lower")
+        q95 = np.quantile(self.draws, 0.95, method="higher")
         return {
             "mean": float(self.draws.mean()),
             "q05": float(q05),

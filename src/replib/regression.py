@@ -12,7 +12,8 @@ from replib.metrics import Interval
 
 @dataclass(frozen=True)
 class Logistic:
-    """Coefficients in log odds, the intercept last; covariance by the sandwich estimator."""
+    """Coefficients in log odds, the intercept last; covariance by the sandwich estimator, which is
+    too small with few clusters: with 20 the intervals cover in some 92 of 100 cases."""
 
     coefficient: Float[np.ndarray, " term"]
     covariance: Float[np.ndarray, "term term"]
