@@ -38,6 +38,8 @@ help:
 	@echo "make calibration"
 	@echo "             simulate every interval and null (about 15 minutes) and rewrite"
 	@echo "             results/trust/calibration.json"
+	@echo "make fuzz    hostile input of every kind, 5,000 cases (about 2 minutes); rewrites"
+	@echo "             results/trust/fuzz.json"
 	@echo "make bench   time path patching against its peers (about 10 minutes) and rewrite"
 	@echo "             benchmarks/bench.json, which the book's page on performance is made from"
 	@echo "make bench-training"
@@ -126,6 +128,9 @@ determinism: $(STAMP)
 
 calibration: $(STAMP)
 	$(BIN)/python tests/calibration.py
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --out results/trust/fuzz.json $(ARGS)
 
 clean:
 	rm -rf build _build

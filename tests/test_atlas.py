@@ -34,6 +34,13 @@ def test_roles_come_in_the_order_of_the_list_and_once():
         roles_of([record("a", mover=[(3, 0)])])
 
 
+def test_heads_of_a_model_of_unknown_size_are_refused():
+    for model in ({"name": "m"}, {"name": "m", "n_layers": 3, "n_heads": None}):
+        with pytest.raises(UsageError, match="the record of a has heads and no number of layers"):
+            roles_of([record("a", mover=[]) | {"model": model}])
+        assert roles_of([record("a") | {"model": model}]) == []
+
+
 def test_the_null_is_the_share_of_all_draws():
     a, b, n = {(0, 0), (0, 1), (2, 3)}, {(0, 1), (2, 0), (2, 1), (1, 1)}, 4
     counts = np.zeros(4)

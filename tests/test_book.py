@@ -370,6 +370,15 @@ def test_controls_stand_apart_from_the_models(built: Path) -> None:
     assert both.index(book.CONTROLS) < both.index('data-record="fake-paper/tiny"')
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../..", "a/../b", "fake-paper/..", "fake-paper/a/b", "fake-paper/.x", "a/" + "x" * 300],
+)
+def test_a_run_is_named_by_two_names(project: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="a run is named paper/model, not"):
+        book.find_runs(project / "build/runs", [name])
+
+
 def test_a_run_that_goes_on_is_not_shown(project: Path) -> None:
     runs = project / "build/runs"
     shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")

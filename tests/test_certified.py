@@ -233,3 +233,9 @@ def test_no_run_and_no_certified_record_are_one_line(project, altered, tmp_path)
         find_run("toy/small", tmp_path)
     with pytest.raises(UsageError, match="no certified record of toy on tiny"):
         compare(project, altered(same_requirements))
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/x", "x" * 5000, "a\0b", "../none"])
+def test_a_run_that_has_no_such_name(name, tmp_path):
+    with pytest.raises(UsageError, match="no finished run"):
+        find_run(name, tmp_path)

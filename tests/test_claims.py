@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replib.claims import MIME, OUTCOMES, Claims
+from replib.claims import MIME, OUTCOMES, Claims, read_json, read_yaml
 from replib.errors import UsageError
 from replib.records import read_record, record_value, record_values, seal, write_record
 
@@ -80,6 +80,8 @@ def test_every_scalar_is_read_as_text(load):
         ("reported: 49.6%", "reported: 49.6% [MEM]", "[MEM] is unverified"),
         ("low > null_q95", "low >", "claim 1.8: holds_if does not parse: value >= 0.1 and low >"),
         ("low > null_q95", "holds", "claim 1.8: holds_if uses the outcome 'holds'"),
+        ("low > null_q95", "min(value) > 1", "abs takes one number, min and max two or more"),
+        ("low > null_q95", "abs(value, 1) > 1", "abs takes one number"),
         ("low > null_q95", "low ** 9 > 1", "holds_if may not contain Pow"),
         ("low > null_q95", "open('x')", "may call min, max and abs only"),
         ("low > null_q95", "max()", "may call min, max and abs only"),
@@ -116,6 +118,54 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_yaml_runs_no_code(load):
     with pytest.raises(UsageError, match="could not determine a constructor"):
         load("paper: !!python/object/apply:os.getcwd []")
+
+
+LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"paper: [&a0 [x, x], {LAUGHS}]", "line 1: *a0: aliases are not read; write it out"),
+        ("paper: &a [*a]", "line 1: *a: aliases"),
+        (f"paper: {DEEP}", "nested too deeply"),
+        ("paper: !!int x", "a value is not what it should be (ValueError: invalid literal"),
+        ("paper: !!int ''", "a value is not what it should be"),
+        ("paper: !!bool maybe", "a value is not what it should be (KeyError: 'maybe')"),
+        ("paper: !!timestamp x", "a value is not what it should be (AttributeError"),
+        ('paper: "\\U00110000"', "a value is not what it should be"),
+        ("? [a]\n: b", "line 1: a key is not text"),
+        ('paper: "a\\0b"', "line 1: '\\x00' cannot stand in a text"),
+        ('paper: "\\ud800"', "line 1: '\\ud800' cannot stand in a text"),
+        ('"\\e": toy', "line 1: '\\x1b' cannot stand in a text"),
+        ("paper: toy\npaper: toy", "line 2: key 'paper' is there twice"),
+    ],
+)
+def test_yaml_that_is_no_plain_file_is_one_line(load, text, message):
+    with pytest.raises(UsageError) as error:
+        load(text)
+    assert message in str(error.value)
+    assert "toy.claims.yaml" in str(error.value)
+
+
+def test_a_tag_or_a_key_of_another_type_where_types_are_read():
+    assert read_yaml("{a: 1, 'on': [2001-01-01, .inf]}", "x")["a"] == 1
+    for text in ("{1: 2}", "{on: 1}", "{null: 1}", "{<<: {a: 1}}"):
+        with pytest.raises(UsageError, match="x, line 1: a key is not text; put it in quotes"):
+            read_yaml(text, "x")
+    with pytest.raises(UsageError, match="ValueError: month must be in"):
+        read_yaml("2001-99-99", "x")
+
+
+def test_a_name_that_ends_in_a_line_break_is_none(load):
+    with pytest.raises(UsageError, match="does not match"):
+        load(claims_text().replace("paper: toy", 'paper: "toy\\n"'))
+
+
+def test_a_path_that_is_none_is_one_line():
+    with pytest.raises(UsageError, match="cannot be read: embedded null byte"):
+        Claims.load("a\0b")
 
 
 # --- outcomes -------------------------------------------------------------------------------------
@@ -162,6 +212,43 @@ def test_division_by_zero_is_not_testable(load):
     claims = load(holds_if="value / null_mean > 2")
     assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
     assert claims.results["1.8"].reason == "the rule divides by zero"
+
+
+def test_numbers_beyond_a_float(load):
+    claims = load(gate=f"accuracy * {'9' * 320} > 0")
+    assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
+    assert claims.results["1.8"].reason == "the gate divides by zero"
+    assert claims.measure("1.10", 10**400, **(NUMBERS | {"accuracy": -(10**400)})) == "not_testable"
+    assert claims.results["1.10"].reason == "not a finite number: accuracy, value"
+    assert claims.results["1.10"].measured["value"] is None
+    with pytest.raises(UsageError, match="n is inf; give a count"):
+        load().measure("1.8", 0.3, **(NUMBERS | {"n": 10**400}))
+
+
+def test_the_ends_of_an_interval_are_numbers(load):
+    claims = load()
+    claims.measure("1.8", True, **(NUMBERS | {"interval": (np.False_, True)}))
+    result = claims.results["1.8"]
+    assert [type(end) for end in result.interval] == [float] * 2 and result.interval == (0, 1)
+    assert result.measured["value"] is True
+
+
+def test_a_rule_that_is_nested_too_deeply(load):
+    claims = load(gate="null", gate_text="null", holds_if="-" * 700 + "value > 0")
+    with pytest.raises(UsageError, match=r"claim 1\.8: holds_if is nested too deeply"):
+        claims.measure("1.8", 0.3, **NUMBERS)
+    assert claims.outcome("1.8") == "not_attempted"
+
+
+def test_control_characters_in_notes_are_shown(load):
+    claims = load()
+    claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
+    claims.not_testable("1.10", "it said \x07")
+    claims.report("share", 1, unit="\x85")
+    measured = claims.results["1.8"].measured
+    assert measured["note"] == "a token: \\u0000\\ud800\nand é\xa0"
+    assert measured["unit"] == "\\x1b" and claims.results["1.10"].reason == "it said \\x07"
+    assert claims.measurements["share"]["unit"] == "\\x85"
 
 
 def test_no_gate(load):
@@ -225,6 +312,7 @@ def test_a_misspelt_rule_is_found_where_the_gate_is_closed(load):
         ({"low": 1}, "'low' cannot name a number"),
         ({"null_mean": 1}, "'null_mean' is a number of the null"),
         ({"is-odd": 1}, "'is-odd' cannot name a number"),
+        ({"null": {"description": 1}}, "'description' cannot name a number of the null"),
         ({"null": {"Q 95": 1}}, "'Q 95'"),
     ],
 )
@@ -498,6 +586,18 @@ def test_record_round_trip(record, tmp_path):
         (lambda r: r["claims"][0].update(outcome="not_testable"), "claim 1.8, reason"),
         (lambda r: r["claims"][1].update(id="1.8"), "claim 1.8 is there twice"),
         (lambda r: r["claims"][0]["measured"].update(value="0.3"), "claim 1.8, measured"),
+        (lambda r: r.update(wall_time_s=10**400), "wall_time_s: a number is not finite"),
+        (lambda r: r.update(seed=1.0), "seed"),
+        (lambda r: r.update(paper="toy\n"), "paper"),
+        (lambda r: r.update(title="a\x1b[31m"), "title: '\\x1b' cannot stand in a text"),
+        (lambda r: r["parameters"].update(mode="\ud800"), "parameters, mode: '\\ud800' is not"),
+        (lambda r: r["model"].update(n_params="many"), "model, n_params"),
+        (lambda r: r["model"].update(n_layers=10**6), "model, n_layers"),
+        (lambda r: r["claims"][0]["measured"].update(outcome=1), "claim 1.8, measured"),
+        (lambda r: r["claims"][0]["measured"].update({"a.b": 1}), "claim 1.8, measured"),
+        (lambda r: r["claims"][0]["null"].update({"Q 95": 1}), "claim 1.8, null"),
+        (lambda r: r["claims"][0]["measured"].update(value=None), "claim 1.8, measured, value"),
+        (lambda r: r["claims"][0].update(interval=[0, None]), "claim 1.8, interval"),
         (lambda r: r["hashes"].update(library="xyz"), "hashes, library"),
     ],
 )
@@ -519,6 +619,23 @@ def test_a_broken_record_file(tmp_path):
     path.write_text('{"a": ')
     with pytest.raises(UsageError, match="not valid JSON"):
         read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+        ('{"a\\u0000": 1}', "cannot be a key"),
+        ("[NaN]", "NaN is not a number"),
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("\ufeff{}", "BOM"),
+    ],
+)
+def test_json_is_read_by_the_letter(text, message):
+    assert read_json('{"a": [1, null, "\\u0000"]}', "x") == {"a": [1, None, "\0"]}
+    with pytest.raises(UsageError, match=f"^x.*{message}"):
+        read_json(text, "x")
 
 
 def test_record_value(record):

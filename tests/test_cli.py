@@ -118,6 +118,16 @@ def test_one_model_s_failure_does_not_stop_the_next(cli, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["planted-ioi.failed", "tiny.failed"]
 
 
+@pytest.mark.parametrize("refusal", ["file/refused", "folder"])
+def test_a_refusal_that_cannot_be_kept_is_one_line(cli, tmp_path, refusal):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    where = str(tmp_path / refusal)
+    code, out, err = cli("run", "toy", "--seed", "one", "--refusal", where)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'one' is not int" in err and f"--refusal {where}: " in err
+
+
 def test_list(cli):
     code, out, _ = cli("list")
     assert code == 0

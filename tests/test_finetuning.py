@@ -172,6 +172,8 @@ def spoil(path, how):
         data = bytearray((path / WEIGHTS).read_bytes())
         data[-1] ^= 1
         (path / WEIGHTS).write_bytes(data)
+    elif how == "deep card":
+        (path / CARD).write_text("[" * 100_000)
     elif how == "card":
         (path / CARD).write_text("{")
     else:
@@ -185,6 +187,7 @@ def spoil(path, how):
         ("missing", "is missing"),
         ("altered", "was altered"),
         ("card", "cannot be read"),
+        ("deep card", "cannot be read"),
         ("other", "was trained on other weights"),
     ],
 )
@@ -227,7 +230,7 @@ def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder
         ([PAPER, "--model", "smollm2-135m", "--seed", "-1"], "--seed is -1"),
         ([PAPER, "--model", "smollm2-135m"], "--seed"),
         ([PAPER, "--model", "./nothing-here", "--seed", "1"], "nothing-here"),
-        ([PAPER, "--model", "a\0b", "--seed", "1"], "is not known"),
+        ([PAPER, "--model", "a\0b", "--seed", "1"], "cannot stand in a name"),
         ([PAPER, "--model", " ", "--seed", "1"], "the model's name is empty"),
     ],
 )

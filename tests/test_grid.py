@@ -134,6 +134,12 @@ def test_a_missing_a_foreign_and_an_unreadable_card_are_refused(studies, tmp_pat
     path.write_text("{}")
     with pytest.raises(NoCell, match="cannot be read"):
         grid.read_card(tmp_path, cell)
+    path.write_text("[" * 100_000)
+    with pytest.raises(NoCell, match="cannot be read"):
+        grid.read_card(tmp_path, cell)
+    path.write_text(json.dumps(card | {"curve": {"examples": [10**400]}}))
+    with pytest.raises(NoCell, match="cannot be read"):
+        grid.read_card(tmp_path, cell)
 
 
 def test_names_and_cells_are_the_same_thing():

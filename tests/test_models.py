@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -366,6 +367,33 @@ def test_an_index_cannot_point_at_a_pickled_file(folder: Path, tmp_path: Path) -
     with pytest.raises(UsageError) as error:
         load_model(str(folder))
     says(error, "shard.safetensors", "not in the folder")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 10_000]
+)
+def test_a_broken_index_is_one_line(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "model.safetensors.index.json", "has no map of weights to files")
+
+
+def test_an_index_cannot_point_out_of_the_folder(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "'../other.safetensors'", "not in the folder")
+
+
+def test_a_tokenizer_that_cannot_be_asked_is_one_line(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "long"}))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, str(folder), "cannot wrap it")
 
 
 def test_code_beside_the_weights_is_never_run(folder: Path, tmp_path: Path) -> None:

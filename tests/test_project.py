@@ -22,6 +22,11 @@ def names(*sources):
     return {path.stem for path in library_files(notebook(*sources))}
 
 
+@pytest.mark.parametrize("code", ["def", "a\0b", "'\ud800'", "-" * 10_000 + "1"])
+def test_code_that_does_not_parse_names_no_module(code):
+    assert names(code) == set()
+
+
 def test_modules_are_followed_wherever_they_are_imported():
     assert names("import torch") == set()
     assert names("from replib.errors import UsageError") == {"errors"}
@@ -91,6 +96,21 @@ def test_other_weights_make_a_record_stale(record, tmp_path):
     model = dict(record["model"], name=str(tmp_path))
     chapter = find_chapter(ROOT / "tests", "toy")
     assert changed_since(dict(record, model=model), chapter) == ["weights"]
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/x", "x" * 5000, "a/b"])
+def test_a_record_of_a_model_that_is_no_path_here(record, name):
+    model = dict(record["model"], name=name)
+    assert changed_since(dict(record, model=model), find_chapter(ROOT / "tests", "toy")) == []
+
+
+@pytest.mark.parametrize("seeds", [3, "12", [1.5], [10**300], {"1": 2}])
+def test_a_record_with_seeds_that_are_none_is_stale(seeds):
+    record = read_record(ROOT / "results/context-knob/smollm2-135m/record.json")
+    chapter = find_chapter(ROOT, "context-knob")
+    parameters = record["parameters"] | {"adapter_seeds": seeds}
+    assert "stored trainings" not in changed_since(record, chapter)
+    assert "stored trainings" in changed_since(dict(record, parameters=parameters), chapter)
 
 
 def test_a_profile_that_is_gone_is_one_line(record):

@@ -635,6 +635,7 @@ def test_a_bad_json_row_is_named(tmp_path, row, reason):
         ("mine.json", b"[]", "holds no rows"),
         ("mine.json", b"{}", "must hold a list of rows, not a dict"),
         ("mine.json", b"[1, 2", "not JSON"),
+        ("mine.json", b"9" * 5000, "not JSON"),
         ("mine.json", b"[" * 100_000, "not JSON"),
         ("mine.json", b"[1]", "row 1: must have"),
         ("mine.json", b"\xff\xfe[", r"is not UTF-8 text \(byte 0\)"),
@@ -653,6 +654,14 @@ def test_a_bad_file_is_refused(tmp_path, name, content, reason):
     with pytest.raises(UsageError, match=reason) as error:
         pairs_from_file(WORD, path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl"])
+@pytest.mark.parametrize("value", ["\ud800 Mary", {"x": ["\udcff"]}])
+def test_half_a_character_is_refused(tmp_path, name, value):
+    path = write(tmp_path, name, [ROW | {"clean": value}])
+    with pytest.raises(UsageError, match=r"not JSON .*surrogates not allowed"):
+        pairs_from_file(WORD, path)
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replib import runner
-from replib.errors import UsageError
+from replib.errors import UsageError, find_control
 from replib.project import find_root, library_hash, list_papers, notebook_hash
 from replib.records import read_record
 from replib.runner import (
@@ -414,10 +414,11 @@ def test_a_parameter_that_is_refused(name, text, message):
 
 
 PLAIN = st.one_of(st.booleans(), st.integers(-(10**9), 10**9), st.none())
+LONGS = st.integers(1 - 10**18, 10**18 - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(value=st.one_of(PLAIN, FLOATS), items=st.lists(st.integers()), text=st.text())
+@given(value=st.one_of(PLAIN, FLOATS), items=st.lists(LONGS), text=st.text())
 def test_what_is_written_is_read_back(value, items, text):
     parameter = runner.Parameter("x", "bool | int | float | None", None, "")
     assert parameter.read(runner._to_text(value)) == value
@@ -426,7 +427,7 @@ def test_what_is_written_is_read_back(value, items, text):
     try:
         read = parameter.read(text)
     except UsageError as error:
-        assert "is not bool" in str(error)
+        assert "is not bool" in str(error) or find_control(text)
     else:
         assert parameter.check(read, "here") == read
 
@@ -451,6 +452,10 @@ def test_a_file_is_found_from_where_the_user_stands(tmp_path, monkeypatch):
         ("n: Tensor = 3", "give a plain value of a plain type"),
         ("n: int = 1\nn: int = 2", "n comes twice"),
         ("n: int = (", "parameters cell: "),
+        ("a.b: int = 1", "'a.b: int = 1' is not `name: type = value`"),
+        ("n: int = {[]: 1}", "give a plain value of a plain type"),
+        ("n: int = " + "-" * 5000 + "1", "parameters cell: "),
+        ("n: str = '\ud800'", "parameters cell: "),
         ("import os", "is not `name: type = value`"),
         ("n: int = 1", "lacks `model_name: str`"),
         ("model_name: str | None = None", "lacks `model_name: str`"),
@@ -481,6 +486,24 @@ def test_one_parameters_cell():
             read_parameters(text, "toy.ipynb")
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"cell_type": "code", "metadata": {}},
+        {"cell_type": "code", "metadata": {}, "source": 3},
+        {"cell_type": "code", "metadata": [], "source": ""},
+        {"cell_type": "code", "metadata": {"tags": 3}, "source": ""},
+        {"metadata": {}, "source": ""},
+        "cell",
+    ],
+)
+def test_a_cell_that_could_not_be_hashed(cell):
+    notebook = json.loads(CHAPTER.notebook)
+    notebook["cells"].append(cell)
+    with pytest.raises(UsageError, match=r"^toy.ipynb is not a notebook$"):
+        read_parameters(json.dumps(notebook), "toy.ipynb")
+
+
 def project(tmp_path, **texts):
     """A copy of the toy chapter in which some files' texts are changed by a function."""
     shutil.copytree(HERE / "notebooks", tmp_path / "notebooks")
@@ -508,6 +531,26 @@ def test_a_profiles_file_that_is_refused(tmp_path, change, message):
         find_chapter(root, "toy")
     assert message in str(error.value)
     assert "toy.profiles.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("limit", [".nan", ".inf", "1" + "0" * 400])
+def test_a_time_limit_is_a_number(tmp_path, limit):
+    change = ("time_limit_s: 7200", f"time_limit_s: {limit}")
+    with pytest.raises(UsageError, match="time_limit_s: a number is not finite"):
+        find_chapter(project(tmp_path, profiles=lambda text: text.replace(*change)), "toy")
+
+
+def test_a_default_that_no_float_can_hold(tmp_path):
+    change = ("n_prompts: 20", f"ratio: 1{'0' * 400}")
+    root = project(
+        tmp_path,
+        profiles=lambda text: text.replace(*change),
+        ipynb=lambda text: text.replace(
+            "n_prompts: int = 10", "ratio: float = 1.0\\nn_prompts: int = 10"
+        ),
+    )
+    with pytest.raises(UsageError, match=r"ratio is 1000.*which is not float"):
+        find_chapter(root, "toy")
 
 
 def test_papers(tmp_path, monkeypatch):
@@ -542,6 +585,50 @@ def test_an_output_folder_that_cannot_be(tmp_path):
     if Path("/proc/self").exists():
         with pytest.raises(UsageError, match="output folder /proc/none"):
             run(Path("/proc/none"))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("~no-such-user/x", "output folder ~no-such-user/x: Could not determine home"),
+        ("x" * 5000, "File name too long"),
+        ("a\nb", "'\\n' cannot stand in its name"),
+        ("\udcff", "cannot stand in its name"),
+    ],
+)
+def test_an_output_folder_that_has_no_such_name(out, message):
+    with pytest.raises(UsageError) as error:
+        run(Path(out))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts_file": "a\0b"}, "parameter prompts_file: '\\x00' cannot stand in"),
+        ({"prompts_file": "~no-such-user/x"}, "Could not determine home"),
+        ({"prompts_file": "x" * 5000}, "File name too long"),
+        ({"n_prompts": "9" * 19}, "is not int"),
+        ({"seed": "-1"}, "parameter seed is -1; give a whole number, 0 or more"),
+    ],
+)
+def test_settings_that_no_run_could_use(tmp_path, settings, message):
+    with pytest.raises(UsageError) as error:
+        plan(CHAPTER, "tiny", "smoke", settings, out=tmp_path)
+    assert message in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    pipe = str(tmp_path / "pipe.json")
+    with pytest.raises(UsageError, match=r"pipe.json is not a file"):
+        plan(CHAPTER, "tiny", "smoke", {"prompts_file": pipe}, out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny\n", "\ud800", "a\0b", "\x1b[31m"])
+def test_a_model_s_name_can_be_shown(tmp_path, name):
+    with pytest.raises(UsageError, match="cannot stand in a name"):
+        plan(CHAPTER, name, "smoke", {}, out=tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

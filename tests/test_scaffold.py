@@ -115,6 +115,13 @@ def test_its_files_pass_the_project_s_own_style(project):
         ("Sixth", TITLE, ARXIV, "cannot name a paper"),
         ("sixth", 'A "title"', ARXIV, "title"),
         ("sixth", TITLE, "https://arxiv.org", "is not like 2310.08744"),
+        ("sixth", "A\rTitle", ARXIV, "title"),
+        ("sixth", " A title", ARXIV, "title"),
+        ("sixth", "   ", ARXIV, "title"),
+        ("sixth", "A title [MEM]", ARXIV, "title"),
+        ("sixth", "A \u2028 title", ARXIV, "title"),
+        ("sixth", "A \ud800 title", ARXIV, "title"),
+        ("sixth", TITLE, "٢٣١٠.٠٨٧٤٤", "is not like 2310.08744"),
         ("taken", TITLE, ARXIV, "is there already"),
     ],
 )
@@ -123,6 +130,36 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(project, slug, title, arx
     before = everything(project)
     with pytest.raises(UsageError, match=message):
         new_paper(project, slug, title, arxiv)
+    assert everything(project) == before
+
+
+@pytest.mark.parametrize(
+    ("slug", "title"),
+    [("null", "null"), ("true", "3.14"), ("123", "[Draft] & *more*"), ("a", "- it's !all, 'ours'")],
+)
+def test_a_title_is_a_text_whatever_yaml_would_read(project, slug, title):
+    new_paper(project, slug, title, ARXIV)
+    claims = find_chapter(project, slug).claims
+    assert (claims.paper, claims.title, claims.arxiv) == (slug, title, ARXIV)
+
+
+@pytest.mark.parametrize(
+    ("toc", "message"),
+    [
+        (None, "table of contents .*_toc.yml cannot be read: No such file"),
+        (b"\xff", "is not text in UTF-8"),
+        (TOC.replace("parts:", "parts: ["), "table of contents .*_toc.yml, line"),
+        ("format: jb-book\n", "has no entry chapters"),
+    ],
+)
+def test_a_broken_table_of_contents_is_left_as_it_is(project, toc, message):
+    path = project / "_toc.yml"
+    path.unlink()
+    if toc is not None:
+        path.write_bytes(toc if isinstance(toc, bytes) else toc.encode())
+    before = everything(project)
+    with pytest.raises(UsageError, match=message):
+        new_paper(project, "sixth", TITLE, ARXIV)
     assert everything(project) == before
 
 

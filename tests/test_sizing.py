@@ -1,5 +1,6 @@
 """What a run needs before it starts: sizes from headers, memory, batches, time."""
 
+import json
 import re
 
 import pytest
@@ -33,6 +34,45 @@ def test_a_folder_without_a_configuration_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="its size cannot be read") as error:
         folder_size(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"vocab_size": None}, {"vocab_size": -1}, {"n_embd": "32"}, {"n_embd": 2**60}]
+)
+def test_a_configuration_without_sizes_is_one_line(change, tmp_path):
+    model, _ = _tiny_parts("gpt2", seed=0)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match="its size cannot be read"):
+        folder_size(tmp_path)
+
+
+def test_nobody_is_asked_about_code_beside_a_configuration(tmp_path, capsys):
+    model, _ = _tiny_parts("gpt2", seed=0)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path = tmp_path / "config.json"
+    own = {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    with pytest.raises(UsageError, match="its size cannot be read"):
+        folder_size(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    said = capsys.readouterr()
+    assert "custom code" not in said.out + said.err
+
+
+def test_a_record_without_a_number_type_says_nothing_about_memory():
+    record = {
+        "calibration": {"n_params": 10, "n_embedding": 1, "d_model": 2, "speed": 1e9},
+        "model": {"name": "m", "sha256": None, "dtype": "float32"},
+        "peak_memory_mb": 2000,
+        "wall_time_s": 20,
+    }
+    assert sizing.reference(record) is not None
+    for dtype in ({}, {"dtype": None}, {"dtype": "int3"}):
+        model = {"name": "m", "sha256": None} | dtype
+        assert sizing.reference(record | {"model": model}) is None
 
 
 def neox(width, layers, heads):

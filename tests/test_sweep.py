@@ -3,6 +3,7 @@
 The project is a copy with one paper that needs no library, as in test_workflow.
 """
 
+import math
 import os
 import re
 import shutil
@@ -69,6 +70,13 @@ def finish(process, code=0):
     return out
 
 
+def test_a_profile_that_is_no_path_is_one_line(project, tmp_path):
+    planned = read_sweep(project, write(tmp_path))
+    for profile in ("~no-such-user/x", "x" * 5000, "a\0b"):
+        with pytest.raises(UsageError, match=r"is neither a folder with config\.yaml nor one of"):
+            command(project, tmp_path / "sweep.yaml", planned, profile, None, [])
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
@@ -111,6 +119,13 @@ def test_odd_values_make_folders_that_stay_inside_and_apart(project, tmp_path):
         ({"models": None}, "models"),
         ({"seedz": [1]}, "did you mean 'seeds'"),
         ({"name": "../up"}, "name"),
+        ({"name": "up\n"}, "name"),
+        ({"threads": 1.0}, "threads"),
+        ({"memory_gb": math.nan}, "memory_gb: a number is not finite"),
+        ({"memory_gb": math.inf}, "memory_gb: a number is not finite"),
+        ({"parameters": {1: 2}}, "a key is not text"),
+        ({"seeds": list(range(10_001)), "parameters": {}, "models": ["tiny"]}, "10001 jobs; at"),
+        ({"models": ["tiny", "a\nb"]}, "'\\n' cannot stand in a name"),
         ({"profile": "paper", "models": [""]}, "models"),
     ],
 )

@@ -59,7 +59,7 @@ def check_adapter(
         config = json.loads((folder / CONFIG).read_text())
         stored, made_for = card["sha256"], card["model_sha256"]
         card["code_sha256"], card["curve"]["validation"], config["lora_alpha"] / config["r"]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise NoAdapter(f"{what}: {CARD} or {CONFIG} cannot be read ({reason}); {again}") from None
     found = sha256_file(folder / WEIGHTS)

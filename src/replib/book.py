@@ -122,7 +122,7 @@ def find_runs(
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
     pairs = [pair.split("/", 1) for pair in expected]
-    if bad := [pair for pair in pairs if len(pair) != 2 or not all(pair)]:
+    if bad := [pair for pair in pairs if len(pair) != 2 or not all(map(_is_name, pair))]:
         raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
     found = []
     for paper, model in pairs:
@@ -130,6 +130,11 @@ def find_runs(
         there = certified and (certified / paper / model / "record.json").is_file()
         found.append(Run.read(certified if there and not here else runs, paper, model))
     return found
+
+
+def _is_name(part: str) -> bool:
+    """Can it be the name of a folder, and of no other place?"""
+    return bool(part) and not part.startswith(".") and "/" not in part and len(part) <= 200
 
 
 def named_in_prose(book: Path) -> list[str]:

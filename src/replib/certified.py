@@ -5,6 +5,7 @@ there by `certify`, only while it belongs to the code as it is; `compare` says c
 another run, on another machine perhaps, agrees.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,10 @@ def find_run(run: str, out: Path) -> Path:
 
     Raises UsageError when there is no finished run.
     """
-    for folder in (Path(run).expanduser(), out / run):
-        if (folder / "record.json").is_file():
-            return folder
+    with contextlib.suppress(OSError, RuntimeError):  # a path that cannot be looked at
+        for folder in (Path(run).expanduser(), out / run):
+            if (folder / "record.json").is_file():
+                return folder
     raise UsageError(f"no finished run {run!r}: neither {run}/record.json nor {out / run}")
 
 

@@ -23,7 +23,8 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -34,8 +35,9 @@ import jsonschema
 import simpleeval
 import yaml
 
-from replib.errors import UsageError
+from replib.errors import UsageError, find_control, printable
 from replib.markup import as_html as _cell
+from replib.markup import visible
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
 # What an attention head can be, in the words of the papers.
@@ -206,6 +208,8 @@ class Claims:
         nulls = {key: _number(f"{where}: null {key}", x) for key, x in (null or {}).items()}
         if bad := [key for key in nulls if not re.fullmatch(r"[a-z][a-z0-9_]*", key)]:
             raise UsageError(f"{where}: null has a number named {bad[0]!r}; use letters, digits, _")
+        if "description" in nulls:
+            raise UsageError(f"{where}: 'description' cannot name a number of the null")
         seen = {"value": value, **numbers, **{f"null_{key}": x for key, x in nulls.items()}}
         if interval is not None:
             seen |= {"low": low, "high": high}
@@ -215,7 +219,7 @@ class Claims:
         result = Result(
             outcome=outcome,
             reason=reason,
-            measured={"value": _finite(value), "unit": unit, "note": note}
+            measured={"value": _finite(value), "unit": visible(unit), "note": visible(note)}
             | {key: _finite(number) for key, number in numbers.items()},
             interval=None if interval is None else (_finite(low), _finite(high)),
             n=count,
@@ -229,7 +233,7 @@ class Claims:
         self._unmeasured(claim)
         if not reason.strip():
             raise UsageError(f"claim {claim}: not_testable needs a reason")
-        self.results[claim] = Result(outcome="not_testable", reason=reason)
+        self.results[claim] = Result(outcome="not_testable", reason=visible(reason))
         return "not_testable"
 
     def report(
@@ -246,7 +250,7 @@ class Claims:
             "value": _finite(number),
             "interval": None if interval is None else [_finite(low), _finite(high)],
             "n": _count(f"measurement {key}", n),
-            "unit": unit,
+            "unit": visible(unit),
         }
 
     def role(self, role: str, heads: Iterable[tuple[int, int]], rule: str) -> None:
@@ -382,6 +386,11 @@ def _parse(where: str, expression: str) -> ast.expr:
             simple = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
             if not simple or node.keywords or not node.args:
                 raise UsageError(f"{where} may call min, max and abs only: {one_line(expression)}")
+            if (len(node.args) == 1) != (node.func.id == "abs"):
+                raise UsageError(
+                    f"{where}: abs takes one number, min and max two or more: "
+                    f"{one_line(expression)}"
+                )
             called.add(node.func)
         elif not isinstance(node, _SYNTAX):
             raise UsageError(f"{where} may not contain {what}: {one_line(expression)}")
@@ -462,7 +471,10 @@ def judge(entry: Mapping[str, Any]) -> str | None:
 def _evaluate(claim: Claim, rule: str, expression: str, numbers: Mapping[str, Any]) -> bool:
     names = {**_TRUTH, **numbers}
     evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=_FUNCTIONS, names=names)
-    answer = evaluator.eval(" ".join(expression.split()))
+    try:
+        answer = evaluator.eval(" ".join(expression.split()))
+    except RecursionError:
+        raise UsageError(f"claim {claim.id}: {rule} is nested too deeply") from None
     if not isinstance(answer, bool):
         raise UsageError(
             f"claim {claim.id}: {rule} gives {answer!r}, not true or false: {one_line(expression)}"
@@ -477,6 +489,8 @@ def _number(where: str, value: Any) -> int | float | bool:
     if math.prod(shape) != 1:
         raise UsageError(f"{where} is an array of shape {shape}; give one number")
     plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, int) and abs(plain) > sys.float_info.max:
+        return math.inf if plain > 0 else -math.inf
     if isinstance(plain, bool | int | float):
         try:
             math.isfinite(plain)
@@ -489,7 +503,7 @@ def _number(where: str, value: Any) -> int | float | bool:
 
 
 def _interval(where: str, interval: Any) -> tuple[Any, Any]:
-    """(low, high) as plain numbers; (None, None) for no interval."""
+    """(low, high) as floats; (None, None) for no interval."""
     if interval is None:
         return None, None
     try:
@@ -498,7 +512,7 @@ def _interval(where: str, interval: Any) -> tuple[Any, Any]:
         raise UsageError(
             f"{where}: interval is {one_line(repr(interval))}; give (low, high)"
         ) from None
-    low, high = _number(f"{where}: low", low), _number(f"{where}: high", high)
+    low, high = float(_number(f"{where}: low", low)), float(_number(f"{where}: high", high))
     if low > high:
         raise UsageError(f"{where}: interval has low {low} above high {high}")
     return low, high
@@ -607,8 +621,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str, limit: int = 160) -> str:
-    """The text without line breaks, cut at `limit` characters."""
-    line = " ".join(text.split())
+    """The text without line breaks, with escapes for what cannot be printed, cut at `limit`
+    characters."""
+    line = printable(" ".join(text.split())[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -624,19 +639,40 @@ def read_text(path: str | Path, what: str) -> str:
         raise UsageError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{what} {path} is not text in UTF-8") from None
+    except ValueError as error:  # of the path itself
+        raise UsageError(f"{what} {path} cannot be read: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that comes twice is an error."""
+    """Safe YAML of plain parts: each key is a text and comes once, no text holds a control
+    character, and there are no aliases, of which a few lines can stand for more than fits."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor}: aliases are not read; write it out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value]
-            if twice := [key for key in keys if keys.count(key) > 1]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {twice[0]!r} is there twice", node.start_mark
-                )
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            problem = None
+            if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
+                problem = "a key is not text; put it in quotes"
+            elif key.value in seen:
+                problem = f"key {key.value!r} is there twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if found := find_control(text, "\n\t"):
+            problem = f"{found!r} cannot stand in a text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return text
 
 
 class _TextLoader(_Loader):
@@ -664,17 +700,78 @@ def read_yaml(text: str, where: str, *, texts_only: bool = False) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{where}{line}: {one_line(problem)}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # 2001-99-99, !!int x
+        problem = one_line(f"{type(error).__name__}: {error}")
+        raise UsageError(f"{where}: a value is not what it should be ({problem})") from None
+
+
+def read_json(text: str, where: str) -> Any:
+    """Parsed JSON by the letter: numbers are finite, each key is a text that can be shown and comes
+    once."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number")
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        if bad := [key for key in content if find_control(key)]:
+            raise ValueError(f"{bad[0]!r} cannot be a key")
+        return content
+
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=mapping)
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{where} is not valid JSON: {error}") from None
+
+
+def _is_finite(value: Any, kinds: Any = int | float) -> bool:
+    """A number that a float can be near to; true and false are none."""
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _fits_pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """As the standard has it: `$` is the end, where Python's is before a last line break too."""
+    if validator.is_type(value, "string") and not re.fullmatch(pattern, value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+# Numbers are finite, 1.0 is no integer, and no string holds a control character.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    {"pattern": _fits_pattern},
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "number": lambda checker, value: _is_finite(value),
+            "integer": lambda checker, value: _is_finite(value, int),
+            "string": lambda checker, value: (
+                isinstance(value, str) and not find_control(value, "\n\t")
+            ),
+        }
+    ),
+)
 
 
 @cache
-def _schema(name: str) -> jsonschema.Draft202012Validator:
+def _schema(name: str) -> Any:
     text = resources.files("replib").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))
+    return _Validator(json.loads(text))
 
 
 def check_schema(content: Any, schema: str, where: str) -> None:
     """UsageError, in one line, unless `content` fits the package's `<schema>.schema.json`."""
-    error = jsonschema.exceptions.best_match(_schema(schema).iter_errors(content))
+    try:
+        error = jsonschema.exceptions.best_match(_schema(schema).iter_errors(content))
+    except (RecursionError, ValueError):  # raised by the library while it words its error
+        raise UsageError(f"{where}: nested too deeply, or a number is too long") from None
     if error is None:
         return
     place = where
@@ -691,4 +788,10 @@ def check_schema(content: Any, schema: str, where: str) -> None:
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
         message = f"unknown key {unknown!r}{did_you_mean(str(unknown), known)}"
+    elif error.validator == "type":
+        given = error.instance
+        if isinstance(given, str) and (control := find_control(given, "\n\t")):
+            message = f"{control!r} cannot stand in a text"
+        if isinstance(given, int | float) and not _is_finite(given) and given is not bool(given):
+            message = f"a number is not finite: {given!r}; null stands for such a one"
     raise UsageError(f"{place}: {one_line(message)}")

@@ -189,12 +189,22 @@ def _run(options: argparse.Namespace) -> int:
     try:
         code = _run_all(options)
     except UsageError as error:
+        with _kept(options.refusal, f"{error}; "):
+            write_whole(options.refusal, (one_line(str(error), 2000) + "\n").encode())
         _say(str(error))
-        write_whole(options.refusal, (one_line(str(error), 2000) + "\n").encode())
         return 0
     if code == 0:
-        options.refusal.unlink(missing_ok=True)
+        with _kept(options.refusal):
+            options.refusal.unlink(missing_ok=True)
     return code
+
+
+@contextlib.contextmanager
+def _kept(path: Path, before: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{before}--refusal {path}: {error.strerror}") from None
 
 
 def _run_all(options: argparse.Namespace) -> int:

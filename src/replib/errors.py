@@ -1,8 +1,41 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and what a line of text may hold."""
+
+import re
+
+# What a terminal or a page obeys instead of showing: controls, line separators, marks that turn the
+# direction of writing, halves of a character.
+CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+LONGEST = 1000  # characters of a message
+
+
+def find_control(text: str, allowed: str = "") -> str | None:
+    """The first character that is obeyed instead of shown, but for the `allowed` ones; None: none.
+
+    >>> find_control("a\\nb"), find_control("a\\nb", allowed="\\n")
+    ('\\n', None)
+    """
+    return next((c for c in CONTROL.findall(text) if c not in allowed), None)
+
+
+def printable(text: str) -> str:
+    """The text, with escapes for what cannot be printed."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(ValueError):
     """Bad input: the message is one line that says what is wrong, what was given, what is right.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with 2. Whatever was given and stands
+    in it: line breaks become spaces, what cannot be printed an escape, and of a message that is too
+    long the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(part.strip() for part in message.splitlines())
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
+        super().__init__(printable(line)[:LONGEST])

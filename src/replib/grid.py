@@ -143,7 +143,7 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
         texts = [card[key] for key in ("code_sha256", "start", "start_sha256")]
         whole = card["cell"] == asdict(cell) and all(isinstance(t, str) for t in texts) and ends
         card["settings"]["steps"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise NoCell(f"training {cell.name}: {path} cannot be read ({reason}); {again}") from None
     if not whole:

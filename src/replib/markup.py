@@ -4,11 +4,7 @@ import html
 import re
 from typing import Any
 
-# Control characters (line breaks and tabs stay), the marks that turn the direction of writing, with
-# which a line can read as something else, and halves of characters, which no file can hold.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from replib.errors import CONTROL
 
 
 def visible(text: Any) -> str:
@@ -17,7 +13,9 @@ def visible(text: Any) -> str:
     >>> visible("gpt2\u202e")
     'gpt2\\u202e'
     """
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
+    return CONTROL.sub(
+        lambda match: match[0] if match[0] in "\n\t" else f"\\u{ord(match[0]):04x}", str(text)
+    )
 
 
 def as_html(text: Any) -> str:

@@ -303,12 +303,15 @@ def _gguf_file(folder: Path) -> str | None:
     """
     if any(folder.glob("*.safetensors")):
         for index in folder.glob("*.safetensors.index.json"):
-            named = set(json.loads(index.read_text())["weight_map"].values())
-            wrong = sorted(n for n in named if not n.endswith(".safetensors"))
-            absent = sorted(n for n in named if not (folder / n).is_file())
-            if wrong or absent:
+            try:
+                named = set(json.loads(index.read_text())["weight_map"].values())
+                wrong = sorted(n for n in named if not n.endswith(".safetensors"))
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                raise UsageError(f"{folder}: {index.name} has no map of weights to files") from None
+            there = {path.name for path in folder.glob("*.safetensors")}
+            if wrong or named - there:
                 raise UsageError(
-                    f"{folder}: {index.name} names {(wrong or absent)[0]!r}, "
+                    f"{folder}: {index.name} names {min(wrong or named - there)!r}, "
                     f"which is {'not a safetensors file' if wrong else 'not in the folder'}"
                 )
         return None
@@ -557,16 +560,17 @@ def _bridge(
             hf_config=model.config,
             model_name=name,
         )
-    except ValueError as error:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
+    except Exception as error:
         raise UsageError(
             f"model {name!r}: TransformerLens cannot wrap it: {_first_line(error)}"
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     bridge.tokenizer = tokenizer
     cfg = bridge.cfg
-    cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(tokenizer)
+    cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
     bridge.eval()
     unembed = bridge.unembed.original_component

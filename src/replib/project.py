@@ -82,7 +82,7 @@ def _modules_in(code: str) -> set[str]:
     """Names of modules of this package that stand in some code."""
     try:
         tree = ast.parse(code)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: nested too deeply
         return set()  # the run will say so
     named: set[str] = set()
     for node in ast.walk(tree):

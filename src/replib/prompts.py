@@ -867,9 +867,11 @@ def _read_text(path: str | Path) -> str:
 
 def _parse_json(text: str, where: str) -> object:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # no tokenizer reads half a character
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
+    return content
 
 
 def rows_of_file(path: Path, columns: Sequence[str], more: Sequence[str] = ()) -> dict[str, object]:

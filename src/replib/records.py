@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from replib.claims import MIME, check_schema, did_you_mean, read_text
+from replib.claims import MIME, check_schema, did_you_mean, read_json, read_text
 from replib.errors import UsageError
 from replib.storage import write_whole
 
@@ -55,12 +55,8 @@ def differences(record: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterato
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     """Seal a record, check it and write it by rename, so that no reader ever sees half of it."""
     path = Path(path)
-    try:
-        record = {**record, "seal": seal(record)}
-    except ValueError:
-        raise UsageError(
-            f"record for {path}: a number is not finite; store null and the reason"
-        ) from None
+    check_schema({**record, "seal": "0" * 64}, "record", f"record for {path}")
+    record = {**record, "seal": seal(record)}
     check_record(record, f"record for {path}")
     text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode())
@@ -68,15 +64,7 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """A record from its file; UsageError if it is missing, broken, unfinished or was altered."""
-    text = read_text(path, "record")
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
-    try:
-        record = json.loads(text, parse_constant=refuse)
-    except ValueError as error:
-        raise UsageError(f"record {path} is not valid JSON: {error}") from None
+    record = read_json(read_text(path, "record"), f"record {path}")
     check_record(record, f"record {path}")
     return record
 

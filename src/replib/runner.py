@@ -45,7 +45,7 @@ import psutil
 from replib import batches, grid, sizing
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import MIME, Claims, check_schema, did_you_mean, one_line, read_text, read_yaml
-from replib.errors import UsageError
+from replib.errors import UsageError, find_control
 from replib.project import file_hash, library_hash, list_papers, notebook_hash, parameters_hash
 from replib.records import write_record
 from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
@@ -77,13 +77,16 @@ class Parameter:
     def read(self, text: str) -> Any:
         """The value that `text`, from a command line, has for this parameter."""
         try:
-            return _from_text(text, ast.parse(self.annotation, mode="eval").body)
+            value = _from_text(text, ast.parse(self.annotation, mode="eval").body)
         except ValueError:
             about = f"; it is: {self.help}" if self.help else ""
             raise UsageError(
                 f"parameter {self.name}: {text!r} is not {self.annotation}{about} "
                 f"(for example: -p {self.name}={_to_text(self.default)})"
             ) from None
+        if found := find_control(text):
+            raise UsageError(f"parameter {self.name}: {found!r} cannot stand in {text!r}")
+        return value
 
     def check(self, value: Any, where: str) -> Any:
         """`value`, if it is of this parameter's type; a whole number may stand for a float."""
@@ -165,28 +168,30 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
     plain values with trailing comments, nothing else."""
     try:
         cells = json.loads(notebook)["cells"]
-        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
-        sources = ["".join(cell["source"]) for cell in tagged]
-    except (ValueError, KeyError, TypeError):
+        texts = [(cell, cell["cell_type"], "".join(cell["source"])) for cell in cells]
+        sources = [t for cell, _, t in texts if "parameters" in cell["metadata"].get("tags", ())]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"{where} is not a notebook") from None
     if len(sources) != 1:
         raise UsageError(f"{where} has {len(sources)} cells with the tag parameters; it needs one")
     try:
         body = ast.parse(sources[0]).body
         tokens = list(tokenize.generate_tokens(StringIO(sources[0]).readline))
-    except (SyntaxError, tokenize.TokenError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise UsageError(f"{where}: parameters cell: {one_line(str(error))}") from None
     comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
     found: dict[str, Parameter] = {}
     for node in body:
         line = one_line(ast.unparse(node))
-        if not isinstance(node, ast.AnnAssign) or node.value is None:
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        ):
             raise UsageError(f"{where}: parameters cell: {line!r} is not `name: type = value`")
         name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
         try:
             default = ast.literal_eval(node.value)
             fits = _fits(default, node.annotation)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError, MemoryError):
             raise UsageError(
                 f"{where}: parameters cell: {line!r}: give a plain value of a plain type"
             ) from None
@@ -236,7 +241,7 @@ def _fits(value: Any, kind: ast.expr) -> bool:
                 fits.append(isinstance(value, int) and not isinstance(value, bool))
             case ast.Name("float"):
                 number = isinstance(value, int | float) and not isinstance(value, bool)
-                fits.append(number and math.isfinite(value))
+                fits.append(number and abs(value) <= sys.float_info.max)
             case ast.Name("str"):
                 fits.append(isinstance(value, str))
             case ast.Subscript(ast.Name("list"), inner):
@@ -249,7 +254,8 @@ def _fits(value: Any, kind: ast.expr) -> bool:
 
 def _from_text(text: str, kind: ast.expr) -> Any:
     """`text` as the first of the alternatives of `kind` that it can be, text itself as the last;
-    ValueError if it can be none."""
+    ValueError if it can be none. A whole number has up to 18 digits, which all libraries can hold.
+    """
     word = text.strip()
     order = {"None": 0, "bool": 1, "int": 2, "float": 3, "str": 5}
     for part in sorted(_parts(kind), key=lambda p: order.get(ast.unparse(p), 4)):
@@ -258,7 +264,7 @@ def _from_text(text: str, kind: ast.expr) -> Any:
                 return None
             case ast.Name("bool") if word.lower() in ("true", "false"):
                 return word.lower() == "true"
-            case ast.Name("int") if re.fullmatch(r"[+-]?[0-9]+", word):
+            case ast.Name("int") if re.fullmatch(r"[+-]?[0-9]{1,18}", word):
                 return int(word)
             case ast.Name("float") if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", word):
                 if math.isfinite(number := float(word)):
@@ -337,6 +343,8 @@ def plan(
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
         values[name] = _known(chapter.parameters, name, chapter.paper).read(text)
     values |= {"model_name": model, "profile": profile}
+    if values["seed"] < 0:
+        raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
     if device is not None:
         values["device"] = device
     absolute = dict(values)
@@ -348,22 +356,30 @@ def plan(
         absolute["against"] = absolute_model(values["against"])
     _stored(chapter, absolute)
     limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
-    folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
-    _writable(folder)
+    if found := find_control(str(out)):
+        raise UsageError(f"output folder {str(out)!r}: {found!r} cannot stand in its name")
+    try:
+        folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
+        _writable(folder)
+    except (OSError, RuntimeError) as error:  # too long a name, a home folder that is not there
+        raise UsageError(f"output folder {out}: {_reason(error)}") from None
     return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
 
 
 def absolute_model(model: str) -> str:
     """A model's name as it is; a folder, written as a path, by its absolute path.
 
-    Raises UsageError for an empty name and for a path that cannot be looked at.
+    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
+    looked at.
     """
     if not model.strip():
         raise UsageError("the model's name is empty")
+    if found := find_control(model):
+        raise UsageError(f"model {model!r}: {found!r} cannot stand in a name")
     try:
         is_folder = Path(model).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"model {one_line(model)!r}: {error.args[-1]}") from None
+        raise UsageError(f"model {one_line(model)!r}: {_reason(error)}") from None
     if is_folder and (os.sep in model or model.startswith((".", "~"))):
         return str(Path(model).expanduser().resolve())
     return model
@@ -384,8 +400,11 @@ def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
         }
     if "adapter_seeds" not in values or values["model_name"] in MADE_IN_MEMORY:
         return {}
-    if not values["adapter_seeds"]:
+    seeds = values["adapter_seeds"]
+    if not seeds:
         raise UsageError("parameter adapter_seeds is empty; give at least one, such as [1]")
+    if not (isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**63 for s in seeds)):
+        raise UsageError(f"parameter adapter_seeds is {seeds!r}; give seeds, such as [1]")
     model = values["model_name"]
     sha256 = SOURCES[model].sha256 if model in SOURCES else None
     return {
@@ -393,7 +412,7 @@ def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
             chapter.root, chapter.paper, model, sha256, name, seed
         )[1]["sha256"]
         for name in INTENT_FORMATS
-        for seed in values["adapter_seeds"]
+        for seed in seeds
     }
 
 
@@ -506,13 +525,20 @@ def _estimated(run: Run, found: Mapping[str, Any]) -> Run:
 
 
 def _readable(name: str, value: str) -> Path:
-    path = Path(value).expanduser().absolute()
     try:
+        path = Path(value).expanduser().absolute()
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UsageError(f"parameter {name}: {value} is not a file")
         with open(path, "rb") as file:
             file.read(1)
-    except OSError as error:
-        raise UsageError(f"parameter {name}: {value}: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"parameter {name}: {value}: {_reason(error)}") from None
     return path
+
+
+def _reason(error: Exception) -> str:
+    """Why a path cannot be used, in the system's words."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _writable(folder: Path) -> None:

@@ -8,14 +8,15 @@ import json
 import re
 from pathlib import Path
 
+from replib.claims import read_text, read_yaml
 from replib.errors import UsageError
 from replib.project import list_papers
 
 _CLAIMS = """\
 # What the paper says and how each claim is decided. Write it before you run anything; what you
 # change afterwards is entered under `changes`, with date and reason.
-paper: {slug}
-title: {title}
+paper: "{slug}"
+title: "{title}"
 arxiv: "{arxiv}"
 model: gpt2  # the paper's own
 claims:
@@ -187,12 +188,15 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
         raise UsageError(f"{slug!r} cannot name a paper; use words-like-this")
     if slug in list_papers(root):
         raise UsageError(f"paper {slug} is there already")
-    if not re.fullmatch(r"\d{4}\.\d{4,5}", arxiv):
+    if not re.fullmatch(r"[0-9]{4}\.[0-9]{4,5}", arxiv):
         raise UsageError(f"arXiv number {arxiv!r} is not like 2310.08744")
-    if not re.fullmatch(r"[^\"\\{}`\n:#]{3,200}", title):
+    sound = re.fullmatch(r"[^\"\\{}`:#]{3,200}", title) and title.isprintable()
+    if not sound or title != title.strip() or "[MEM]" in title:  # which marks unverified numbers
         raise UsageError(f'title {title!r}: give 3 to 200 characters without " \\ {{ }} ` : #')
     toc = root / "_toc.yml"
-    lines = toc.read_text(encoding="utf-8").splitlines(keepends=True)
+    text = read_text(toc, "table of contents")
+    read_yaml(text, f"table of contents {toc}")
+    lines = text.splitlines(keepends=True)
     entries = [i for i, line in enumerate(lines) if re.match(r"\s*- file: chapters/", line)]
     if not entries:
         raise UsageError(f"{toc} has no entry chapters/.../index to put the new one behind")

@@ -108,16 +108,21 @@ def folder_size(folder: Path) -> Size:
     tensors = sorted(folder.glob("*.safetensors"))
     try:
         named = {} if tensors else {"gguf_file": gguf_files[0].name}
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **named)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **named
+        )
         count = _in_safetensors(tensors) if tensors else _in_gguf(gguf_files[0])
+        return _sized(count, config)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"model {folder}: its size cannot be read: {text}") from None
-    return _sized(count, config)
 
 
 def _sized(n_params: int, config: Any) -> Size:
     text = config.get_text_config()
+    numbers = (n_params, text.vocab_size, text.hidden_size)
+    if not all(type(number) is int and 0 < number < 2**50 for number in numbers):
+        raise ValueError(f"parameters, vocabulary and width are {numbers}")
     return Size(n_params, text.vocab_size * text.hidden_size, text.hidden_size)
 
 
@@ -197,7 +202,7 @@ def measure_speed(d_model: int, dtype: str, device: str, threads: int) -> float:
 def reference(record: Mapping[str, Any]) -> Reference | None:
     """What a certified record tells about other models; None if it was made without measuring."""
     then = record["calibration"]
-    if then is None:
+    if then is None or record["model"].get("dtype") not in BYTES:
         return None
     size = Size(then["n_params"], then["n_embedding"], then["d_model"])
     weights = 2 * size.n_params * BYTES[record["model"]["dtype"]]

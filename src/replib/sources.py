@@ -150,10 +150,11 @@ def weights_hash(name: str) -> str | None:
     """What the record's hash of a model's weights would be now; None if only loading would tell."""
     if name in SOURCES:
         return SOURCES[name].sha256
-    folder = Path(name).expanduser()
-    if name in MADE_IN_MEMORY or not folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        return folder_hash(folder) if name not in MADE_IN_MEMORY and folder.is_dir() else None
+    except (OSError, RuntimeError):  # a path that cannot be looked at
         return None
-    return folder_hash(folder)
 
 
 def folder_hash(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ a folder of runs like any other: `make book RECORDS=build/sweeps/seeds/seed-0` m
 
 import fcntl
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -30,6 +31,7 @@ from replib.jobs import NOT_YET, refusal
 from replib.runner import Run, find_chapter, plan
 
 FOLDER = Path("build/sweeps")
+MOST_JOBS = 10_000
 PROFILES = ("local", "slurm", "kubernetes")
 
 
@@ -74,6 +76,9 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     profile = content.get("profile", "laptop")
     device = content.get("device", "cpu")
     folder = root / FOLDER / content["name"]
+    axes = [content["papers"], content["models"], *_axes(content).values()]
+    if (n_jobs := math.prod(map(len, axes))) > MOST_JOBS:
+        raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
     jobs: dict[str, Job] = {}
     left_out: dict[str, str] = {}
     for paper in content["papers"]:
@@ -98,11 +103,17 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     return Sweep(name, folder, profile, device, threads, memory, jobs, left_out)
 
 
-def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(folder's name, settings) of every choice of seed and parameters."""
+def _axes(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values to be tried of each parameter, the seed first."""
     axes: dict[str, list[Any]] = {"seed": content.get("seeds", [0])}
     for key, values in content.get("parameters", {}).items():
         axes[key] = values if isinstance(values, list) else [values]
+    return axes
+
+
+def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(folder's name, settings) of every choice of seed and parameters."""
+    axes = _axes(content)
     for choice in itertools.product(*axes.values()):
         settings = {key: _text(value) for key, value in zip(axes, choice, strict=True)}
         yield _slug(settings), settings
@@ -137,8 +148,12 @@ def command(
 
     Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
     """
-    chosen = root / "profiles" / profile if profile in PROFILES else Path(profile).expanduser()
-    if not (chosen / "config.yaml").is_file():
+    try:
+        chosen = root / "profiles" / profile if profile in PROFILES else Path(profile).expanduser()
+        is_profile = (chosen / "config.yaml").is_file()
+    except (OSError, RuntimeError):  # a path that cannot be looked at
+        is_profile = False
+    if not is_profile:
         raise UsageError(
             f"profile {profile!r} is neither a folder with config.yaml nor one of: "
             f"{', '.join(PROFILES)}"
