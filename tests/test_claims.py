@@ -247,8 +247,8 @@ def test_control_characters_in_notes_are_shown(load):
     claims.report("share", 1, unit="\x85")
     measured = claims.results["1.8"].measured
     assert measured["note"] == "a token: \\u0000\\ud800\nand é\xa0"
-    assert measured["unit"] == "\\x1b" and claims.results["1.10"].reason == "it said \\x07"
-    assert claims.measurements["share"]["unit"] == "\\x85"
+    assert measured["unit"] == "\\u001b" and claims.results["1.10"].reason == "it said \\u0007"
+    assert claims.measurements["share"]["unit"] == "\\u0085"
 
 
 def test_no_gate(load):

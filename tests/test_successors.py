@@ -224,8 +224,23 @@ def test_period_power_of_a_cosine_is_one():
     n = torch.arange(100).double()
     waves = torch.stack([torch.cos(2 * np.pi * n / period) for period in (10, 20)])
     assert ft.period_power(waves).tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
+    # A neuron that is silent, and one of which only the last bits move.
+    still = torch.stack([torch.zeros(100), 7 + 1e-6 * waves[0], 7 + 1e-3 * waves[0]])
+    assert ft.period_power(still).tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
     with pytest.raises(UsageError, match="does not divide"):
         ft.period_power(torch.zeros(1, 99))
+
+
+def test_directions_in_which_only_rounding_varies_are_left_out():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=generator))[0].T
+    x = torch.randn(50, 3, generator=generator) @ basis[:3]
+    x[:40] += 1e-7 * torch.randn(40, 20, generator=generator)
+    x[40:] += 5 * basis[4]  # where the first forty have nothing
+    found = ft.principal(x, 8, slice(40))
+    assert found.shape == (50, 3)
+    assert torch.allclose(found.norm(dim=1)[:40], (x - x[:40].mean(0)).norm(dim=1)[:40], atol=1e-4)
+    assert ft.principal(x, 2, slice(40)).shape == (50, 2)
 
 
 def test_index_and_domain_are_found_where_they_are_planted_and_not_when_shuffled():

@@ -21,15 +21,20 @@ from replib.ordinals import OrdinalClass
 from replib.successors import ov_writes
 
 MODULI = (7, 8, 9, 10, 11, 12)
+ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
 
 
 def principal(
     x: Float[Tensor, "item d"], most: int, fitted_on: Tensor | slice = slice(None)
 ) -> Float[Tensor, "item k"]:
-    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out."""
+    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out.
+
+    At most `most`, and only directions in which `x[fitted_on]` varies: what is left of it beyond
+    them is rounding, but other items may reach far into such a direction.
+    """
     centred = x - x[fitted_on].mean(0)
-    _, _, directions = torch.linalg.svd(centred[fitted_on], full_matrices=False)
-    return centred @ directions[:most].T
+    _, size, directions = torch.linalg.svd(centred[fitted_on], full_matrices=False)
+    return centred @ directions[:most][size[:most] > ROUNDING * size[0]].T
 
 
 # --- Index and domain (Sec. 3.1) ------------------------------------------------------------------
@@ -256,14 +261,18 @@ def period_power(
 ) -> Float[Tensor, " neuron"]:
     """Share of a neuron's Fourier power, over n consecutive numbers, that has this period.
 
-    n must be a multiple of the period; the constant part is left out; 0 for a silent neuron.
+    n must be a multiple of the period; the constant part is left out; 0 for a silent neuron, and
+    for one that varies by no more than rounding.
     """
     n = activation.shape[-1]
     if n % period:
         raise UsageError(f"period {period} does not divide {n} numbers")
-    power = torch.fft.rfft(activation.double() - activation.double().mean(-1, keepdim=True))
-    power = power.abs() ** 2
-    return power[..., n // period] / power[..., 1:].sum(-1).clamp_min(1e-30)
+    x = activation.double()
+    centred = x - x.mean(-1, keepdim=True)
+    power = torch.fft.rfft(centred).abs() ** 2
+    share = power[..., n // period] / power[..., 1:].sum(-1).clamp_min(1e-30)
+    varies = centred.abs().amax(-1) > ROUNDING * x.abs().amax(-1)
+    return torch.where(varies, share, 0.0)
 
 
 def period_null(
