@@ -217,7 +217,10 @@ def test_division_by_zero_is_not_testable(load):
 def test_numbers_beyond_a_float(load):
     claims = load(gate=f"accuracy * {'9' * 320} > 0")
     assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
-    assert claims.results["1.8"].reason == "the gate divides by zero"
+    assert claims.results["1.8"].reason == "the gate's numbers are too large"
+    claims = load(holds_if=f"value * {'9' * 320} > 0")
+    assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
+    assert claims.results["1.8"].reason == "the rule's numbers are too large"
     assert claims.measure("1.10", 10**400, **(NUMBERS | {"accuracy": -(10**400)})) == "not_testable"
     assert claims.results["1.10"].reason == "not a finite number: accuracy, value"
     assert claims.results["1.10"].measured["value"] is None
@@ -245,10 +248,12 @@ def test_control_characters_in_notes_are_shown(load):
     claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
     claims.not_testable("1.10", "it said \x07")
     claims.report("share", 1, unit="\x85")
+    claims.role("mover", [], "\x1b")
     measured = claims.results["1.8"].measured
     assert measured["note"] == "a token: \\u0000\\ud800\nand é\xa0"
     assert measured["unit"] == "\\u001b" and claims.results["1.10"].reason == "it said \\u0007"
     assert claims.measurements["share"]["unit"] == "\\u0085"
+    assert claims.heads["mover"]["rule"] == "\\u001b"
 
 
 def test_no_gate(load):

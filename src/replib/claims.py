@@ -267,7 +267,7 @@ class Claims:
         if not rule.strip():
             raise UsageError(f"role {role} needs the rule that decided")
         pairs = sorted({(int(layer), int(head)) for layer, head in heads})
-        self.heads[role] = {"heads": [list(pair) for pair in pairs], "rule": rule}
+        self.heads[role] = {"heads": [list(pair) for pair in pairs], "rule": visible(rule)}
 
     def outcome(self, claim: str) -> str:
         """One of OUTCOMES; not_attempted until the claim is measured."""
@@ -428,15 +428,19 @@ def _decide(claim: Claim, numbers: Mapping[str, int | float | bool]) -> tuple[st
         try:
             if not _evaluate(claim, "gate", claim.gate, numbers):
                 return "not_testable", f"gate not passed: {claim.gate_text}"
-        except (ZeroDivisionError, OverflowError):
+        except ZeroDivisionError:
             return "not_testable", "the gate divides by zero"
+        except OverflowError:
+            return "not_testable", "the gate's numbers are too large"
     if infinite:
         return "not_testable", f"not a finite number: {', '.join(infinite)}"
     try:
         holds = _evaluate(claim, "holds_if", claim.holds_if, numbers)
         fails = _evaluate(claim, "fails_if", claim.fails_if, numbers)
-    except (ZeroDivisionError, OverflowError):
+    except ZeroDivisionError:
         return "not_testable", "the rule divides by zero"
+    except OverflowError:
+        return "not_testable", "the rule's numbers are too large"
     if holds and fails:
         raise UsageError(
             f"claim {claim.id}: bad rule, holds_if ({one_line(claim.holds_if)}) and fails_if "
@@ -792,6 +796,6 @@ def check_schema(content: Any, schema: str, where: str) -> None:
         given = error.instance
         if isinstance(given, str) and (control := find_control(given, "\n\t")):
             message = f"{control!r} cannot stand in a text"
-        if isinstance(given, int | float) and not _is_finite(given) and given is not bool(given):
+        elif type(given) in (int, float) and not _is_finite(given):
             message = f"a number is not finite: {given!r}; null stands for such a one"
     raise UsageError(f"{place}: {one_line(message)}")

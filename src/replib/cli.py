@@ -201,6 +201,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _kept(path: Path, before: str = "") -> Iterator[None]:
+    """A file of a refusal that cannot be changed is one line, with what was to be said `before`."""
     try:
         yield
     except OSError as error:
