@@ -38,6 +38,7 @@ from replib.page_cells import (
     fold_parameters,
     lift_alt_text,
     localise_labels,
+    shorten_outputs,
     source_of,
 )
 from replib.project import list_papers, words
@@ -567,6 +568,7 @@ def chapter_page(
     cells = notebook["cells"]
     lift_alt_text(cells, str(path))
     drop_claims(cells)
+    shorten_outputs(cells)
     profile = (profiles.get(run.record["profile"]) or {}).get("parameters") or {}
     again = command(run.record, defaults(cells) | profile)
     fold_parameters(cells)

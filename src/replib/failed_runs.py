@@ -21,10 +21,12 @@ from replib.errors import UsageError
 from replib.markup import as_html, as_myst, raw_html, visible
 from replib.page_cells import (
     LABEL,
+    cut,
     fold_parameters,
     labels_in,
     lift_alt_text,
     localise_labels,
+    shorten_outputs,
     source_of,
 )
 from replib.project import words
@@ -34,7 +36,6 @@ PLACE = "where-the-run-stopped"
 NOT_REACHED = "(not reached)"
 OF_PAPERMILL = "papermill-error-cell-tag"  # cells that it adds around the one that failed
 RESULT = "execute_result"
-OUTPUT_LIMIT = 20_000  # characters of one output that a page shows
 LOG_END = 65536  # bytes; what a run printed may be long, what became of it stands at the end
 
 
@@ -189,8 +190,7 @@ def _keep_what_can_be_shown(cell: dict[str, Any]) -> None:
     for output in outputs:
         for mime in [m for m in output.get("data", {}) if "javascript" in m or "widget" in m]:
             del output["data"][mime]
-        if "text" in output:
-            output["text"] = _cut("".join(output["text"]))
+    shorten_outputs([cell])
     try:
         lift_alt_text([cell], "")
     except UsageError:
@@ -203,17 +203,11 @@ def _plain(error: dict[str, Any]) -> dict[str, Any]:
     """An error as printed text. As it is, it would be highlighted as a traceback of IPython, and a
     message that is none, such as the runner's, stops the build of the book."""
     text = "\n".join(error.get("traceback") or [f"{error['ename']}: {error['evalue']}"])
-    return {"output_type": "stream", "name": "stdout", "text": f"{_cut(text)}\n"}
+    return {"output_type": "stream", "name": "stdout", "text": f"{cut(text)}\n"}
 
 
 def _pictures(output: dict[str, Any]) -> list[str]:
     return [mime for mime in output.get("data", {}) if mime.startswith("image/")]
-
-
-def _cut(text: str) -> str:
-    if len(text) <= OUTPUT_LIMIT:
-        return text
-    return f"{text[:OUTPUT_LIMIT]}\n… ({len(text) - OUTPUT_LIMIT:,} more characters)\n"
 
 
 def without_record(text: str, missing: set[str]) -> str:

@@ -15,6 +15,7 @@ def source_of(cell: Mapping[str, Any]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
 
+OUTPUT_LIMIT = 20_000  # characters of one output that a page shows
 LABEL = r"[A-Za-z][\w:.-]*"
 _DEFINED = (
     re.compile(rf"(?m)^(\()({LABEL})(\)=[ \t]*)$"),
@@ -126,3 +127,18 @@ def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
                     found[target.id] = line.value.value
     return found
+
+
+def shorten_outputs(cells: Sequence[dict[str, Any]]) -> None:
+    """Cut what a cell printed where nobody would read it all; the executed notebook has it."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = cut("".join(output["text"]))
+
+
+def cut(text: str) -> str:
+    """The text up to OUTPUT_LIMIT, and how much more there is."""
+    if len(text) <= OUTPUT_LIMIT:
+        return text
+    return f"{text[:OUTPUT_LIMIT]}\n… ({len(text) - OUTPUT_LIMIT:,} more characters)\n"
