@@ -88,16 +88,19 @@ def test_what_counts_as_a_difference(change, exact, rounding):
     assert difference(RECORD, other, False).faults == rounding
 
 
-def test_differences_are_measured_and_near_ties_are_named(monkeypatch):
-    found = difference(RECORD, changed(claim(measured={"value": 0.6}, outcome="fails")), False)
-    assert found.absolute == pytest.approx(0.1) and found.relative == pytest.approx(1 / 6)
-    assert found.outcomes == 1 and len(found.faults) == 2
+def test_differences_are_measured_and_explained_only_where_a_reason_stands(monkeypatch):
+    found = difference(RECORD, changed(claim(measured={"value": 0.6}, n=11)), False)
+    assert found.absolute == 1 and found.relative == pytest.approx(1 / 6)
+    assert found.outcomes == 0 and len(found.faults) == 2
     name = "float32, float64"
     assert row(*PAIR, name, found)[0][-1] == "no"
-    explained = {(*PAIR, name): ("2026-01-01 two heads alike", frozenset(found.faults))}
-    monkeypatch.setattr(determinism, "NEAR_TIES", explained)
-    assert row(*PAIR, name, found) == (row(*PAIR, name, found)[0], [])
-    assert row(*PAIR, name, found)[0][-1] == "but for near ties"
+    explained = {(*PAIR, name): ("2026-01-01: two heads alike", ("claims.1.1.",))}
+    monkeypatch.setattr(determinism, "EXPLAINED", explained)
+    line, faults = row(*PAIR, name, found)
+    assert faults == [] and line[-1] == "but for 2026-01-01: two heads alike"
+    turned = difference(RECORD, changed(claim(outcome="fails")), False)
+    assert turned.outcomes == 1
+    assert row(*PAIR, name, turned)[1] == ["claims.1.1.outcome"]
     assert row(*PAIR, name, "cannot: no")[1] == ["cannot: no"]
 
 

@@ -89,7 +89,15 @@ def test_null_pvalue_counts_the_observed():
     null = m.Null(np.array([0.0, 1.0, 2.0]))
     assert null.pvalue(1.5) == 0.5 and null.pvalue(9.0) == 0.25
     assert null.asdict() == {"mean": 1.0, "q05": 0.0, "q95": 2.0, "draws": 3}
-    assert m.Null(np.arange(1000.0)).asdict()["q95"] == 950
+
+
+@pytest.mark.parametrize("n", [*range(1, 60), 99, 100, 101, 199, 200, 999, 1000])
+def test_percentiles_of_a_null_are_exceeded_by_chance_in_at_most_5_percent(n):
+    found = m.Null(np.random.default_rng(n).permutation(n).astype(float)).asdict()
+    above = n - found["q95"]  # of the n + 1 places that one more draw could take
+    assert above == 1 or above / (n + 1) <= 0.05
+    assert (above + 1) / (n + 1) > 0.05
+    assert found["q05"] == n - 1 - found["q95"]
 
 
 def test_draws_depend_on_seed_and_purpose_only():

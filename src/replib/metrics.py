@@ -240,12 +240,13 @@ class Null:
     def asdict(self) -> Mapping[str, float | int]:
         """Mean, 5th and 95th percentile, and how many draws.
 
-        Where a percentile falls between two draws it is the outer one, so that a value of the null
-        itself is beyond it in at most 5% of cases, from 19 draws on. (Interpolated between the
-        largest two of 20 draws it would be in 9%.)
+        The percentiles are draws, such that a value of the null itself is beyond each in at most 5%
+        of cases; with fewer than 19 draws none is, and they are the smallest and the largest.
+        (Interpolated between the largest two of 20 draws, the 95th would be exceeded in 9%.)
         """
-        q05 = np.quantile(self.draws, 0.05, method="lower")
-        q95 = np.quantile(self.draws, 0.95, method="higher")
+        ordered, n = np.sort(self.draws), len(self.draws)
+        beyond = max(1, (n + 1) // 20)  # of the n + 1 places that one more draw could take
+        q05, q95 = ordered[beyond - 1], ordered[-beyond]
         return {
             "mean": float(self.draws.mean()),
             "q05": float(q05),
