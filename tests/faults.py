@@ -46,6 +46,7 @@ import psutil
 from replib.errors import UsageError
 from replib.project import PACKAGE
 from replib.records import read_record
+from replib.trust import code_hash
 
 HERE = Path(__file__).parent
 ROOT = PACKAGE.parents[1]
@@ -794,14 +795,6 @@ def inject(kind: Kind, number: int, seed: int = 0) -> str:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def code_hash() -> str:
-    """Of what the table depends on: this script and the library."""
-    digest = hashlib.sha256()
-    for path in [Path(__file__), *sorted(PACKAGE.glob("*.py"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -840,7 +833,7 @@ def main() -> int:
         "not_injected": missing,
         "seconds": round(time.monotonic() - started),
         "date": date.today().isoformat(),
-        "code": code_hash(),
+        "code": code_hash(ROOT, "faults"),
     }
     print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {content['seconds']} s")
     if given.out:

@@ -4,6 +4,7 @@ The page's prose holds `<!-- trust NAME -->` for the table of results/trust/NAME
 table is typed.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from replib.errors import UsageError
 from replib.markup import as_html, raw_html, scrolling
+from replib.project import PACKAGE
 from replib.sizing import FOLDER
 
 PAGE = "trust.md"
@@ -35,6 +37,8 @@ def table(root: Path, name: str) -> str:
         minutes = report["seconds"] / 60
         line = f"{as_html(report['what'])} Made on {report['date']} by <code>make {name}</code>, "
         line += f"in {minutes:.0f} minutes." if minutes >= 1.5 else f"in {report['seconds']:.0f} s."
+        if report["code"] != code_hash(root, name):
+            line += " The library or the script has changed since."
         line += "".join(f" Left out: {as_html(text)}." for text in report.get("not_injected", ()))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; make it with: make {name}") from None
@@ -42,6 +46,14 @@ def table(root: Path, name: str) -> str:
         raise UsageError(f"{path} is not the report of make {name}; make it again") from None
     rows = f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>"
     return raw_html(f"<p>{line}</p>\n" + scrolling(f"make {name}", f"<table>{rows}</table>"))
+
+
+def code_hash(root: Path, name: str) -> str:
+    """sha256 of what a table depends on: the script tests/NAME.py and the library."""
+    digest = hashlib.sha256()
+    for path in (root / "tests" / f"{name}.py", *sorted(PACKAGE.glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _row(row: list[Any]) -> str:
