@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from replib import contexts, facts, figures, intents
 from replib.claims import MIME, Claims, verdict_table
+from replib.errors import CONTROL
 from replib.project import find_root, library_hash, notebook_hash
 from replib.records import write_record
 from replib.runner import find_chapter
@@ -60,6 +61,11 @@ def text(field: str) -> str:
     """All of it, as the content of one field. Roles only where the page shows code: elsewhere the
     gate refuses them, as roles that nobody resolved. A fact's prompt may hold no braces."""
     text = f"[{field}] {TEXT}" + (ROLES if field in ("parameter", "revision", "weights") else "")
+    if not field.startswith(("own", "printed", "error", "log", "alt")):
+        # A claims file or a record with control characters, or a key of several lines, is refused.
+        text = CONTROL.sub(lambda match: match[0] if match[0] == "\n" else "", text)
+    if field in ("key", "package"):
+        text = " ".join(text.split())
     return text.translate(NO_BRACES) if field == "own prompt" else text
 
 
@@ -72,10 +78,10 @@ def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
         "statement": text("statement"),
         "reported": text("reported"),
         "source": {"mark": "figure", "where": text("where")},
-        "measured": {"value": 0.5, "unit": text("unit"), "note": text("note"), "<b>x": 1.5},
+        "measured": {"value": 0.5, "unit": text("unit"), "note": text("note")},
         "interval": [0.25, 0.75],
         "n": 40,
-        "null": {"description": text("null"), "<img src=x onerror=1>": 0.1},
+        "null": {"description": text("null"), "q95": 0.1},
         "decision_rule": rule,
         "outcome": "holds",
         "reason": text("reason"),

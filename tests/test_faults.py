@@ -17,7 +17,7 @@ SHORT = (
     ("runner killed at its n-th file", 4),
     ("runner killed at its n-th file", 11),
     ("disk full at the runner's n-th file", 3),
-    ("disk full at the runner's n-th file", 9),
+    ("disk full at the runner's n-th file", 5),
     ("disk full (tmpfs)", 0),
     ("a cell raises", faults.RAISES.index("raise SystemExit(0)")),
     ("a cell raises", faults.RAISES.index("import os; os._exit(0)")),
