@@ -288,7 +288,9 @@ def test_stage_refuses_a_folder_that_cannot_name_a_page(
 ) -> None:
     folder = project / "build/runs" / PAPER
     (folder / MODELS[0]).rename(folder / name)
-    with pytest.raises(UsageError, match="a run's folder cannot be called"):
+    with pytest.raises(
+        UsageError, match="a run's folder cannot be called|a run is named paper/model"
+    ):
         stage(project, [f"{PAPER}/{name}"])
 
 
@@ -296,7 +298,7 @@ def test_messages_obey_no_text_of_others(project: Path, capsys: pytest.CaptureFi
     options = ["--root", project, "--runs", project / "build/runs", "--out", project / "book2"]
     code, lines = run_main(capsys, "stage", *options, "--expect", "x\x1b[31m/tiny")
     assert code == 1
-    assert "x\\u001b[31m" in lines[0]
+    assert "x\\x1b[31m" in lines[0]
 
 
 def test_the_heads_of_a_model_of_unknown_size_are_refused_in_a_line(project: Path) -> None:

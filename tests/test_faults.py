@@ -44,7 +44,7 @@ def test_a_fault_tells_no_lie_and_damages_nothing(ends, fault):
     if lack := lacks(BY_NAME[fault[0]]):
         pytest.skip(lack)
     assert not ends[fault].startswith("wrong"), ends[fault]
-    if "disk" in fault[0] or "raises" in fault[0]:
+    if "tmpfs" in fault[0] or "raises" in fault[0]:
         assert ends[fault] == TOLD
 
 
