@@ -289,7 +289,7 @@ def test_stage_refuses_a_folder_that_cannot_name_a_page(
     folder = project / "build/runs" / PAPER
     (folder / MODELS[0]).rename(folder / name)
     with pytest.raises(
-        UsageError, match="a run's folder cannot be called|a run is named paper/model"
+        UsageError, match=r"a run's folder cannot be called|a run is named paper/model"
     ):
         stage(project, [f"{PAPER}/{name}"])
 
