@@ -36,7 +36,7 @@ def test_roles_come_in_the_order_of_the_list_and_once():
 
 def test_heads_of_a_model_of_unknown_size_are_refused():
     for model in ({"name": "m"}, {"name": "m", "n_layers": 3, "n_heads": None}):
-        with pytest.raises(UsageError, match="the record of a has heads and no number of layers"):
+        with pytest.raises(UsageError, match="not how many layers and heads the model has"):
             roles_of([record("a", mover=[]) | {"model": model}])
         assert roles_of([record("a") | {"model": model}]) == []
 
