@@ -127,6 +127,11 @@ def model_info(model: TransformerBridge) -> ModelInfo:
     return _INFO[model]
 
 
+def last_loaded() -> TransformerBridge | None:
+    """The model that was loaded last, of those that are still in use."""
+    return next(reversed(list(_INFO)), None)
+
+
 def load_model(
     name: str,
     *,
