@@ -33,6 +33,54 @@ def test_bootstrap_statistic_acts_on_means():
     assert value == low == high == 2.0
 
 
+def test_percentiles_are_expanded_for_few_groups():
+    draws = np.arange(100_001) / 100_000
+    # t(0.975; 4) = 2.7764, × sqrt(5 / 4) = 3.1042: 0.000954 of a normal lies beyond
+    assert m.percentiles(draws, 5) == pytest.approx((0.000954, 1 - 0.000954), abs=2e-5)
+    assert m.percentiles(draws, 10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
+    assert np.isnan(m.percentiles(draws, 1)).all()
+
+
+def test_wilson_of_groups_that_agree_within():
+    # 4 groups of 5, all right or all wrong: as good as 4 prompts, with the quantile of t
+    right = torch.tensor([True, True, True, False]).repeat_interleave(5)
+    group = ["a"] * 5 + ["b"] * 5 + ["c"] * 5 + ["d"] * 5
+    share, (low, high) = m.wilson(right, group)
+    # variance of the mean: 20 apart 0.1875 · 20 / 19 / 20 = 0.009868; summed by group
+    # 4/3 · (3 · 1.25² + 3.75²) / 400 = 0.0625; n = 20 · 0.009868 / 0.0625 = 3.158
+    # z = 1.95996 · t(0.975; 3) / t(0.975; 19) = 1.95996 · 3.18245 / 2.09302 = 2.98013
+    n, z = 3.15789, 2.98013
+    middle, half = (
+        (0.75 + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * (0.75 * 0.25 / n + z**2 / (4 * n**2)) ** 0.5,
+    )
+    assert (share, low, high) == pytest.approx((0.75, middle - half, middle + half), abs=1e-4)
+    alone = [str(i) for i in range(20)]
+    assert m.wilson(right, alone) == m.wilson(right)
+    assert m.wilson(right, ["one"] * 20) == (0.75, (0.0, 1.0))
+    spread = m.wilson(right, ["a", "b", "c", "d"] * 5)[1]  # groups alike: no fewer than 20 prompts
+    assert spread[0] > low and spread[1] < high
+
+
+def test_bootstrap_of_answers_is_wilsons():
+    right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    each = range(5)
+    found = m.bootstrap(right, each, np.random.default_rng(0))
+    assert found == m.wilson(right == 1, each)
+    low, high = m.bootstrap(torch.ones(20), range(20), np.random.default_rng(0))[1]
+    assert 0.8 < low < 0.9 and high == 1.0  # 20 / (20 + 1.96²) = 0.839
+
+
+def test_bootstrap_of_paired_differences_by_hand():
+    # 8 prompts, 3 gained, 1 lost: with one more of each, mean 2 / 10, mean square 6 / 10
+    values = torch.tensor([1.0, 1, 1, -1, 0, 0, 0, 0])
+    value, (low, high) = m.bootstrap(values, range(8), np.random.default_rng(0))
+    half = 1.95996 * ((0.6 - 0.04) / 10) ** 0.5
+    assert (value, low, high) == pytest.approx((0.25, 0.2 - half, 0.2 + half), abs=1e-4)
+    low, high = m.bootstrap(torch.tensor([0.0, 0, -1, 1] * 5), ["a"] * 20, m.rng(0))[1]
+    assert (low, high) == (-1.0, 1.0)  # one group says nothing of others
+
+
 def test_max_statistic_finds_a_real_effect_and_skips_missing_heads():
     generator = np.random.default_rng(3)
     effect = torch.from_numpy(generator.normal(size=(3, 4, 24)))
@@ -66,15 +114,13 @@ def test_overlap_null_keeps_layers():
     assert set(np.unique(null)) <= {0.0, 0.5, 1.0}
 
 
-def test_layer_matched_heads_avoid_what_is_excluded():
+def test_layer_matched_heads_are_any_of_the_layers():
     generator = np.random.default_rng(0)
     heads = {(3, 0), (3, 1), (5, 2)}
-    for _ in range(50):
-        drawn = m.layer_matched(heads, 4, generator, exclude=heads)
-        assert sorted(layer for layer, _ in drawn) == [3, 3, 5]
-        assert not drawn & heads
-    crowded = m.layer_matched({(0, 0), (0, 1)}, 3, generator, exclude={(0, 0), (0, 1)})
-    assert len(crowded) == 2  # one free head is too few: the layer is drawn whole
+    drawn = [m.layer_matched(heads, 4, generator) for _ in range(2000)]
+    assert all(sorted(layer for layer, _ in one) == [3, 3, 5] for one in drawn)
+    # the chosen set is one of 6 pairs × 4 heads
+    assert np.mean([one == heads for one in drawn]) == pytest.approx(1 / 24, abs=0.02)
 
 
 def test_spearman_by_hand_and_its_null():

@@ -1,5 +1,7 @@
 """Ordinal classes, successor scores, features: worked by hand, and a planted head that is found."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,14 @@ def test_a_score_by_hand():
     two = {"toy": hit["toy"], "other": torch.tensor([[False], [True], [False]])}
     assert su.macro(two).tolist() == pytest.approx([1 / 2, 2 / 3, 0])  # classes count the same
     assert su.micro(two).tolist() == pytest.approx([3 / 4, 2 / 4, 0])  # successions do
+
+
+def test_interval_of_the_macro_score_adds_the_classes_errors():
+    values = {"a": torch.tensor([True] * 8 + [False] * 2), "b": torch.tensor([True, False] * 5)}
+    # Wilson: 0.8 (0.4902 to 0.9433) and 0.5 (0.2366 to 0.7634); mean 0.65
+    low, high = su.macro_interval(values, np.random.default_rng(0))
+    assert low == pytest.approx(0.65 - math.hypot(0.3098, 0.2634) / 2, abs=1e-3)
+    assert high == pytest.approx(0.65 + math.hypot(0.1433, 0.2634) / 2, abs=1e-3)
 
 
 def test_halves_are_disjoint_and_complete():

@@ -157,11 +157,12 @@ class Claims:
             raise UsageError(f"claims file {path}: claim {twice[0]} is there twice")
         changes = tuple(content.get("changes") or ())
         for change in changes:
-            if change["claim"] not in ids:
-                raise UsageError(
-                    f"claims file {path}: a change names claim {change['claim']}, which is not "
-                    f"there{did_you_mean(change['claim'], ids)}"
-                )
+            for named in change["claim"].split(", "):
+                if named not in ids:
+                    raise UsageError(
+                        f"claims file {path}: a change names claim {named}, which is not there"
+                        f"{did_you_mean(named, ids)}"
+                    )
         head = {key: content[key] for key in ("paper", "title", "arxiv", "model")}
         return cls(**head, claims=claims, changes=changes, sha256=sha256_text(text))
 

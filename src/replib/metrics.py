@@ -66,7 +66,7 @@ def _effective(
     values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable] | None
 ) -> tuple[float, float]:
     """How many independent prompts the grouped ones are worth, and the quantile for 95%."""
-    n, z = len(values), float(stats.norm.ppf(0.975))
+    n, z = float(len(values)), float(stats.norm.ppf(0.975))
     if groups is None:
         return n, z
     names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
