@@ -5,6 +5,7 @@ CORES ?= all
 MODELS ?=
 PROFILE ?=
 RECORDS ?=
+JOBS ?=
 PAPER ?=
 MODEL ?=
 DEVICE ?=
@@ -13,11 +14,11 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
-CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)")
+CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)") $(if $(JOBS),jobs=$(JOBS))
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix faults fuzz determinism calibration
+.PHONY: help setup lint test run papers book matrix faults fuzz determinism calibration classroom
 .PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,7 +30,8 @@ help:
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
-	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
+	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run;"
+	@echo "             JOBS=2 runs two chapters at once, each with half of the cores: less time, more memory"
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make determinism"
@@ -50,6 +52,8 @@ help:
 	@echo "             benchmarks/sweep.json, for the same page"
 	@echo "make faults  break some 230 runs on purpose (about half an hour) and rewrite"
 	@echo "             results/trust/faults.json, for the book's page on trust"
+	@echo "make classroom"
+	@echo "             write the students' notebooks in classroom/ anew"
 	@echo "make clean   remove build/ and _build/"
 	@echo
 	@echo "Each of them sets up what is missing. PYTHON=python3.12 chooses the Python of a new .venv."
@@ -97,7 +101,7 @@ else
 # A run that fails leaves no book; the last line says how to look at where it stopped.
 book: $(STAMP)
 	@mkdir -p build && touch build/.book-begun
-	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
+	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
 	  { $(BIN)/python -m replib.failed_runs build/runs build/.book-begun; exit 1; }
 endif
 
@@ -131,6 +135,10 @@ calibration: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --out results/trust/fuzz.json $(ARGS)
+
+# The students' notebooks that are committed, for Colab; a test says when they are old.
+classroom: $(STAMP)
+	$(BIN)/python -m replib.classroom
 
 clean:
 	rm -rf build _build

@@ -1,4 +1,4 @@
-# One job for every paper on every model, one at a time, then the book. Called by `make book`.
+# One job for every paper on every model, one at a time (or jobs=N), then the book. Called by `make book`.
 #
 #   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
 #
@@ -28,6 +28,7 @@ if config.get("models"):
     os.environ["REPLIB_REFUSAL"] = "yes"
 PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
+AT_ONCE = int(config.get("jobs", 1))  # each needs its own memory
 BOOK_MODULES = (
     *("book.py", "book_gate.py", "crate.py", "failed_runs.py", "markup.py", "page_cells.py"),
     *("page_policy.py", "performance.py", "records.py", "trust.py"),
@@ -123,7 +124,7 @@ rule chapter:
         ),
         lock=LOCK,
         weights=lambda wildcards: jobs.weights(JOBS[wildcards.paper, wildcards.model].model),
-    threads: workflow.cores  # one run at a time: torch takes every core
+    threads: max(1, workflow.cores // AT_ONCE)  # one run at a time takes every core
     shell:
-        "replib run {wildcards.paper} --model {params.model:q} --profile {params.profile}"
+        "REPLIB_THREADS={threads} replib run {wildcards.paper} --model {params.model:q} --profile {params.profile}"
         " --out build/runs ${{REPLIB_REFUSAL:+--refusal {output}}}"

@@ -14,6 +14,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import weakref
@@ -262,8 +263,8 @@ def _set_threads() -> None:
     """All processors, unless REPLIB_THREADS or OMP_NUM_THREADS says otherwise."""
     wanted = os.environ.get("REPLIB_THREADS")
     if wanted is not None:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise UsageError(f"REPLIB_THREADS={wanted!r} is not a whole number above 0")
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", wanted):
+            raise UsageError(f"REPLIB_THREADS={wanted!r} is not a whole number from 1 to 9999")
         torch.set_num_threads(int(wanted))
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)

@@ -808,8 +808,8 @@ def _threads() -> int:
     """REPLIB_THREADS, else OMP_NUM_THREADS, else every processor that we may use."""
     for name in ("REPLIB_THREADS", "OMP_NUM_THREADS"):
         if (text := os.environ.get(name)) is not None:
-            if not text.isdecimal() or int(text) < 1:
-                raise UsageError(f"{name}={text!r} is not a whole number above 0")
+            if not re.fullmatch("0*[1-9][0-9]{0,3}", text):
+                raise UsageError(f"{name}={text!r} is not a whole number from 1 to 9999")
             return int(text)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
