@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import replib
-from replib import grid
+from replib import grid, readme
 from replib.adapter_cards import INTENT_FORMATS
 from replib.certified import alterations, certify, compare, find_run
 from replib.claims import OUTCOMES, one_line
@@ -285,7 +285,8 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _certify(options: argparse.Namespace) -> int:
-    path = certify(find_root(), find_run(options.run, options.out))
+    path = certify(root := find_root(), find_run(options.run, options.out))
+    readme.write(root)
     print(f"certified: {path}", flush=True)
     return 0
 
