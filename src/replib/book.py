@@ -307,9 +307,10 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
     ]
     listing = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
+    about = "" if run.is_method else f"{scope(record)}, "
     line = (
-        f"Computed on <strong>{_h(model['name'])}</strong>: "
-        f"{'' if run.is_method else scope(record) + ', '}profile {_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
+        f"Computed on <strong>{_h(model['name'])}</strong>: {about}profile "
+        f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
     )
     return (
         f'<aside class="run-box" data-record="{_h(run.key)}" data-sha256="{run.sha256}">\n'
