@@ -12,7 +12,6 @@ from replib.claims import Claims
 from replib.errors import UsageError
 from replib.project import PACKAGE, find_root, list_chapters, list_methods, list_papers
 from replib.records import read_record
-from replib.reruns import write as write_reruns
 from replib.runner import execute, find_chapter, plan
 
 ROOT = find_root(PACKAGE)
@@ -140,14 +139,36 @@ def test_a_stream_with_a_part_left_out_is_seen(tmp_path):
 # --- in the book ----------------------------------------------------------------------------------
 
 
-def staged(runs, out):
-    found = book.stage(ROOT, runs, out)
+@pytest.fixture
+def project(tmp_path):
+    """A checkout of two methods and one paper, with hardly any other page."""
+    root = tmp_path / "root"
+    (root / "notebooks").mkdir(parents=True)
+    for name in (CHEAP, "method-nulls", "successor-heads"):
+        for path in ROOT.glob(f"notebooks/{name}.*"):
+            shutil.copy(path, root / "notebooks")
+    (root / "book/_static").mkdir(parents=True)
+    (root / "book/index.md").write_text("# Home\n")
+    (root / "book/rerun.md").write_text("# Again\n\n<!-- paper-profiles -->\n")
+    shutil.copy(ROOT / "_config.yml", root)
+    methods = [{"file": f"chapters/{name}/index"} for name in (CHEAP, "method-nulls")]
+    papers = [{"file": "chapters/successor-heads/index"}]
+    parts = [{"caption": "The method", "chapters": methods}]
+    parts += [{"caption": "Chapters", "chapters": papers}]
+    parts += [{"caption": "Other", "chapters": [{"file": "rerun"}]}]
+    toc = {"format": "jb-book", "root": "index", "parts": parts}
+    (root / "_toc.yml").write_text(yaml.safe_dump(toc))
+    return root
+
+
+def staged(root, runs, out):
+    found = book.stage(root, runs, out)
     toc = yaml.safe_load((out / "_toc.yml").read_text())
     return found, toc, book.pages_in(toc)
 
 
-def test_a_method_is_one_page_and_in_no_table_of_results(runs, tmp_path):
-    found, _, pages = staged(runs, tmp_path / "book")
+def test_a_method_is_one_page_and_in_no_table_of_results(project, runs, tmp_path):
+    found, _, pages = staged(project, runs, tmp_path / "book")
     assert f"chapters/{CHEAP}/tiny" in pages and f"chapters/{CHEAP}/index" not in pages
     cells = json.loads((tmp_path / f"book/chapters/{CHEAP}/tiny.ipynb").read_text())["cells"]
     first = cells[0]["source"]
@@ -156,8 +177,8 @@ def test_a_method_is_one_page_and_in_no_table_of_results(runs, tmp_path):
     assert "replib run method-residual-stream --model tiny --profile smoke" in first
     for text in (book.scorecard(found), book.transfer(found)):
         assert "method-" not in text
-    write_reruns(ROOT, tmp_path / "book")
-    assert "method-" not in (tmp_path / "book/rerun.md").read_text()
+    again = (tmp_path / "book/rerun.md").read_text()
+    assert "successor-heads" in again and "method-" not in again
     crate = json.loads((tmp_path / "book/ro-crate-metadata.json").read_text())["@graph"]
     assert any(CHEAP in entity["@id"] for entity in crate)
     assert not [entity for entity in crate if entity["@id"].endswith("/abs/None")]
@@ -166,11 +187,11 @@ def test_a_method_is_one_page_and_in_no_table_of_results(runs, tmp_path):
     assert "This page was not run" in not_run and "arXiv" not in not_run
 
 
-def test_a_method_on_two_models_has_a_switch_and_one_label(runs, tmp_path):
+def test_a_method_on_two_models_has_a_switch_and_one_label(project, runs, tmp_path):
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
     shutil.copytree(copy / CHEAP / "tiny", copy / CHEAP / "a-model")
-    _, toc, _ = staged(copy, tmp_path / "book")
+    _, toc, _ = staged(project, copy, tmp_path / "book")
     pages = next(part for part in toc["parts"] if part["caption"] == "The method")["chapters"]
     # The page of a model stands for the method, not that of a control.
     entry = next(page for page in pages if CHEAP in page["file"])
@@ -186,20 +207,20 @@ def test_a_method_on_two_models_has_a_switch_and_one_label(runs, tmp_path):
     assert [text.startswith(f"({CHEAP})=") for text in firsts] == [True, False]
 
 
-def test_a_method_of_which_every_run_failed_says_so(runs, tmp_path):
+def test_a_method_of_which_every_run_failed_says_so(project, runs, tmp_path):
     folder = tmp_path / "runs" / CHEAP / "tiny.failed"
     shutil.copytree(runs / CHEAP / "tiny", folder)
     (folder / "record.json").unlink()
     (folder / "run.log").write_text("2026-11-26T12:00:00Z\nfailed: out of memory in cell [3]\n")
-    staged(tmp_path / "runs", tmp_path / "book")
+    staged(project, tmp_path / "runs", tmp_path / "book")
     text = (tmp_path / f"book/chapters/{CHEAP}/index.md").read_text()
     assert "No run of this page finished" in text and "tiny.failed.ipynb" in text
 
 
-def test_a_record_without_its_notebook_shows_the_methods_verdicts(runs, tmp_path):
+def test_a_record_without_its_notebook_shows_the_methods_verdicts(project, runs, tmp_path):
     folder = tmp_path / "runs" / CHEAP / "tiny"
     folder.mkdir(parents=True)
     shutil.copy(runs / CHEAP / "tiny" / "record.json", folder)
-    staged(tmp_path / "runs", tmp_path / "book")
+    staged(project, tmp_path / "runs", tmp_path / "book")
     text = (tmp_path / f"book/chapters/{CHEAP}/tiny.ipynb").read_text()
     assert "what must hold" in text and "the paper says" not in text
