@@ -1,4 +1,5 @@
-# One job for every paper on every model, one at a time (or jobs=N), then the book. Called by `make book`.
+# One job for every paper and method on every model, one at a time (or jobs=N), then the book.
+# Called by `make book`.
 #
 #   snakemake --cores all [--config profile=smoke models="tiny planted-ioi" papers=ioi-circuit-reuse]
 #
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from replib import jobs
 from replib.errors import UsageError
-from replib.project import PACKAGE, find_root, list_papers
+from replib.project import PACKAGE, find_root, list_chapters
 from replib.runner import find_chapter, plan
 from replib.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
@@ -48,7 +49,7 @@ def find_jobs():
     """
     found = {}
     asked = str(config.get("models", "")).split()
-    for paper in str(config.get("papers", "")).split() or list_papers(ROOT):
+    for paper in str(config.get("papers", "")).split() or list_chapters(ROOT):
         chapter = find_chapter(ROOT, paper)
         models = asked or chapter.profile(PROFILE).models
         for name in [*models, *find_controls(paper)]:

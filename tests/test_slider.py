@@ -86,3 +86,59 @@ def test_the_slider_asks_no_other_host_and_has_a_label(tmp_path):
     soup = BeautifulSoup(text, "html.parser")
     assert soup.select_one("label input")["aria-label"] == "The coordinate"
     assert [script["type"] for script in soup.select("script")] == ["application/json"]
+
+
+def moved(at):
+    return (
+        "<script>document.addEventListener('DOMContentLoaded', () => {"
+        "const s = document.querySelector('input[type=range]');"
+        f"s.value = {at}; s.dispatchEvent(new Event('input')); }});</script>"
+    )
+
+
+def other_page(tmp_path, at, **options):
+    static = find_root() / "book/_static"
+    rows = {("a", "<b>"): [0.5, -0.25], "same": [2.0, 0.0]}
+    html = slider({"Which?": rows}, ["first", "second"], "Layer", **options).data
+    path = tmp_path / "page.html"
+    script = f"<script>{(static / 'knob.js').read_text()}</script>"
+    path.write_text(f"<!doctype html>{script}<body>{html}{moved(at)}</body>")
+    return dom(path)
+
+
+def lefts(soup, what):
+    return [float(re.search(r"left: ([0-9.]+)%", x["style"])[1]) for x in soup.select(what)]
+
+
+@needs_chromium
+def test_names_change_with_the_step_and_bars_may_go_below_zero(tmp_path):
+    options = {"limits": (-0.5, 1.0), "percent": False, "mark": 0.25}
+    first = other_page(tmp_path, 0, **options)
+    assert [name.text for name in first.select(".knob-name")] == ["a", "same"]
+    assert lefts(first, ".knob-bar") == pytest.approx([100 / 3, 100 / 3], abs=0.01)
+    widths, values = bars(first)
+    assert widths == pytest.approx([100 / 3, 200 / 3], abs=0.01)  # the second is cut at the limit
+    assert values == ["0.50", "2.00"]  # but not its number
+    second = other_page(tmp_path, 1, **options)
+    assert [name.text for name in second.select(".knob-name")] == ["<b>", "same"]
+    assert lefts(second, ".knob-bar")[0] == pytest.approx(100 / 6, abs=0.01)
+    assert bars(second)[0] == pytest.approx([100 / 6, 0], abs=0.01)
+    assert lefts(second, ".knob-mark") == pytest.approx([50, 50])
+    assert lefts(second, ".knob-zero") == pytest.approx([100 / 3] * 2, abs=0.01)
+
+
+@needs_chromium
+def test_without_a_mark_and_above_zero_no_line_is_drawn(tmp_path):
+    soup = other_page(tmp_path, 0)
+    assert not soup.select(".knob-mark, .knob-zero")
+    assert bars(soup)[1] == ["50%", "200%"]
+
+
+def test_a_value_that_is_not_finite_is_refused_where_it_arises():
+    with pytest.raises(ValueError, match="JSON"):
+        slider({"Which?": {"a": [float("nan")]}}, ["first"], "Layer")
+
+
+def test_the_step_that_is_shown_first_can_be_chosen():
+    text = slider(QUESTIONS, STEPS, "The coordinate", start=2).data
+    assert BeautifulSoup(text, "html.parser").select_one("input")["value"] == "2"

@@ -41,7 +41,7 @@ from replib.page_cells import (
     shorten_outputs,
     source_of,
 )
-from replib.project import list_papers, words
+from replib.project import list_chapters, words
 from replib.records import read_record, record_value, record_values
 from replib.runner import changed_since, find_chapter
 from replib.sources import MADE_IN_MEMORY
@@ -100,6 +100,11 @@ class Run:
         """Is it a model made to check the procedure: the planted or the random one?"""
         return self.model in MADE_IN_MEMORY
 
+    @property
+    def is_method(self) -> bool:
+        """Is it of a page of the method, and of no paper?"""
+        return self.record["arxiv"] is None
+
     def claim(self, id: str) -> Mapping[str, Any] | None:
         return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
 
@@ -149,6 +154,11 @@ def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         papers.setdefault(run.paper, []).append(run)
     return papers
+
+
+def of_papers(runs: Iterable[Run]) -> list[Run]:
+    """Without the pages of the method, about which no table of results says anything."""
+    return [run for run in runs if not run.is_method]
 
 
 # --- words and numbers ----------------------------------------------------------------------------
@@ -282,8 +292,9 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
     }
     listed = ", ".join(f"<code>{_h(k)} = {_h(json.dumps(v))}</code>" for k, v in parameters.items())
     versions = ", ".join(f"{_h(k)} {_h(v)}" for k, v in record["versions"].items())
+    if not run.is_method:
+        rows.append(("Scope", _h(scope_words(record, paper_model))))
     rows += [
-        ("Scope", _h(scope_words(record, paper_model))),
         ("Profile", _h(record["profile"])),
         ("Parameters", listed or "–"),
         ("Seed", _h(record["seed"])),
@@ -296,8 +307,9 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
     ]
     listing = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
+    about = "" if run.is_method else f"{scope(record)}, "
     line = (
-        f"Computed on <strong>{_h(model['name'])}</strong>: {scope(record)}, profile "
+        f"Computed on <strong>{_h(model['name'])}</strong>: {about}profile "
         f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
     )
     return (
@@ -484,7 +496,7 @@ def transfer_table(runs: Sequence[Run]) -> str:
 
 def transfer(runs: Sequence[Run]) -> str:
     """The transfer table, and apart from it the replications, if there are any."""
-    tested = [run for run in runs if not run.control]
+    tested = [run for run in of_papers(runs) if not run.control]
     own = [run for run in tested if scope(run.record) == "replication"]
     others = [run for run in tested if scope(run.record) != "replication"]
     parts = []
@@ -500,7 +512,7 @@ def transfer(runs: Sequence[Run]) -> str:
 def scorecard(runs: Sequence[Run]) -> str:
     """Outcomes and numbers of every paper, for a page at the root of the book."""
     parts = []
-    for paper, members in by_paper(runs).items():
+    for paper, members in by_paper(of_papers(runs)).items():
         prefix = f"chapters/{paper}/"
         lines = "".join(
             f'<li><a href="{_h(prefix + run.model)}.html">{_h(run.model)}</a>: {tally(run)}</li>'
@@ -532,7 +544,7 @@ def unexecuted(run: Run, root: Path) -> dict[str, Any]:
         cell |= {"outputs": [], "execution_count": None}
         show = {"output_type": "display_data", "metadata": {}}
         if "claims" in cell["metadata"].get("tags", []):
-            table = verdict_table(run.record["claims"])
+            table = verdict_table(run.record["claims"], run.is_method)
             data = {"text/html": table._repr_html_(), "text/plain": repr(table)}
             cell["outputs"] = [show | {"data": data}]
         elif "figure" in cell["metadata"].get("mystnb", {}):
@@ -558,9 +570,17 @@ def _not_kept() -> str:
 
 
 def chapter_page(
-    root: Path, run: Run, switch: str, paper_model: str, profiles: Mapping[str, Any]
+    root: Path,
+    run: Run,
+    switch: str,
+    paper_model: str,
+    profiles: Mapping[str, Any],
+    first: bool = False,
 ) -> dict[str, Any]:
-    """The run's notebook as a page: switcher and box under the title, labels made unique."""
+    """The run's notebook as a page: switcher and box under the title, labels made unique.
+
+    On the `first` page of a method stands the label that other pages link to, its name.
+    """
     path = run.folder / "notebook.ipynb"
     notebook = (
         json.loads(path.read_text(encoding="utf-8")) if run.executed else unexecuted(run, root)
@@ -573,12 +593,15 @@ def chapter_page(
     again = command(run.record, defaults(cells) | profile)
     fold_parameters(cells)
     localise_labels(cells, f"{run.paper}-{run.model}")
-    first = source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
-    title, _, rest = first.partition("\n")
+    text = source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
+    title, _, rest = text.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    head = raw_html(f"{switch}\n{stale_note(run, again)}\n{run_box(run, paper_model, again)}")
-    cells[0]["source"] = f"{title.rstrip()} ({run.model})\n\n{head}\n{rest.lstrip()}"
+    above = (switch, stale_note(run, again), run_box(run, paper_model, again))
+    head = raw_html("\n".join(part for part in above if part))
+    label = f"({run.paper})=\n" if first else ""
+    model = f" ({run.model})" if switch else ""
+    cells[0]["source"] = f"{label}{title.rstrip()}{model}\n\n{head}\n{rest.lstrip()}"
     return notebook
 
 
@@ -610,7 +633,8 @@ def table_of_contents(
     """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
     the heads under `atlas/index`, which is left out without them.
 
-    Runs that failed come after those that finished. A paper without runs keeps its first page if it
+    Runs that failed come after those that finished. A method has no first page of its own: that of
+    its first run stands there. A paper without runs keeps its first page if it
     is among `not_run`, so that links to it lead somewhere; else it is left out. UsageError when a
     paper that has runs is not in it.
     """
@@ -639,6 +663,9 @@ def table_of_contents(
                     for run in failed
                     if run.paper == match[1]
                 ]
+                if papers.get(match[1]) and papers[match[1]][0].is_method:
+                    entry = {"file": f"chapters/{first_run(papers[match[1]]).key}"}
+                    pages = [page for page in pages if page["file"] != entry["file"]]
                 if pages:
                     entry = entry | {"sections": [*entry.get("sections", []), *pages]}
             elif "sections" in entry:
@@ -656,6 +683,11 @@ def table_of_contents(
     if missing := [paper for paper in shown if paper not in placed]:
         raise UsageError(f"_toc.yml has no entry chapters/{missing[0]}/index")
     return result
+
+
+def first_run(members: Sequence[Run]) -> Run:
+    """The run whose page stands for a method: on a model, if there is one, not on a control."""
+    return kinds(members)[0][1][0]
 
 
 def pages_in(toc: Mapping[str, Any]) -> list[str]:
@@ -731,17 +763,19 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         yaml.safe_load((root / "_toc.yml").read_text()),
         found,
         atlas_pages(part, found),
-        not_run := [paper for paper in list_papers(root) if paper not in by_paper(found)],
+        not_run := [paper for paper in list_chapters(root) if paper not in by_paper(found)],
         failed,
     )
     for paper in not_run:
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
         (part / "chapters" / paper).mkdir(parents=True)
         links = failed_runs.links([run for run in failed if run.paper == paper])
-        said = "No run of this chapter finished" if links else "This chapter was not run"
+        label = f"({paper})=\n" if claims.is_method else ""
+        what = "page" if claims.is_method else "chapter"
+        cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+        said = f"No run of this {what} finished" if links else f"This {what} was not run"
         (part / "chapters" / paper / "index.md").write_text(
-            f"# {as_myst(claims.title)}\n\n"
-            f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+            f"{label}# {as_myst(claims.title)}\n\n{'' if claims.is_method else cited}"
             f"{said} for this book: `replib run {paper}`.\n\n{links}"
         )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
@@ -752,13 +786,17 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         folder = part / "chapters" / paper
         folder.mkdir(parents=True)
         stopped = [run for run in failed if run.paper == paper]
+        alone = claims.is_method and len(members) + len(stopped) == 1
         for run in members:
-            switch = model_switch(run.key, members, stopped)
-            page = chapter_page(root, run, switch, claims.model, profiles)
+            switch = "" if alone else model_switch(run.key, members, stopped)
+            first = claims.is_method and run is first_run(members)
+            page = chapter_page(root, run, switch, claims.model, profiles, first)
             (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
             record = part / RECORDS / f"{run.key}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.folder / "record.json", record)
+        if claims.is_method:
+            continue
         prose = root / "book" / "chapters" / f"{paper}.md"
         text = prose.read_text() if prose.is_file() else ""
         (folder / "index.md").write_text(landing_page(members, claims, text, stopped))

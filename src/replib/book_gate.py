@@ -26,6 +26,7 @@ from replib.book import (
     find_runs,
     finished,
     number_of,
+    of_papers,
     outcome_word,
     pages_in,
     show_value,
@@ -312,7 +313,7 @@ def _numbers(claim: Mapping[str, Any]) -> list[str]:
 
 def summary_faults(html: Path, runs: Mapping[str, Run], listed: Sequence[str]) -> Iterator[str]:
     """The scorecard and each chapter's first page name every claim of every run."""
-    for paper, members in by_paper(runs.values()).items():
+    for paper, members in by_paper(of_papers(runs.values())).items():
         for name in (f"chapters/{paper}/index", "scorecard"):
             if name not in listed or not (path := html / f"{name}.html").is_file():
                 continue

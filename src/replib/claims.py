@@ -127,7 +127,7 @@ class Claims:
 
     paper: str
     title: str
-    arxiv: str
+    arxiv: str | None  # None: a page of the method, whose claims are facts of the method
     model: str  # the paper's own model
     claims: tuple[Claim, ...]
     changes: tuple[Mapping[str, str], ...]
@@ -165,6 +165,11 @@ class Claims:
                     )
         head = {key: content[key] for key in ("paper", "title", "arxiv", "model")}
         return cls(**head, claims=claims, changes=changes, sha256=sha256_text(text))
+
+    @property
+    def is_method(self) -> bool:
+        """Is it a page of the method, and no paper's chapter?"""
+        return self.arxiv is None
 
     # --- measuring --------------------------------------------------------------------------------
 
@@ -303,7 +308,8 @@ class Claims:
             )
             for claim in self.claims
         ]
-        return HtmlTable(("claim", "the paper says", "its number", "we decide"), rows, "claims")
+        head = ("claim", "the paper says", "its number", "we decide")
+        return HtmlTable(*_columns(head, rows, self.is_method), "claims")
 
     def history(self) -> "HtmlTable":
         """What was changed after the claims were first written, with date and reason."""
@@ -342,7 +348,7 @@ class Claims:
         }
         json.dumps(content, allow_nan=False)  # raises here, in the cell, not later in the runner
         plain = "\n".join(f"{claim.id}  {self.outcome(claim.id)}" for claim in self.claims)
-        table = verdict_table(content["claims"])._repr_html_()
+        table = verdict_table(content["claims"], self.is_method)._repr_html_()
         return {"text/plain": plain, "text/html": table, MIME: content}
 
     def _entry(self, claim: Claim) -> dict[str, Any]:
@@ -574,7 +580,16 @@ def _paper(reported: str | None, mark: str, where: str | None) -> str:
     return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
 
 
-def verdict_table(claims: Iterable[Mapping[str, Any]]) -> HtmlTable:
+def _columns(
+    head: tuple[str, ...], rows: list[tuple[str, ...]], is_method: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; of a method no paper says anything, so the column for its number goes."""
+    if not is_method:
+        return head, rows
+    return (head[0], "what must hold", *head[3:]), [row[:2] + row[3:] for row in rows]
+
+
+def verdict_table(claims: Iterable[Mapping[str, Any]], is_method: bool = False) -> HtmlTable:
     """What became of every claim, from the entries of a record."""
     rows = []
     for claim in claims:
@@ -591,7 +606,7 @@ def verdict_table(claims: Iterable[Mapping[str, Any]]) -> HtmlTable:
             )
         )
     head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
-    return HtmlTable(head, rows, "verdicts")
+    return HtmlTable(*_columns(head, rows, is_method), "verdicts")
 
 
 def _measured(claim: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from replib.certified import alterations, certify, compare, find_run
 from replib.claims import OUTCOMES, one_line
 from replib.errors import UsageError
 from replib.gpus import own_gpu
-from replib.project import find_root, list_papers, words
+from replib.project import find_root, list_chapters, words
 from replib.records import read_record
 from replib.runner import (
     PROFILES,
@@ -387,9 +387,11 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
 
 def _list(options: argparse.Namespace) -> int:
     root = find_root()
-    for paper in list_papers(root):
-        chapter = find_chapter(root, paper)
-        print(f"{paper}\n  {chapter.claims.title} (arXiv {chapter.claims.arxiv})")
+    chapters = [find_chapter(root, paper) for paper in list_chapters(root)]
+    for chapter in sorted(chapters, key=lambda chapter: chapter.claims.is_method):
+        claims = chapter.claims
+        about = "a page of the method" if claims.is_method else f"arXiv {claims.arxiv}"
+        print(f"{claims.paper}\n  {claims.title} ({about})")
         for name, profile in chapter.profiles.items():
             default = "  (default)" if name == "laptop" else ""
             print(f"  {name:<7} {', '.join(profile.models)}{default}", flush=True)

@@ -85,12 +85,11 @@ def crate(
         facts = {"name": f"record of {name}", "encodingFormat": "application/json"}
         facts |= {"sha256": hashlib.sha256(file).hexdigest(), "contentSize": str(len(file))}
         parts.append(add(path, "File", **facts))
-        paper = add(
-            f"https://arxiv.org/abs/{quote(record['arxiv'])}",
-            "ScholarlyArticle",
-            name=record["title"],
-        )
-        papers.append(paper)
+        paper = None  # of a page of the method
+        if record["arxiv"] is not None:
+            address = f"https://arxiv.org/abs/{quote(record['arxiv'])}"
+            paper = add(address, "ScholarlyArticle", name=record["title"])
+            papers.append(paper)
         software = [_software(add, *package) for package in record["versions"].items()]
         hashes = record["hashes"]
         notebook = add(

@@ -240,21 +240,35 @@ def scatter(
 
 
 def slider(
-    questions: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[str], what: str
+    questions: Mapping[str, Mapping[str | tuple[str, ...], Sequence[float]]],
+    steps: Sequence[str],
+    what: str,
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    percent: bool = True,
+    mark: float | None = None,
+    start: int | None = None,
 ) -> HTML:
     """Bars that a reader moves: {question: {answer: its probability at each step}}.
+
+    An answer may have another name at each step, as a tuple. Bars begin at 0 and are cut at
+    `limits`; their numbers are shares, or with `percent` off plain ones, and a line at `mark` runs
+    across them. `start` is the step that is shown first, the middle one if None.
 
     The data are in the page, and the book's own knob.js moves them: no server, no other host, no
     script in the output. Without it, as in Jupyter, a sentence says that the plain figure beside it
     shows the same. `what` names the quantity of the steps, for the eye and for a screen reader.
     """
-    data = {"steps": list(steps), "questions": []}
+    data = {"steps": list(steps), "questions": [], "limits": limits, "percent": percent}
+    data["mark"] = mark
     for text, some in questions.items():
         answers = [[name, [round(p, 3) for p in values]] for name, values in some.items()]
         data["questions"].append({"text": text, "answers": answers})
-    packed = json.dumps(data).replace("<", "\\u003c")  # nothing in it can end the script
+    # Strict: a value that is not finite would stop the script in the page.
+    packed = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # cannot end the script
     last = len(steps) - 1
-    return HTML(_SLIDER.format(what=html.escape(what), start=last // 2, last=last, data=packed))
+    start = last // 2 if start is None else start
+    return HTML(_SLIDER.format(what=html.escape(what), start=start, last=last, data=packed))
 
 
 _SLIDER = """<div class="knob">

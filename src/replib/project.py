@@ -6,7 +6,8 @@ Nothing here imports torch: the command line, the workflow and the book ask thes
 import ast
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from replib.claims import sha256_text
 from replib.errors import UsageError
 
 PACKAGE = Path(__file__).parent
+_NO_PAPER = re.compile(rb"(?m)^arxiv: *(null|~)? *(#.*)?$")  # read without parsing: asked for often
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -29,12 +31,27 @@ def find_root(start: Path | None = None) -> Path:
     )
 
 
+def list_chapters(root: Path) -> list[str]:
+    """The names of everything that can be run, papers and methods: a notebook with its claims."""
+    return sorted(path.name.removesuffix(".claims.yaml") for path in _claims_files(root))
+
+
 def list_papers(root: Path) -> list[str]:
     """The names of the papers of which the project has a notebook and a claims file."""
-    names = (
-        path.name.removesuffix(".claims.yaml") for path in root.glob("notebooks/*.claims.yaml")
-    )
-    return sorted(name for name in names if (root / "notebooks" / f"{name}.ipynb").is_file())
+    methods = list_methods(root)
+    return [name for name in list_chapters(root) if name not in methods]
+
+
+def list_methods(root: Path) -> list[str]:
+    """The names of the pages of the method: their claims files have no arXiv number."""
+    found = (path for path in _claims_files(root) if _NO_PAPER.search(path.read_bytes()))
+    return sorted(path.name.removesuffix(".claims.yaml") for path in found)
+
+
+def _claims_files(root: Path) -> Iterator[Path]:
+    for path in root.glob("notebooks/*.claims.yaml"):
+        if path.with_name(path.name.replace(".claims.yaml", ".ipynb")).is_file():
+            yield path
 
 
 # --- hashes ---------------------------------------------------------------------------------------

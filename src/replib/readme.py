@@ -23,8 +23,6 @@ def scorecard(root: Path) -> str:
     lines = [f"| paper | model | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
     for paper in list_papers(root):
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
-        if claims.arxiv is None:  # a page of the method
-            continue
         link = f"[{claims.title}](https://arxiv.org/abs/{claims.arxiv})"
         for model in EMBEDDED:
             path = root / FOLDER / paper / model / "record.json"

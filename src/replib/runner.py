@@ -46,7 +46,7 @@ from replib import batches, grid, sizing
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import MIME, Claims, check_schema, did_you_mean, one_line, read_text, read_yaml
 from replib.errors import UsageError, find_control
-from replib.project import file_hash, library_hash, list_papers, notebook_hash, parameters_hash
+from replib.project import file_hash, library_hash, list_chapters, notebook_hash, parameters_hash
 from replib.records import write_record
 from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
 from replib.storage import put_in_place
@@ -136,7 +136,7 @@ class Chapter:
 
 def find_chapter(root: Path, paper: str) -> Chapter:
     """A paper's notebook, claims and profiles; UsageError for any that is missing or wrong."""
-    papers = list_papers(root)
+    papers = list_chapters(root)
     if paper not in papers:
         raise UsageError(
             f"no paper {paper!r}{did_you_mean(paper, papers)} (papers: {', '.join(papers)})"
@@ -657,6 +657,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     _tidy(notebook, chapter.paper)
     replication = run.profile == "paper" and run.model == chapter.claims.model
     scope = "replication" if replication else "transfer"
+    scope = "method" if chapter.claims.is_method else scope
     record = {
         "schema_version": 1,
         **{key: bundle[key] for key in ("paper", "title", "arxiv", "model")},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from replib.claims import read_text, read_yaml
 from replib.errors import UsageError
-from replib.project import list_papers
+from replib.project import list_chapters
 
 _CLAIMS = """\
 # What the paper says and how each claim is decided. Write it before you run anything; what you
@@ -186,7 +186,7 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or len(slug) > 60:
         raise UsageError(f"{slug!r} cannot name a paper; use words-like-this")
-    if slug in list_papers(root):
+    if slug in list_chapters(root):
         raise UsageError(f"paper {slug} is there already")
     if not re.fullmatch(r"[0-9]{4}\.[0-9]{4,5}", arxiv):
         raise UsageError(f"arXiv number {arxiv!r} is not like 2310.08744")
