@@ -26,7 +26,17 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, crate, failed_runs, jobs, page_policy, performance, reruns, trust
+from replib import (
+    atlas,
+    classroom,
+    crate,
+    failed_runs,
+    jobs,
+    page_policy,
+    performance,
+    reruns,
+    trust,
+)
 from replib import certified as certified_records
 from replib.claims import OUTCOMES, Claims, read_yaml, verdict_table
 from replib.errors import UsageError
@@ -51,6 +61,7 @@ CONTROLS = (
     "must find the planted circuit and must claim nothing on random weights.</p>"
 )
 NOT_KEPT = "This figure was not kept with the record; the command above draws it."
+METHOD_EXERCISES = classroom.page_of(classroom.METHOD)
 STALE = "static/stale.json"  # the keys of stale runs, with what has changed
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
 
@@ -629,11 +640,13 @@ def table_of_contents(
     atlases: Sequence[str] = (),
     not_run: Sequence[str] = (),
     failed: Sequence[failed_runs.FailedRun] = (),
+    lessons: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
     the heads under `atlas/index`, which is left out without them.
 
-    Runs that failed come after those that finished. A method has no first page of its own: that of
+    Runs that failed come after those that finished, a chapter's exercises (one of the `lessons`)
+    last. A method has no first page of its own: that of
     its first run stands there. A paper without runs keeps its first page if it
     is among `not_run`, so that links to it lead somewhere; else it is left out. UsageError when a
     paper that has runs is not in it.
@@ -646,6 +659,8 @@ def table_of_contents(
         for entry in entries:
             match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
             if match and match[1] not in {*papers, *not_run}:
+                continue
+            if entry.get("file") == METHOD_EXERCISES and METHOD_EXERCISES not in lessons:
                 continue
             if entry.get("file") == "atlas/index":
                 if atlases:
@@ -663,6 +678,8 @@ def table_of_contents(
                     for run in failed
                     if run.paper == match[1]
                 ]
+                if (lesson := classroom.page_of(match[1])) in lessons:
+                    pages.append({"file": lesson, "title": "Exercises"})
                 if papers.get(match[1]) and papers[match[1]][0].is_method:
                     entry = {"file": f"chapters/{first_run(papers[match[1]]).key}"}
                     pages = [page for page in pages if page["file"] != entry["file"]]
@@ -759,16 +776,18 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     stale = {run.key: list(run.stale) for run in found if run.stale}
     (part / RECORDS).mkdir(parents=True)
     (part / STALE).write_text(json.dumps(stale))
+    lessons = classroom.write(root, part, found)
     toc = table_of_contents(
         yaml.safe_load((root / "_toc.yml").read_text()),
         found,
         atlas_pages(part, found),
         not_run := [paper for paper in list_chapters(root) if paper not in by_paper(found)],
         failed,
+        lessons,
     )
     for paper in not_run:
         claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
-        (part / "chapters" / paper).mkdir(parents=True)
+        (part / "chapters" / paper).mkdir(parents=True, exist_ok=True)
         links = failed_runs.links([run for run in failed if run.paper == paper])
         label = f"({paper})=\n" if claims.is_method else ""
         what = "page" if claims.is_method else "chapter"
@@ -784,7 +803,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         profiles_file = root / "notebooks" / f"{paper}.profiles.yaml"
         profiles = read_yaml(profiles_file.read_text(), str(profiles_file))
         folder = part / "chapters" / paper
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         stopped = [run for run in failed if run.paper == paper]
         alone = claims.is_method and len(members) + len(stopped) == 1
         for run in members:

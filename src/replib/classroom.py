@@ -31,6 +31,7 @@ from replib.storage import write_whole
 METHOD = "method"  # the exercises of the method pages together
 FOLDER = "classroom"  # in the repository, the students' notebooks that Colab opens
 STATIC = "class"  # among the book's static files, all of them
+COLAB = "https://colab.research.google.com/github"
 KINDS = {
     "predict": "predict",
     "reason": "think",
@@ -253,15 +254,16 @@ def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def write(root: Path, book: Path, runs: Sequence[Any], commit: str | None = None) -> list[str]:
+def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
     """Write pages and notebooks into a staged book; returns the pages' names.
 
-    `runs` are those of the book. A part none of whose papers was run has no page.
+    `runs` are those of the book. A part none of whose papers was run has no page. The button that
+    opens a notebook on Colab needs the repository's address, and its tag of this version.
     """
     repository, made = find_repository(root), []
     pictures: dict[str, dict[str, str]] = {}
     for part in parts(root):
-        mine = [run for run in runs if run.paper == part or _is_method(part, run.paper)]
+        mine = [run for run in runs if (METHOD if run.is_method else run.paper) == part]
         if not mine:
             continue
         executed = [run.folder / "notebook.ipynb" for run in mine if run.executed]
@@ -269,12 +271,8 @@ def write(root: Path, book: Path, runs: Sequence[Any], commit: str | None = None
         _, found = read_exercises(root / "notebooks" / f"{part}{SUFFIX}")
         launch = None
         if repository:
-            at = commit or f"v{replib.__version__}"
-            path = repository.removeprefix("https://github.com/")
-            launch = (
-                f"https://colab.research.google.com/github/{path}/blob/{at}/{FOLDER}/"
-                f"{part}-student.ipynb"
-            )
+            path = f"{repository.removeprefix('https://github.com/')}/blob/v{replib.__version__}"
+            launch = f"{COLAB}/{path}/{FOLDER}/{part}-student.ipynb"
         pairs = [run.key for run in runs if not run.control]
         text = page(title_of(root, part), part, found, pairs, launch)
         place = book / f"{page_of(part)}.md"
@@ -283,10 +281,6 @@ def write(root: Path, book: Path, runs: Sequence[Any], commit: str | None = None
         made.append(page_of(part))
     write_notebooks(root, book / "static" / STATIC, pictures)
     return made
-
-
-def _is_method(part: str, paper: str) -> bool:
-    return part == METHOD and paper.startswith(f"{METHOD}-")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
