@@ -64,8 +64,10 @@ def find_repository(root: Path) -> str | None:
 
 
 def _question(exercise: Exercise) -> str:
-    """The exercise's text, with its options, as MyST."""
+    """The exercise's text, with its options where it does not list them itself, as MyST."""
     options = exercise.check.get("options") or {}
+    if all(f"**{letter}**" in exercise.text for letter in options):
+        options = {}
     listed = "".join(f"\n- **{letter}.** {option['text']}" for letter, option in options.items())
     return exercise.text.strip() + (f"\n{listed}" if listed else "")
 
