@@ -13,7 +13,11 @@ PARTS = exercises.parts(ROOT)
 MODELS = available_embedded()
 
 
-@pytest.fixture(scope="module", params=[(part, model) for part in PARTS for model in MODELS])
+@pytest.fixture(
+    scope="module",
+    params=[(part, model) for part in PARTS for model in MODELS],
+    ids=lambda pair: "-".join(pair),
+)
 def lesson(request):
     """(exercises, model, what the set-up defines), as the first cells of the class notebook."""
     part, model = request.param
