@@ -95,7 +95,7 @@ def test_a_handout_has_its_parts_and_no_typed_measurement(n):
     assert text.count('<div class="write">') == 3
     assert len(re.findall(r"^\| (?!---|word \|).+ \|$", text.split("## Words")[1], re.M)) == 5
     (record,) = re.findall(r"^\*From the record.+$", text, re.M)
-    typed = re.sub(r"\{record\}`[^`]+`|[Cc]laim [0-9.]+", "", record)
+    typed = re.sub(r"\{record\}`[^`]+`|[Cc]laim [0-9.]+|95% interval", "", record)
     assert not re.search(r"[0-9]+\.[0-9]+|[0-9]+%", typed)
 
 
