@@ -224,7 +224,10 @@ def _against_record(exercise: Exercise, answer: Any, model: str) -> Verdict:
     number = _number(answer)
     if number is None:
         return Verdict("wrong", f"the answer is a number, not {one_line(repr(answer), 60)}")
-    bounds = accepted(exercise, model)
+    try:
+        bounds = accepted(exercise, model)
+    except UsageError as error:  # there is no record
+        return Verdict("unchecked", str(error))
     paper, key = exercise.record
     if bounds is None:
         return Verdict("unchecked", f"{key} of {paper} was not measured on {model}")
