@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,20 @@ from typing import Any
 import yaml
 from docutils import nodes
 
-from replib import atlas, crate, failed_runs, jobs, page_policy, performance, reruns, trust
+from replib import (
+    atlas,
+    citations,
+    crate,
+    failed_runs,
+    jobs,
+    page_names,
+    page_policy,
+    pdf,
+    performance,
+    reruns,
+    run_statistics,
+    trust,
+)
 from replib import certified as certified_records
 from replib.claims import OUTCOMES, Claims, read_yaml, verdict_table
 from replib.errors import UsageError
@@ -292,6 +306,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         ("Peak memory", f"{_h(round(record['peak_memory_mb']))} MB"),
         ("Versions", versions or "–"),
         ("Started", _h(record["started"].replace("T", " ").replace("Z", " UTC"))),
+        ("Last verified", _h(run_statistics.last_verified(run))),
         ("Run it again", f"<code>{_h(again)}</code>"),
         ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
     ]
@@ -299,6 +314,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
     line = (
         f"Computed on <strong>{_h(model['name'])}</strong>: {scope(record)}, profile "
         f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
+        f"; last verified: {_h(run_statistics.last_verified(run))}"
     )
     return (
         f'<aside class="run-box" data-record="{_h(run.key)}" data-sha256="{run.sha256}">\n'
@@ -723,7 +739,10 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         ),
     )
     shutil.copytree(root / "book" / "_static", part / "static")
-    shutil.copy(root / "_config.yml", part / "_config.yml")
+    about = citations.about(root)
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    config |= {"title": about.title, "author": words(about.authors)}
+    (part / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     stale = {run.key: list(run.stale) for run in found if run.stale}
     (part / RECORDS).mkdir(parents=True)
     (part / STALE).write_text(json.dumps(stale))
@@ -761,7 +780,9 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
             shutil.copy(run.folder / "record.json", record)
         prose = root / "book" / "chapters" / f"{paper}.md"
         text = prose.read_text() if prose.is_file() else ""
-        (folder / "index.md").write_text(landing_page(members, claims, text, stopped))
+        page = landing_page(members, claims, text, stopped)
+        page += raw_html(pdf.place(paper)) + citations.line(paper, "../../")
+        (folder / "index.md").write_text(page)
     for run in failed:
         members = [other for other in found if other.paper == run.paper]
         switch = model_switch(run.key, members, [r for r in failed if r.paper == run.paper])
@@ -769,12 +790,19 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         page = failed_runs.page(run, claims.title, switch)
         path = part / "chapters" / f"{run.key}.ipynb"
         path.write_text(json.dumps(page, ensure_ascii=False))
+    papers = {
+        paper: Claims.load(root / "notebooks" / f"{paper}.claims.yaml") for paper in by_paper(found)
+    }
+    started = [run.record["started"] for run in found]
+    citations.write(root, part, papers, max(started, default=date.today().isoformat())[:4])
     if (part / performance.PAGE).is_file():
         performance.write(root, part)
     if (part / reruns.PAGE).is_file():
         reruns.write(root, part)
     if (part / trust.PAGE).is_file():
         trust.write(root, part)
+    if (part / run_statistics.PAGE).is_file():
+        run_statistics.write(part, found, tally, duration)
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
@@ -883,6 +911,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    app.connect("build-finished", page_names.name_all)
     app.connect("build-finished", page_policy.protect_all)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 

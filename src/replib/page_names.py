@@ -1,0 +1,26 @@
+"""Names for parts of the theme's pages that have none, for those who hear a page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+# A link to a page that has pages under it, and the arrow that unfolds them.
+_UNFOLD = re.compile(
+    r'(<a class="(?:current )?reference internal" href="[^"]*">)([^<]*)'
+    r'(</a><details(?: open="open")?><summary)(?: aria-label="[^"]*")?>'
+)
+
+
+def name_parts(page: str) -> str:
+    """The page with those names; a page that has them stays as it is."""
+    return _UNFOLD.sub(r'\1\2\3 aria-label="Pages under \2">', page)
+
+
+def name_all(app: Any, exception: Exception | None) -> None:
+    """Do it for every page of a book that was just built; Sphinx calls this at the end."""
+    if exception is not None or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    for path in sorted(out.rglob("*.html")):
+        if "_static" not in path.relative_to(out).parts:
+            path.write_text(name_parts(path.read_text(encoding="utf-8")), encoding="utf-8")
