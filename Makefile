@@ -17,7 +17,7 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix faults fuzz determinism calibration
+.PHONY: help setup lint test run papers book pdf accessibility matrix faults fuzz determinism calibration
 .PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,6 +30,11 @@ help:
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run"
+	@echo "make pdf     print the built book, and each chapter, into _build/pdf, and link to them from"
+	@echo "             its pages (about a minute; needs Chromium)"
+	@echo "make accessibility"
+	@echo "             look at every page of the built book with axe-core, in light and dark, on a"
+	@echo "             desktop and a phone (a few minutes; needs Chromium)"
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make determinism"
@@ -100,6 +105,12 @@ book: $(STAMP)
 	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
 	  { $(BIN)/python -m replib.failed_runs build/runs build/.book-begun; exit 1; }
 endif
+
+pdf: $(STAMP)
+	$(BIN)/python -m replib.pdf --html _build/html --book build/book --out _build/pdf
+
+accessibility: $(STAMP)
+	$(BIN)/python tests/accessibility.py _build/html
 
 faults: $(STAMP)
 	$(BIN)/python tests/faults.py --out results/trust/faults.json

@@ -328,6 +328,11 @@ def claim_ids(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(claim["id"] for run in runs for claim in run.record["claims"]))
 
 
+def _about(runs: Sequence[Run]) -> str:
+    """The runs of one paper in a table's name, which no other table on a page may have."""
+    return f"{runs[0].record['title']} on {words([run.model for run in runs])}"
+
+
 def outcome_table(runs: Sequence[Run], prefix: str) -> str:
     """Claims x models of one paper: a word in each cell, linked to the model's page."""
     head = "".join(
@@ -350,7 +355,7 @@ def outcome_table(runs: Sequence[Run], prefix: str) -> str:
         f'<th scope="col">The paper says</th>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return scrolling("Outcome of every claim on every model", table)
+    return scrolling(f"Outcomes of {_about(runs)}", table)
 
 
 def tally(run: Run) -> str:
@@ -420,7 +425,7 @@ def evidence_table(runs: Sequence[Run], prefix: str) -> str:
         f'<table class="evidence-table"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return scrolling("Numbers behind every outcome", table)
+    return scrolling(f"Numbers of {_about(runs)}", table)
 
 
 def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str], str]) -> str:

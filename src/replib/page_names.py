@@ -9,10 +9,23 @@ _UNFOLD = re.compile(
     r'(<a class="(?:current )?reference internal" href="[^"]*">)([^<]*)'
     r'(</a><details(?: open="open")?><summary)(?: aria-label="[^"]*")?>'
 )
+# The side bar, with the book's name and the search in it: no landmark in the theme.
+_SIDE_BAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">'
+_NAMED_BAR = _SIDE_BAR.replace(">", ' role="region" aria-label="Side bar">')
+# A table that a notebook put out; `replib.markup.scrolling` names those of other pages.
+_TABLE = re.compile(
+    r'<div class="table-scroll" style="[^"]*">(\s*<table class="(claims|verdicts)-)'
+)
+
+
+def _name_table(match: re.Match[str]) -> str:
+    label = f'role="region" tabindex="0" aria-label="{match[2].capitalize()}"'
+    return f'<div class="table-scroll" {label}>{match[1]}'
 
 
 def name_parts(page: str) -> str:
     """The page with those names; a page that has them stays as it is."""
+    page = _TABLE.sub(_name_table, page.replace(_SIDE_BAR, _NAMED_BAR))
     return _UNFOLD.sub(r'\1\2\3 aria-label="Pages under \2">', page)
 
 
