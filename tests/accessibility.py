@@ -22,6 +22,7 @@ from replib.errors import UsageError
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 WIDTHS = (1280, 390)
 THEMES = ("light", "dark")
+SETTLE = 400  # ms; scripts of the page follow a change of its width a little later
 IMPACTS = ("moderate", "serious", "critical")  # minor ones are advice
 
 # The words of a program have colours and nothing else: one of each kind stays as it is.
@@ -90,6 +91,7 @@ def faults_of(page: Any, address: str) -> Iterator[str]:
     page.evaluate(f"{AXE};0")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(SETTLE)
         for theme in THEMES:
             where = f"{theme}, {width} px"
             page.evaluate(SHOW, theme)
@@ -103,7 +105,8 @@ def faults_of(page: Any, address: str) -> Iterator[str]:
                 if rule["impact"] in IMPACTS:
                     for node in rule["nodes"]:
                         place = " ".join(map(str, node["target"]))
-                        yield f"{where}: {rule['impact']}, {rule['id']}: {rule['help']}: {place}"
+                        said = (node["any"] or node["all"] or node["none"])[0]["message"]
+                        yield f"{where}: {rule['impact']}, {rule['id']}: {place}: {said}"
             for image in page.evaluate(FIGURES):
                 yield f"{where}: a figure without its light card: {image}"
 

@@ -46,7 +46,7 @@ def test_a_search_for_a_head_finds_its_pages(
 ) -> None:
     page, address = reader
     start = address if where == "http" else (built / "_build/html").as_uri()
-    page.goto(f"{start}/search.html?q=L1H0")
+    page.goto(f"{start}/search.html?q=L0H1")
     results = page.locator("#search-results li a")
     results.first.wait_for()
     found = [link.get_attribute("href") for link in results.all()]

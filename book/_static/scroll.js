@@ -1,10 +1,9 @@
-// What scrolls sideways can be reached by keyboard: wide equations, programs and outputs.
+// What scrolls sideways can be reached by keyboard: wide equations and outputs. The theme sees to
+// programs and its own tables.
 {
   const mark = () => {
-    const wide = 'mjx-container[display="true"], article pre, .cell_output .text_html, div.math';
-    for (const node of document.querySelectorAll(wide)) {
+    for (const node of document.querySelectorAll("mjx-container[display], .cell_output .text_html")) {
       if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
-      else node.removeAttribute("tabindex");
     }
   };
   window.addEventListener("load", () => {

@@ -64,7 +64,7 @@ def write(root: Path, out: Path, claims: Mapping[str, Claims], year: str) -> Non
     source = root / "book" / "references.bib"
     known = parse_file(str(source)) if source.is_file() else BibliographyData()
     entries = {BOOK: book_entry(about(root), year)}
-    entries |= {paper: paper_entry(of, known) for paper, of in claims.items()}
+    entries |= {paper: paper_entry(of.arxiv, of.title, known) for paper, of in claims.items()}
     (out / FOLDER).mkdir(parents=True)
     for name, entry in entries.items():
         for suffix, text in files(name, entry).items():
@@ -81,13 +81,13 @@ def book_entry(about: About, year: str) -> Entry:
     return Entry("software", fields, {"author": [Person(f"{{{name}}}") for name in about.authors]})
 
 
-def paper_entry(claims: Claims, known: BibliographyData) -> Entry:
+def paper_entry(arxiv: str, title: str, known: BibliographyData) -> Entry:
     """The paper's entry in references.bib; without one, what its claims file says."""
     for entry in known.entries.values():
-        if claims.arxiv in entry.fields.get("url", ""):
+        if arxiv in entry.fields.get("url", ""):
             return entry
-    address = f"https://arxiv.org/abs/{claims.arxiv}"
-    fields = {"title": claims.title, "note": f"arXiv:{claims.arxiv}", "url": address}
+    address = f"https://arxiv.org/abs/{arxiv}"
+    fields = {"title": title, "note": f"arXiv:{arxiv}", "url": address}
     return Entry("misc", fields=fields)
 
 

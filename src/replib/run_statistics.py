@@ -7,9 +7,9 @@ verified when its record was computed with the code as it is; a stale one says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from replib.markup import as_html as _h
 from replib.markup import raw_html, scrolling
@@ -18,16 +18,7 @@ from replib.project import words
 PAGE = "statistics.md"
 
 
-class Run(Protocol):
-    """What the page shows of a run; `book.Run` is one."""
-
-    key: str
-    paper: str
-    model: str
-    record: Mapping[str, Any]
-    stale: tuple[str, ...]
-
-
+Run = Any  # a `replib.book.Run`; that module imports this one
 Tally = Callable[[Any], str]  # a run's outcomes, counted
 Duration = Callable[[float], str]
 
