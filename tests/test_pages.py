@@ -69,9 +69,11 @@ def test_each_fault_is_seen(built: Path, tmp_path: Path) -> None:
 
 
 def test_parts_are_named_once() -> None:
+    listed = '<div role="list" class="citation-list">'
     link = '<a class="reference internal" href="a.html">A &amp; B</a><details><summary>'
-    named = page_names.name_parts(link + page_names._SIDE_BAR)
+    named = page_names.name_parts(link + page_names._SIDE_BAR + listed)
     assert 'aria-label="Pages under A &amp; B"' in named and "Side bar" in named
+    assert 'role="list"' not in named  # of things that are no items
     assert page_names.name_parts(named) == named
 
 
