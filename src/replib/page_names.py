@@ -13,9 +13,7 @@ _UNFOLD = re.compile(
 _SIDE_BAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">'
 _NAMED_BAR = _SIDE_BAR.replace(">", ' role="region" aria-label="Side bar">')
 # docutils' list of citations is none: its items are no children of it but of their own marks.
-_LIST = re.compile(
-    r'<div role="list" class="citation-list">|<div class="citation-list" role="list">'
-)
+_LIST = '<div role="list" class="citation-list">'
 # A table that a notebook put out; `replib.markup.scrolling` names those of other pages.
 _TABLE = re.compile(
     r'<div class="table-scroll" style="[^"]*">(\s*<table class="(claims|verdicts)-)'
@@ -29,7 +27,7 @@ def _name_table(match: re.Match[str]) -> str:
 
 def name_parts(page: str) -> str:
     """The page with those names; a page that has them stays as it is."""
-    page = _LIST.sub('<div class="citation-list">', page)
+    page = page.replace(_LIST, '<div class="citation-list">')
     page = _TABLE.sub(_name_table, page.replace(_SIDE_BAR, _NAMED_BAR))
     return _UNFOLD.sub(r'\1\2\3 aria-label="Pages under \2">', page)
 
