@@ -18,7 +18,8 @@ CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lint test run papers book matrix faults fuzz determinism calibration classroom
+.PHONY: help setup lint test run papers book pdf accessibility classroom
+.PHONY: matrix faults fuzz determinism calibration
 .PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -32,6 +33,11 @@ help:
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
 	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run;"
 	@echo "             JOBS=2 runs two chapters at once, each with half of the cores: less time, more memory"
+	@echo "make pdf     print the built book, and each chapter, into _build/pdf, and link to them from"
+	@echo "             its pages (about a minute; needs Chromium)"
+	@echo "make accessibility"
+	@echo "             look at every page of the built book with axe-core, in light and dark, on a"
+	@echo "             desktop and a phone (a few minutes; needs Chromium)"
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make determinism"
@@ -104,6 +110,12 @@ book: $(STAMP)
 	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
 	  { $(BIN)/python -m replib.failed_runs build/runs build/.book-begun; exit 1; }
 endif
+
+pdf: $(STAMP)
+	$(BIN)/python -m replib.pdf --html _build/html --book build/book --out _build/pdf
+
+accessibility: $(STAMP)
+	$(BIN)/python tests/accessibility.py _build/html
 
 faults: $(STAMP)
 	$(BIN)/python tests/faults.py --out results/trust/faults.json

@@ -31,8 +31,10 @@ PROFILE = config.get("profile", "laptop")
 LOCK = jobs.lock(ROOT)
 AT_ONCE = int(config.get("jobs", 1))  # each needs its own memory
 BOOK_MODULES = (
-    *("book.py", "book_gate.py", "classroom.py", "crate.py", "exercises.py", "failed_runs.py"),
-    *("markup.py", "page_cells.py", "page_policy.py", "performance.py", "records.py", "trust.py"),
+    *("book.py", "book_gate.py", "browser.py", "citations.py", "classroom.py", "crate.py"),
+    *("exercises.py", "failed_runs.py", "markup.py", "page_cells.py", "page_names.py"),
+    *("page_policy.py", "pdf.py", "performance.py", "records.py", "reruns.py"),
+    *("run_statistics.py", "trust.py"),
 )
 
 
@@ -93,7 +95,7 @@ rule html:
         stamps=[f"build/stamps/{pair}.ok" for pair in PAIRS],
         pages=sorted(str(p) for p in Path("book").rglob("*") if p.is_file() and p.name[0] != "."),
         lessons=sorted(str(path) for path in Path("notebooks").glob("*.exercises.yaml")),
-        config=["_config.yml", "_toc.yml"],
+        config=["_config.yml", "_toc.yml", "CITATION.cff"],
         code=[str(PACKAGE / name) for name in BOOK_MODULES],
         bench=["benchmarks/bench.json"] if Path("book/performance.md").is_file() else [],
         trust=sorted(str(path) for path in Path("results/trust").glob("*.json")),

@@ -187,6 +187,7 @@ def make_project(root: Path) -> None:
         (root / "book" / name).write_text(text)
     shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
     shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
     (root / "_toc.yml").write_text(TOC)
     (root / "notebooks").mkdir()
     (root / "notebooks" / f"{PAPER}.claims.yaml").write_text(CLAIMS)

@@ -145,7 +145,9 @@ def test_the_gate_refuses(
 def test_the_authors_are_those_of_the_citation(project: Path, tmp_path: Path) -> None:
     import test_book
 
-    (project / "CITATION.cff").write_text("abstract: About.\nauthors: [{name: A}, {name: B}]\n")
+    (project / "CITATION.cff").write_text(
+        "title: T\nversion: 1\nabstract: About.\nauthors: [{name: A}, {name: B}]\n"
+    )
     test_book.stage(project)
     book = project / "build/book"
     shutil.copy(book / crate.FILE, tmp_path / crate.FILE)

@@ -40,6 +40,7 @@ def project(tmp_path):
         (root / name).mkdir(parents=True)
     shutil.copytree(ROOT / "book/_static", root / "book/_static")
     shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
     (root / "_toc.yml").write_text(TOC)
     pages = {
         "index": "# Home",

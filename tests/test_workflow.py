@@ -62,6 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("*.egg-info"))
     shutil.copytree(ROOT / "book/_static", root / "book/_static")
     shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
     shutil.copy(ROOT / "Snakefile", root)
     (root / "notebooks").mkdir()
     (root / "notebooks/small-paper.claims.yaml").write_text(CLAIMS)

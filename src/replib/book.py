@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -28,13 +29,17 @@ from docutils import nodes
 
 from replib import (
     atlas,
+    citations,
     classroom,
     crate,
     failed_runs,
     jobs,
+    page_names,
     page_policy,
+    pdf,
     performance,
     reruns,
+    run_statistics,
     trust,
 )
 from replib import certified as certified_records
@@ -314,6 +319,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
         ("Peak memory", f"{_h(round(record['peak_memory_mb']))} MB"),
         ("Versions", versions or "–"),
         ("Started", _h(record["started"].replace("T", " ").replace("Z", " UTC"))),
+        ("Last verified", _h(run_statistics.last_verified(run))),
         ("Run it again", f"<code>{_h(again)}</code>"),
         ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
     ]
@@ -322,6 +328,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
     line = (
         f"Computed on <strong>{_h(model['name'])}</strong>: {about}profile "
         f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
+        f"; last verified: {_h(run_statistics.last_verified(run))}"
     )
     return (
         f'<aside class="run-box" data-record="{_h(run.key)}" data-sha256="{run.sha256}">\n'
@@ -333,6 +340,11 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
 def claim_ids(runs: Iterable[Run]) -> list[str]:
     """Every id once, in the order in which the records name them."""
     return list(dict.fromkeys(claim["id"] for run in runs for claim in run.record["claims"]))
+
+
+def _about(runs: Sequence[Run]) -> str:
+    """The runs of one paper in a table's name, which no other table on a page may have."""
+    return f"{runs[0].record['title']} on {words([run.model for run in runs])}"
 
 
 def outcome_table(runs: Sequence[Run], prefix: str) -> str:
@@ -357,7 +369,7 @@ def outcome_table(runs: Sequence[Run], prefix: str) -> str:
         f'<th scope="col">The paper says</th>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return scrolling("Outcome of every claim on every model", table)
+    return scrolling(f"Outcomes of {_about(runs)}", table)
 
 
 def tally(run: Run) -> str:
@@ -427,7 +439,7 @@ def evidence_table(runs: Sequence[Run], prefix: str) -> str:
         f'<table class="evidence-table"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table>"
     )
-    return scrolling("Numbers behind every outcome", table)
+    return scrolling(f"Numbers of {_about(runs)}", table)
 
 
 def tables(runs: Sequence[Run], prefix: str, table: Callable[[Sequence[Run], str], str]) -> str:
@@ -772,7 +784,10 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         ),
     )
     shutil.copytree(root / "book" / "_static", part / "static")
-    shutil.copy(root / "_config.yml", part / "_config.yml")
+    about = citations.about(root)
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    config |= {"title": about.title, "author": words(about.authors)}
+    (part / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     stale = {run.key: list(run.stale) for run in found if run.stale}
     (part / RECORDS).mkdir(parents=True)
     (part / STALE).write_text(json.dumps(stale))
@@ -818,7 +833,9 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
             continue
         prose = root / "book" / "chapters" / f"{paper}.md"
         text = prose.read_text() if prose.is_file() else ""
-        (folder / "index.md").write_text(landing_page(members, claims, text, stopped))
+        page = landing_page(members, claims, text, stopped)
+        page += raw_html(pdf.place(paper)) + citations.line(paper, "../../")
+        (folder / "index.md").write_text(page)
     for run in failed:
         members = [other for other in found if other.paper == run.paper]
         switch = model_switch(run.key, members, [r for r in failed if r.paper == run.paper])
@@ -826,12 +843,19 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         page = failed_runs.page(run, claims.title, switch)
         path = part / "chapters" / f"{run.key}.ipynb"
         path.write_text(json.dumps(page, ensure_ascii=False))
+    papers = {
+        paper: Claims.load(root / "notebooks" / f"{paper}.claims.yaml") for paper in by_paper(found)
+    }
+    started = [run.record["started"] for run in found]
+    citations.write(root, part, papers, max(started, default=date.today().isoformat())[:4])
     if (part / performance.PAGE).is_file():
         performance.write(root, part)
     if (part / reruns.PAGE).is_file():
         reruns.write(root, part)
     if (part / trust.PAGE).is_file():
         trust.write(root, part)
+    if (part / run_statistics.PAGE).is_file():
+        run_statistics.write(part, found, tally, duration)
     for page in pages_in(toc):
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
@@ -940,6 +964,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    app.connect("build-finished", page_names.name_all)
     app.connect("build-finished", page_policy.protect_all)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 

@@ -16,8 +16,7 @@ from typing import Any
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote
 
-import yaml
-
+from replib import citations
 from replib.failed_runs import FailedRun
 
 FILE = "ro-crate-metadata.json"
@@ -38,18 +37,15 @@ def write(
     """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages.
 
     `records` is the folder of records in it, `pages` are named as in the table of contents. Title
-    and author are those of `root`'s _config.yml and CITATION.cff.
+    and author are those of `root`'s CITATION.cff.
     """
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    citation = root / "CITATION.cff"
-    cited = yaml.safe_load(citation.read_text(encoding="utf-8")) if citation.is_file() else {}
+    about = citations.about(root)
     files = {
         path.relative_to(book / records).as_posix().removesuffix(".json"): path.read_bytes()
         for path in sorted((book / records).glob("*/*.json"))
     }
-    authors = [author["name"] for author in cited.get("authors", ())] or [config["author"]]
-    about = cited.get("abstract", config["title"])
-    content = crate(config["title"], about, authors, f"_{records}", files, pages, failed)
+    names = about.title, about.abstract, about.authors
+    content = crate(*names, f"_{records}", files, pages, failed)
     text = json.dumps(content, indent=1) + "\n"
     (book / FILE).write_text(text, encoding="utf-8")
 

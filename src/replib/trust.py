@@ -45,7 +45,8 @@ def table(root: Path, name: str) -> str:
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is not the report of make {name}; make it again") from None
     rows = f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>"
-    return raw_html(f"<p>{line}</p>\n" + scrolling(f"make {name}", f"<table>{rows}</table>"))
+    rows = f'<table class="trust-table">{rows}</table>'
+    return raw_html(f"<p>{line}</p>\n" + scrolling(f"make {name}", rows))
 
 
 def code_hash(root: Path, name: str) -> str:
