@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
@@ -118,10 +118,18 @@ def cluster_draws(
     Prompts that share a template (or another entity) are drawn together, so an interval does not
     count them as independent. With as many groups as prompts it is the ordinary bootstrap.
     """
-    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    member, counts = _group_draws(groups, generator, draws)
     weights = counts[:, member].astype(float)
     return weights / weights.sum(-1, keepdims=True)
+
+
+def _group_draws(
+    groups: Sequence[Hashable], generator: np.random.Generator, draws: int
+) -> tuple[Int[np.ndarray, " prompt"], Int[np.ndarray, "draw group"]]:
+    """The group of each prompt, and how often each group is in each resampling."""
+    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
+    even = np.full(len(names), 1 / len(names))
+    return member, generator.multinomial(len(names), even, size=draws)
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
@@ -160,9 +168,13 @@ def bootstrap(
             return wilson(values != 0, groups)
         return _difference(array, groups)
     of = statistic or (lambda mean: mean)
-    names = np.unique(np.asarray(list(map(str, groups))))
-    means = np.tensordot(cluster_draws(groups, generator, draws), array, axes=1)
-    return float(of(array.mean(0))), percentiles(of(means), len(names))
+    member, counts = _group_draws(groups, generator, draws)
+    n_groups = counts.shape[1]
+    sums = np.zeros((n_groups, *array.shape[1:]))
+    np.add.at(sums, member, array)
+    drawn = counts @ np.bincount(member)  # prompts in each resampling
+    means = np.tensordot(counts, sums, axes=1) / drawn.reshape(-1, *[1] * (array.ndim - 1))
+    return float(of(array.mean(0))), percentiles(of(means), n_groups)
 
 
 def _difference(
