@@ -158,6 +158,12 @@ def test_direct_drop_is_the_loss_of_the_write_and_leaves_the_model_alone(arch):
 # --- Prompts and text -----------------------------------------------------------------------------
 
 
+def test_lists_of_two_words_are_refused(net, classes):
+    some = next(iter(classes.values()))
+    with pytest.raises(UsageError, match="lists of 2 words"):
+        od.list_pairs(net.model.tokenizer, some, np.random.default_rng(0), shown=2)
+
+
 def test_lists_count_and_their_corruption_does_not(net, classes):
     tokenizer = net.model.tokenizer
     days = od.list_pairs(tokenizer, classes["days"], rng(0, "lists"))

@@ -164,8 +164,11 @@ def list_pairs(
     Corrupted: the same words in another order that ends in another word, so that a head which
     favours the whole class does there what it does here, and a head which continues the list does
     not. The foil is the successor of that last word, or the last word itself where it has none.
-    None if the class has no list of `shown` successions, or the tokenizer no comma.
+    None if the class has no list of `shown` successions, or the tokenizer no comma. UsageError for
+    fewer than three words.
     """
+    if shown < 3:
+        raise UsageError(f"lists of {shown} words cannot be put into another order; show 3 or more")
     after = dict(ordinal.pairs.tolist())
     comma = single_token(tokenizer, ",")
     lists = []
