@@ -6,6 +6,7 @@ MODELS ?=
 PROFILE ?=
 RECORDS ?=
 JOBS ?=
+WORKERS ?= 2
 PAPER ?=
 MODEL ?=
 DEVICE ?=
@@ -27,7 +28,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 help:
 	@echo "make setup   create .venv and install the pinned packages, the models and replib"
 	@echo "make lint    ruff (check and format) on code and notebooks; notebooks hold no outputs"
-	@echo "make test    run the tests; ARGS=... is passed on to pytest"
+	@echo "make test    run the tests, WORKERS=2 at once; ARGS=... is passed on to pytest"
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
@@ -94,8 +95,9 @@ lint: $(STAMP)
 	then $(BIN)/pip-audit -r requirements.txt --no-deps --disable-pip --progress-spinner off $(AUDIT); \
 	else echo "audit: left out, no index answers at $(INDEX)"; fi
 
+# Two at a time, each on one core: torch's threads wait for each other where cores are shared.
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 ifneq ($(RECORDS),)
 book: $(STAMP)

@@ -8,9 +8,11 @@ up to the page's body) one is looked at and the others are hidden.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,10 @@ def faults(html: Path, paths: Sequence[Path] | None = None) -> Iterator[str]:
             page.close()
 
 
+def _list(html: Path, paths: Sequence[Path]) -> list[str]:
+    return list(faults(html, paths))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("html", type=Path, nargs="?", default=Path("_build/html"))
@@ -132,13 +138,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no book in {given.html}; make one with: make book")
     start, found = time.monotonic(), 0
     try:
-        for fault in faults(given.html, [given.html / page for page in given.pages] or None):
-            print(f"accessibility: {fault}", file=sys.stderr, flush=True)
-            found += 1
+        paths = [given.html / page for page in given.pages] or pages_of(given.html)
+        n = min(len(paths), os.cpu_count() or 1)  # a browser for each core
+        with ProcessPoolExecutor(n) as pool:
+            for some in pool.map(_list, [given.html] * n, [paths[i::n] for i in range(n)]):
+                for fault in some:
+                    print(f"accessibility: {fault}", file=sys.stderr, flush=True)
+                    found += 1
     except UsageError as error:
         parser.error(str(error))
-    pages = len(given.pages or pages_of(given.html))
-    print(f"accessibility: {pages} pages, {found} faults, {time.monotonic() - start:.0f} s")
+    print(f"accessibility: {len(paths)} pages, {found} faults, {time.monotonic() - start:.0f} s")
     return 1 if found else 0
 
 

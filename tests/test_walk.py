@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import hostile
+import nbformat
 import pytest
-from test_book import CHROMIUM, EXPECTED, PAPER
+from test_book import CHROMIUM, EXPECTED, PAPER, ROOT, build
 
+from replib import book
 from replib.browser import chromium
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -109,4 +111,61 @@ def test_no_page_is_wider_than_paper(reader: tuple[Any, str]) -> None:
     page.emulate_media(media="screen")
 
 
-# Exercises: reveal a hint, then the solution. Downloads: a page's notebook.
+# --- the real book, made from the certified records -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, reader: tuple[Any, str]) -> tuple[Any, str]:
+    """The reader's page, and the address of this project's own book."""
+    root = tmp_path_factory.mktemp("real")
+    book.stage(ROOT, ROOT / "results", root / "build/book")
+    result = build(root)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return reader[0], (root / "_build/html").as_uri()
+
+
+def test_a_reader_opens_a_solution_and_takes_the_students_notebook(real: tuple[Any, str]) -> None:
+    page, address = real
+    page.goto(f"{address}/chapters/ioi-circuit-reuse/index.html")
+    page.locator("article a, nav a", has_text="Exercises").first.click()
+    solution = page.locator(".solution").first
+    text = solution.locator("p").last
+    assert not text.is_visible()
+    solution.locator(".toggle-button, button, summary").first.click()
+    text.wait_for(state="visible")
+    notebook = nbformat.reads(_download(page, "Student notebook"), 4)
+    checks = [c.source for c in notebook.cells if "check" in c.metadata.get("tags", [])]
+    assert checks[0].startswith('replib.check("ioi-1"')
+
+
+def test_a_reader_finds_a_head_switches_the_model_and_moves_a_slider(real: tuple[Any, str]) -> None:
+    page, address = real
+    page.goto(f"{address}/search.html?q=L23H3")
+    results = page.locator("#search-results li a")
+    results.first.wait_for()
+    assert any("smollm2-135m" in (link.get_attribute("href") or "") for link in results.all())
+    page.goto(f"{address}/chapters/successor-heads/smollm2-135m.html")
+    page.locator(".model-switch a", has_text="gemma3-270m").click()
+    page.wait_for_url("**/successor-heads/gemma3-270m.html")
+
+
+def test_a_teacher_goes_from_the_course_to_a_hand_out_and_the_solutions(
+    real: tuple[Any, str],
+) -> None:
+    page, address = real
+    page.goto(f"{address}/index.html")
+    page.locator("article a", has_text="course").first.click()
+    page.wait_for_url("**/course.html")
+    page.locator("article a[href='handouts/session-1.html']").first.click()
+    assert page.locator(".handout").count() == 1
+    assert page.pdf(format="A4", prefer_css_page_size=True).count(b"/Type /Page\n") == 1
+    page.go_back()
+    page.locator("article a[href='methods/exercises.html']").first.click()
+    notebook = nbformat.reads(_download(page, "Instructor notebook"), 4)
+    assert any("Common mistakes" in cell.source for cell in notebook.cells)
+
+
+def _download(page: Any, text: str) -> str:
+    with page.expect_download() as found:
+        page.locator("a", has_text=text).click()
+    return Path(found.value.path()).read_text(encoding="utf-8")

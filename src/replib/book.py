@@ -844,7 +844,8 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         path = part / "chapters" / f"{run.key}.ipynb"
         path.write_text(json.dumps(page, ensure_ascii=False))
     papers = {
-        paper: Claims.load(root / "notebooks" / f"{paper}.claims.yaml") for paper in by_paper(found)
+        paper: Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        for paper in by_paper(of_papers(found))
     }
     started = [run.record["started"] for run in found]
     citations.write(root, part, papers, max(started, default=date.today().isoformat())[:4])

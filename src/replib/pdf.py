@@ -41,7 +41,8 @@ def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
     printed = print_pages(html, pages)
     parts = {BOOK: list(pages)}
     for page in pages:
-        if match := re.match(r"chapters/([^/]+)/", page):
+        match = re.match(r"chapters/([^/]+)/", page)
+        if match and (html / f"chapters/{match[1]}/index.html").is_file():  # no page of the method
             parts.setdefault(match[1], []).append(page)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
