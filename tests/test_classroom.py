@@ -3,6 +3,8 @@ filled in, and what is committed is what the exercises' files give."""
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -71,6 +73,17 @@ def test_what_is_committed_is_what_the_exercises_give(tmp_path):
     fresh = {path.name: path.read_text() for path in classroom.write_notebooks(ROOT, tmp_path)}
     committed = {p.name: p.read_text() for p in (ROOT / classroom.FOLDER).glob("*.ipynb")}
     assert committed == fresh
+
+
+def test_their_code_is_as_clean_as_ours(tmp_path):
+    classroom.write_notebooks(ROOT, tmp_path, {})
+    assert len(list(tmp_path.glob("*-instructor.ipynb"))) == len(PARTS)
+    ruff = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "notebooks/ruff.toml")]
+    # imports are there for what the student will write
+    result = subprocess.run(
+        [*ruff, "--ignore", "F401,F811", tmp_path], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
 
 
 def test_a_figure_goes_into_the_notebook_and_colab_gets_pinned_packages():
