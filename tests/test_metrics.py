@@ -63,12 +63,16 @@ def test_wilson_of_groups_that_agree_within():
 
 
 def test_bootstrap_of_answers_is_wilsons():
-    right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
-    each = range(5)
-    found = m.bootstrap(right, each, np.random.default_rng(0))
-    assert found == m.wilson(right == 1, each)
-    low, high = m.bootstrap(torch.ones(20), range(20), np.random.default_rng(0))[1]
+    right = torch.tensor([True, True, True, False, True])
+    found = m.bootstrap(right, range(5), np.random.default_rng(0))
+    assert found == m.wilson(right, range(5))
+    low, high = m.bootstrap(torch.ones(20) == 1, range(20), np.random.default_rng(0))[1]
     assert 0.8 < low < 0.9 and high == 1.0  # 20 / (20 + 1.96²) = 0.839
+
+
+def test_a_difference_that_happens_not_to_be_negative_is_still_one():
+    low, high = m.bootstrap(torch.tensor([1.0, 0, 0, 0, 0]), range(5), m.rng(0))[1]
+    assert low < 0 < high  # a share of 1 in 5 would be above 0
 
 
 def test_bootstrap_of_paired_differences_by_hand():

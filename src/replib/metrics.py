@@ -156,16 +156,16 @@ def bootstrap(
 ) -> tuple[float, Interval]:
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
 
-    `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. The mean of
-    values that are all 0 or 1 gets the interval of `wilson`, and that of -1, 0 and 1 (a difference
-    of two answers to each prompt) one of the same kind, with a prompt more on either side (Agresti
-    and Min 2005): where few prompts differ, resampling them tells too little. Too narrow still
-    where values are skewed and groups few.
+    `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
+    and no (bool) gets the interval of `wilson`. A mean of numbers that are all -1, 0 or 1, as the
+    differences of two answers to each prompt are, gets one of the same kind, with a prompt more on
+    either side (after Agresti and Min 2005): where few prompts differ, resampling them tells too
+    little. Too narrow still where values are skewed and groups few.
     """
+    if statistic is None and values.dtype == torch.bool:
+        return wilson(values, groups)
     array = values.double().numpy(force=True)
     if statistic is None and array.ndim == 1 and np.isin(array, (-1.0, 0.0, 1.0)).all():
-        if (array >= 0).all():
-            return wilson(values != 0, groups)
         return _difference(array, groups)
     of = statistic or (lambda mean: mean)
     member, counts = _group_draws(groups, generator, draws)
