@@ -259,6 +259,12 @@ def _(generator: Generator) -> tuple[float, float]:
     return m.percentiles(draws[0] - draws[1], 40)
 
 
+@covers("percentiles", "difference of the means of two sets of 6 and 9 cases, normal", 0.0)
+def _(generator: Generator) -> tuple[float, float]:
+    a, b = (m.cluster_draws(each(n), generator) @ generator.normal(size=n) for n in (6, 9))
+    return m.percentiles(a - b, 6)
+
+
 for p in (0.5, 0.9):
 
     @covers("macro_interval", f"classes of 7, 12, 26 and 100 successions, share right {p}", p)
