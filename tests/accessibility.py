@@ -2,7 +2,7 @@
 
     python tests/accessibility.py _build/html    # one line for each fault; exit code 1 if any
 
-Each page is looked at in light and dark, on a desktop's and on a phone's width, in one browser.
+Each page is looked at in light on a desktop's width, and in dark on a phone's.
 Contrast is nearly all of the cost, so of elements that look alike (same tags, classes and colours
 up to the page's body) one is looked at and the others are hidden.
 """
@@ -22,9 +22,9 @@ from replib.browser import chromium, pages_of
 from replib.errors import UsageError
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-WIDTHS = (1280, 390)
-THEMES = ("light", "dark")
-SETTLE = 400  # ms; scripts of the page follow a change of its width a little later
+# What a width changes (menus, scrolling) is no matter of colour, so each theme has one width.
+LOOKS = ((1280, "light"), (390, "dark"))
+SETTLE = 600  # ms; scripts follow a change of the width, and what unfolds fades in
 IMPACTS = ("moderate", "serious", "critical")  # minor ones are advice
 
 # The words of a program have colours and nothing else: one of each kind stays as it is.
@@ -87,30 +87,26 @@ WIDTH = "[document.scrollingElement.scrollWidth, innerWidth]"
 
 
 def faults_of(page: Any, address: str) -> Iterator[str]:
-    """What is wrong with one page, in every theme and width."""
+    """What is wrong with one page, in either look."""
     page.goto(address, wait_until="load")
     page.evaluate(FEWER_WORDS)
     page.evaluate(f"{AXE};0")
-    for width in WIDTHS:
+    for width, theme in LOOKS:
         page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(SHOW, theme)
         page.wait_for_timeout(SETTLE)
-        for theme in THEMES:
-            where = f"{theme}, {width} px"
-            page.evaluate(SHOW, theme)
-            found = page.evaluate(CONTRAST)
-            if theme == THEMES[0]:  # the other theme changes colours only
-                found += page.evaluate(STRUCTURE)
-                wide, there = page.evaluate(WIDTH)
-                if wide > there:
-                    yield f"is {wide} px wide on a screen of {there} px"
-            for rule in found:
-                if rule["impact"] in IMPACTS:
-                    for node in rule["nodes"]:
-                        place = " ".join(map(str, node["target"]))
-                        said = (node["any"] or node["all"] or node["none"])[0]["message"]
-                        yield f"{where}: {rule['impact']}, {rule['id']}: {place}: {said}"
-            for image in page.evaluate(FIGURES):
-                yield f"{where}: a figure without its light card: {image}"
+        where = f"{theme}, {width} px"
+        wide, there = page.evaluate(WIDTH)
+        if wide > there:
+            yield f"is {wide} px wide on a screen of {there} px"
+        for rule in page.evaluate(CONTRAST) + page.evaluate(STRUCTURE):
+            if rule["impact"] in IMPACTS:
+                for node in rule["nodes"]:
+                    place = " ".join(map(str, node["target"]))
+                    said = (node["any"] or node["all"] or node["none"])[0]["message"]
+                    yield f"{where}: {rule['impact']}, {rule['id']}: {place}: {said}"
+        for image in page.evaluate(FIGURES):
+            yield f"{where}: a figure without its light card: {image}"
 
 
 def faults(html: Path, paths: Sequence[Path] | None = None) -> Iterator[str]:

@@ -48,6 +48,8 @@ def test_every_solution_is_right(lesson):
 def test_what_only_looks_right_is_wrong(lesson):
     found, model, space = lesson
     for exercise in found:
+        if "test" in exercise.check and model != MODELS[0]:
+            continue  # code is tried on one model; it takes minutes
         tried = [answers(exercise, model, code, space) for code in exercise.wrong]
         verdicts = [check(exercise.id, answer, model) for answer in tried]
         assert [verdict.outcome for verdict in verdicts] == ["wrong"] * len(verdicts), exercise.id

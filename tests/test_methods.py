@@ -151,6 +151,7 @@ def project(tmp_path):
     (root / "book/index.md").write_text("# Home\n")
     (root / "book/rerun.md").write_text("# Again\n\n<!-- paper-profiles -->\n")
     shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
     methods = [{"file": f"chapters/{name}/index"} for name in (CHEAP, "method-nulls")]
     papers = [{"file": "chapters/successor-heads/index"}]
     parts = [{"caption": "The method", "chapters": methods}]

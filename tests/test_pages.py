@@ -34,7 +34,7 @@ BROKEN = {
     "contrast in dark": (
         TEXT,
         f'<p style="color: #333; background: var(--pst-color-background)">dark</p>{TEXT}',
-        "dark, 1280 px: serious, color-contrast",
+        "dark, 390 px: serious, color-contrast",
     ),
     "a picture without words": (TEXT, f'<img src="_images/x.png">{TEXT}', "image-alt"),
     "a picture without a card": (

@@ -26,10 +26,10 @@ def test_every_link_leads_somewhere_and_every_command_is_known():
 
 def test_it_is_written_between_its_marks(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{readme.START}old\n{readme.END}after\n")
+    (tmp_path / "README.md").write_text(f"before\n{readme.START}former\n{readme.END}after\n")
     readme.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "former" not in text
     (tmp_path / "README.md").write_text("no marks\n")
     readme.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == "no marks\n"
