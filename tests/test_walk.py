@@ -132,8 +132,10 @@ def real(
     book.stage(ROOT, ROOT / "results", root / "build/book")
     result = build(root)
     assert result.returncode == 0, result.stdout + result.stderr
+    page = reader[0].context.browser.new_page()  # the other one has been on paper
+    page.set_default_timeout(15_000)
     with served(root / "_build/html") as address:
-        yield reader[0], address
+        yield page, address
 
 
 def test_a_reader_opens_a_solution_and_takes_the_students_notebook(real: tuple[Any, str]) -> None:
