@@ -20,6 +20,7 @@ import pytest
 
 from replib import book
 from replib.book_gate import faults, requests_in_css, requests_in_script
+from replib.browser import find_chromium
 from replib.claims import MIME, Claims
 from replib.errors import UsageError
 from replib.project import library_hash, notebook_hash
@@ -30,8 +31,7 @@ ROOT = Path(__file__).parents[1]
 PAPER = "fake-paper"
 MODELS = ("model-a", "model-b")
 EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+CHROMIUM = find_chromium()
 
 CLAIMS = """
 paper: fake-paper

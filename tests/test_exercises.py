@@ -73,3 +73,7 @@ def test_a_part_has_enough_of_every_kind(part):
         assert "research" in {exercise.kind for exercise in found}
     for exercise in found:
         assert len(exercise.wrong) >= 3
+
+
+def test_no_answer_is_not_a_wrong_one():
+    assert check("ioi-1", ...).outcome == check("ioi-1", None).outcome == "unanswered"

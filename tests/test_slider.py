@@ -1,18 +1,16 @@
 """The figure that a reader moves, in headless Chromium, with scripts and without."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
 from bs4 import BeautifulSoup
 
+from replib.browser import find_chromium
 from replib.figures import slider
 from replib.project import find_root
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = find_chromium()
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 QUESTIONS = {

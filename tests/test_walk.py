@@ -152,7 +152,7 @@ def test_a_reader_opens_a_solution_and_takes_the_students_notebook(real: tuple[A
     assert checks[0].startswith('replib.check("ioi-1"')
 
 
-def test_a_reader_finds_a_head_switches_the_model_and_moves_a_slider(real: tuple[Any, str]) -> None:
+def test_a_reader_finds_a_head_and_switches_the_model(real: tuple[Any, str]) -> None:
     page, address = real
     page.goto(f"{address}/search.html?q=L23H3")
     results = page.locator("#search-results li a")

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from replib.browser import pages_of
+
 # A link to a page that has pages under it, and the arrow that unfolds them.
 _UNFOLD = re.compile(
     r'(<a class="(?:current )?reference internal" href="[^"]*">)([^<]*)'
@@ -36,7 +38,5 @@ def name_all(app: Any, exception: Exception | None) -> None:
     """Do it for every page of a book that was just built; Sphinx calls this at the end."""
     if exception is not None or app.builder.format != "html":
         return
-    out = Path(app.outdir)
-    for path in sorted(out.rglob("*.html")):
-        if "_static" not in path.relative_to(out).parts:
-            path.write_text(name_parts(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in pages_of(Path(app.outdir)):
+        path.write_text(name_parts(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from replib.browser import pages_of
+
 RULES = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -78,9 +80,7 @@ def protect_all(app: Any, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
-    for path in sorted(out.rglob("*.html")):
-        if "_static" in path.relative_to(out).parts:  # templates of the theme, no pages
-            continue
+    for path in pages_of(out):
         try:
             path.write_text(protect(path.read_text(encoding="utf-8")), encoding="utf-8")
         except ValueError as error:
