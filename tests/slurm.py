@@ -28,7 +28,7 @@ SWEEP = {
 }
 N_JOBS = 12
 SLURM = ["--profile", "slurm", "--jobs", "3", "--", "--slurm-status-command", "squeue"]
-SLURM += ["--seconds-between-status-checks", "5"]
+SLURM += ["--seconds-between-status-checks", "3", "--slurm-init-seconds-before-status-checks", "3"]
 # What two runs of one computation may differ in.
 OF_THE_RUN = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
