@@ -4,6 +4,8 @@ for a head, switches the model, moves a slider, unfolds, prints and goes about b
 A walk is one function with the reader's page; one browser serves them all.
 """
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +122,7 @@ def test_no_page_is_wider_than_paper(reader: tuple[Any, str]) -> None:
     page.emulate_media(media="screen")
 
 
-# --- the real book, made from the certified records -----------------------------------------------
+# --- the real book: certified records, and one page of the method that is run here ---------------
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,18 @@ def real(
 ) -> Iterator[tuple[Any, str]]:
     """The reader's page, and the address of this project's own book."""
     root = tmp_path_factory.mktemp("real")
-    book.stage(ROOT, ROOT / "results", root / "build/book")
+    # A page made from a record keeps no figure that could be moved.
+    words = ["run", "method-nulls", "--model", "smollm2-135m", "--out", str(root / "runs")]
+    run = subprocess.run(
+        [Path(sys.executable).with_name("replib"), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    book.stage(ROOT, root / "runs", root / "build/book", book.finished(ROOT / "results"))
     result = build(root)
     assert result.returncode == 0, result.stdout + result.stderr
     page = reader[0].context.browser.new_page()  # the other one has been on paper
@@ -161,6 +174,20 @@ def test_a_reader_finds_a_head_and_switches_the_model(real: tuple[Any, str]) -> 
     page.goto(f"{address}/chapters/successor-heads/smollm2-135m.html")
     page.locator(".model-switch a", has_text="gemma3-270m").click()
     page.wait_for_url("**/successor-heads/gemma3-270m.html")
+
+
+def test_a_reader_moves_a_slider_and_the_figure_follows(real: tuple[Any, str]) -> None:
+    page, address = real
+    page.goto(f"{address}/chapters/method-nulls/smollm2-135m.html")
+    knob = page.locator(".knob").first
+    knob.locator("input[type=range]").focus()
+    seen = []
+    for key in ("Home", "End"):
+        page.keyboard.press(key)
+        bars = knob.locator(".knob-bar").evaluate_all("bars => bars.map(bar => bar.style.width)")
+        seen.append((knob.locator("output").inner_text(), bars))
+    (first, short), (last, long) = seen
+    assert first != last and short != long and len(short) == len(long) > 0
 
 
 def test_a_teacher_goes_from_the_course_to_a_hand_out_and_the_solutions(
