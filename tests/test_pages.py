@@ -88,7 +88,7 @@ def run(**record: object) -> book.Run:
 
 def test_the_statistics_are_those_of_the_records() -> None:
     table = run_statistics.table([run()], book.tally, book.duration)
-    for shown in ("1 min 15 s", "900 MB", "cpu, 2 threads", "2026-01-02 03:04:05 UTC", "1 holds"):
+    for shown in ("1 min 15 s", "900 MB", "cpu, threads: 2", "2026-01-02 03:04:05 UTC", "1 holds"):
         assert f"<td>{shown}</td>" in table
     old = replace(run(wall_time_s=10.0), stale=("the library", "the notebook"))
     line = run_statistics.totals([run(), old], book.duration)

@@ -3,9 +3,10 @@
 import json
 import re
 
+import nbformat
 import pytest
 
-from replib import trust
+from replib import project, trust
 from replib.errors import UsageError
 from replib.project import find_root
 
@@ -49,6 +50,33 @@ def test_a_report_becomes_a_table(root):
 def test_an_older_report_says_so(root):
     (root / "tests" / "faults.py").write_text("another script")
     assert "The library or the script has changed since." in trust.table(root, "faults")
+
+
+def test_what_a_table_depends_on(root, monkeypatch):
+    package = root / "package"
+    package.mkdir()
+    for name, code in {"one": "from replib import two", "two": "", "page": ""}.items():
+        (package / f"{name}.py").write_text(code)
+    monkeypatch.setattr(project, "PACKAGE", package)
+    cells = [nbformat.v4.new_code_cell("import replib.one"), nbformat.v4.new_markdown_cell("text")]
+    notebook = root / "notebooks" / "paper.ipynb"
+    notebook.parent.mkdir()
+
+    def now():
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+        project._modules_of.cache_clear()
+        return trust.code_hash(root, "faults")
+
+    before = now()
+    (package / "page.py").write_text("x = 1")
+    cells[1].source = "another text"
+    assert now() == before
+    (package / "two.py").write_text("x = 1")
+    assert now() != before
+    before = now()
+    cells[0].source += "\n"
+    assert now() != before
+    project._modules_of.cache_clear()
 
 
 def test_a_missing_or_broken_report_is_one_line(root):

@@ -48,7 +48,7 @@ def table(runs: Sequence[Run], tally: Tally, duration: Duration) -> str:
             record["profile"],
             duration(record["wall_time_s"]),
             f"{record['peak_memory_mb']:.0f} MB",
-            f"{record['device']}, {record['threads']} threads",
+            f"{record['device']}, threads: {record['threads']}",
             record["started"].replace("T", " ").replace("Z", " UTC"),
             last_verified(run),
             tally(run),

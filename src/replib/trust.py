@@ -4,15 +4,17 @@ The page's prose holds `<!-- trust NAME -->` for the table of results/trust/NAME
 table is typed.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
+from replib.claims import sha256_text
 from replib.errors import UsageError
 from replib.markup import as_html, raw_html, scrolling
-from replib.project import PACKAGE
+from replib.project import library_hash, notebook_hash
 from replib.sizing import FOLDER
 
 PAGE = "trust.md"
@@ -50,11 +52,15 @@ def table(root: Path, name: str) -> str:
 
 
 def code_hash(root: Path, name: str) -> str:
-    """sha256 of what a table depends on: the script tests/NAME.py and the library."""
-    digest = hashlib.sha256()
-    for path in (root / "tests" / f"{name}.py", *sorted(PACKAGE.glob("*.py"))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """sha256 of what a table depends on: the script tests/NAME.py, the code of the notebooks, and
+    the modules that these use."""
+    script = (root / "tests" / f"{name}.py").read_text(encoding="utf-8")
+    cells = [nbformat.v4.new_code_cell(script)]  # its modules are found as a notebook's are
+    for path in sorted(root.glob("notebooks/*.ipynb")):
+        some = nbformat.read(path, 4).cells
+        cells += [cell for cell in some if cell.cell_type == "code"]
+    notebook = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    return sha256_text(notebook_hash(notebook) + library_hash(notebook))
 
 
 def _row(row: list[Any]) -> str:
