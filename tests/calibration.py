@@ -48,6 +48,23 @@ KNOWN = {
         "5 seeds, all or nothing, 9 in 10 learn",
     ): "seeds that agree give no width, though another one may not",
     (
+        "bootstrap",
+        "100 prompts right or wrong, true share 0.9",
+    ): "Wilson's interval, which covers 0.936 here; what is missing to that is chance",
+    ("bootstrap", "20 prompts, skewed (exponential)"): "few skewed values",
+    (
+        "bootstrap",
+        "5 templates of 5 prompts that correlate by 0.5, normal",
+    ): "five templates say too little about how far templates differ",
+    (
+        "macro_interval",
+        "classes of 7, 12, 26 and 100 successions, share right 0.9",
+    ): "near 1 it is missed from one side only, by an upper end that is too low",
+    (
+        "logistic",
+        "20 countries × 2 prompts, 20 cities, both clustered",
+    ): "of few clusters the robust variance is too small, and t makes up for part of it",
+    (
         "overlap of two tasks' top heads (claim 1.3)",
         "50 prompts, heads that hardly stand out",
     ): "top heads of few prompts are partly chance and overlap less than the true ones",
