@@ -1077,9 +1077,13 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     found = {"device": question["device"], "dtype": question["dtype"], "size": None, "speed": None}
     simple = found["device"] == "cpu" and found["dtype"] in sizing.BYTES and revision is None
+    folder = size = None
     if simple and name in sources.EMBEDDED and is_ready(name):
-        folder = sources.unpacked_folder(name)  # no need of the libraries, which take seconds
-    else:
+        # No need of the libraries, which take seconds. Of damaged weights preparing makes new ones.
+        with contextlib.suppress(UsageError):
+            folder = sources.unpacked_folder(name)
+            size = sizing.folder_size(folder)
+    if size is None:
         from replib import models
 
         device = models.find_device(found["device"])
@@ -1095,7 +1099,7 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
 
         folder = models.prepare_model(name, revision=revision, before_download=fits)
     if folder is not None:
-        size = sizing.folder_size(folder)
+        size = size or sizing.folder_size(folder)
         found |= {"size": size.asdict(), "available": sizing.available_bytes(found["device"])}
         found["speed"] = sizing.measure_speed(
             size.d_model, found["dtype"], found["device"], question["threads"]
