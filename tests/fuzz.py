@@ -50,6 +50,7 @@ from replib.runner import find_chapter, plan
 from replib.scaffold import new_paper
 from replib.sources import EMBEDDED, KNOWN
 from replib.sweep import command, read_sweep
+from replib.trust import code_hash
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent  # a project of its own, with the paper `toy`
@@ -1149,12 +1150,6 @@ TARGETS = (
 # --- command line ---------------------------------------------------------------------------------
 
 
-def code_sha256() -> str:
-    """Of this file and of the library: what the table was made with."""
-    paths = sorted([Path(__file__), *ROOT.glob("src/replib/*.py")], key=lambda path: path.name)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: no fault; 1: some, each with its shortest case."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -1184,7 +1179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cases": sum(row[1] for row in rows),
             "seconds": round(time.monotonic() - started, 1),
             "date": date.today().isoformat(),
-            "code": code_sha256(),
+            "code": code_hash(ROOT, "fuzz"),
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(table, indent=1) + "\n")

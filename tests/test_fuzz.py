@@ -13,6 +13,7 @@ from fuzz import TARGETS, Target, judge, run
 from hypothesis import strategies as st
 
 from replib.errors import UsageError
+from replib.trust import code_hash
 
 CASES = 300
 
@@ -157,7 +158,7 @@ def test_faults_are_counted_told_and_written_down(tmp_path, monkeypatch, capsys)
     assert other[0] > 0 and accepted[1] == other[1] == 0
     assert [sum(row) for row in zip(accepted, refused, other, strict=True)] == [30, 30]
     assert set(table) == {"what", "columns", "rows", "cases", "seconds", "date", "code"}
-    assert table["code"] == fuzz.code_sha256()
+    assert table["code"] == code_hash(fuzz.ROOT, "fuzz")
     monkeypatch.setattr(fuzz, "TARGETS", targets[1:])
     assert fuzz.main(["--cases", "5"]) == 0
 

@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+import trust as tables
 
 from replib import project, trust
 from replib.errors import UsageError
@@ -50,6 +51,14 @@ def test_a_report_becomes_a_table(root):
 def test_an_older_report_says_so(root):
     (root / "tests" / "faults.py").write_text("another script")
     assert "The library or the script has changed since." in trust.table(root, "faults")
+
+
+def test_the_long_forms_write_what_the_page_reads(root, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", root)
+    tables.write_table(root / "tests" / "faults.py", "Said.", ["x", "y"], [["one", 2]], 3.0)
+    text = trust.table(root, "faults")
+    assert "Said. Made on " in text and '<th scope="row">one</th><td>2</td>' in text
+    assert "changed since" not in text
 
 
 def test_what_a_table_depends_on(root, monkeypatch):

@@ -1,11 +1,12 @@
 """The tables of `make determinism` and `make calibration`, as files that a page is made from."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from replib.trust import code_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,13 +15,10 @@ def write_table(
     script: Path, what: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], seconds: float
 ) -> Path:
     """Write results/trust/<script>.json; `code` says later whether it is of the code as it is."""
-    code = hashlib.sha256()
-    for path in (script, *sorted((ROOT / "src" / "replib").glob("*.py"))):
-        code.update(path.read_bytes())
     table = {
         **{"what": what, "columns": list(columns), "rows": [list(row) for row in rows]},
         **{"seconds": round(seconds), "date": date.today().isoformat()},
-        "code": code.hexdigest(),
+        "code": code_hash(ROOT, script.stem),
     }
     path = ROOT / "results" / "trust" / f"{script.stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
