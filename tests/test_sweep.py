@@ -70,6 +70,16 @@ def finish(process, code=0):
     return out
 
 
+def test_the_sweep_of_the_book_can_be_planned(tmp_path):
+    text = (ROOT / "book" / "rerun.md").read_text()
+    (example,) = re.findall(r"```yaml\n(name: .*?)```", text, re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(example)
+    found = read_sweep(ROOT, tmp_path / "sweep.yaml")
+    assert len(found.jobs) == 9
+    folder = re.search(r"RECORDS=(build/sweeps/\S+)", text)[1]
+    assert any(f"{ROOT / folder}/" in str(job.run.folder) for job in found.jobs.values())
+
+
 def test_a_profile_that_is_no_path_is_one_line(project, tmp_path):
     planned = read_sweep(project, write(tmp_path))
     for profile in ("~no-such-user/x", "x" * 5000, "a\0b"):
