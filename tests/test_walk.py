@@ -155,6 +155,7 @@ def test_a_reader_opens_a_solution_and_takes_the_students_notebook(real: tuple[A
     page, address = real
     page.goto(f"{address}/chapters/ioi-circuit-reuse/index.html")
     page.locator("a[href='exercises.html']").first.click()
+    page.wait_for_url("**/exercises.html")
     solution = page.locator(".solution").first
     text = solution.locator("p").last
     assert not text.is_visible()
@@ -198,11 +199,13 @@ def test_a_teacher_goes_from_the_course_to_a_hand_out_and_the_solutions(
     page.locator("article a", has_text="course").first.click()
     page.wait_for_url("**/course.html*")
     page.locator("article a[href='handouts/session-1.html']").first.click()
+    page.wait_for_url("**/session-1.html")  # and until it is loaded
     assert page.locator(".handout").count() == 1
     sheet = page.pdf(format="A4", prefer_css_page_size=True)
     assert len(PdfReader(BytesIO(sheet)).pages) == 1
     page.go_back()
     page.locator("article a[href='methods/exercises.html']").first.click()
+    page.wait_for_url("**/exercises.html")
     notebook = nbformat.reads(_download(page, "Instructor notebook"), 4)
     assert any("Common mistakes" in cell.source for cell in notebook.cells)
 
