@@ -7,6 +7,7 @@ A walk is one function with the reader's page; one browser serves them all.
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -189,6 +190,21 @@ def test_a_reader_moves_a_slider_and_the_figure_follows(real: tuple[Any, str]) -
         seen.append((knob.locator("output").inner_text(), bars))
     (first, short), (last, long) = seen
     assert first != last and short != long and len(short) == len(long) > 0
+
+
+def test_code_that_was_folded_stands_on_paper(real: tuple[Any, str]) -> None:
+    page, address = real
+    page.goto(f"{address}/chapters/method-nulls/smollm2-135m.html")
+    sheets = PdfReader(BytesIO(page.pdf(format="A4"))).pages
+    text = unicodedata.normalize("NFKC", "".join(sheet.extract_text() for sheet in sheets))
+    text = "".join(text.split())  # without ligatures and spaces
+    folded = [
+        "".join(unicodedata.normalize("NFKC", cell.source).split())
+        for cell in nbformat.read(ROOT / "notebooks" / "method-nulls.ipynb", 4).cells
+        if "hide-input" in cell.metadata.get("tags", [])
+    ]
+    assert folded and [code[:30] for code in folded if code[:30] not in text] == []
+    assert "Hidethecode" not in text
 
 
 def test_a_teacher_goes_from_the_course_to_a_hand_out_and_the_solutions(
