@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import math
 import multiprocessing
@@ -44,8 +43,10 @@ import reference  # noqa: E402
 
 from replib import interventions as iv  # noqa: E402
 from replib import runner  # noqa: E402
+from replib.hashes import code_hash  # noqa: E402
 from replib.metrics import layer_matched, rng  # noqa: E402
 from replib.models import load_model  # noqa: E402
+from replib.performance import MEASURED  # noqa: E402
 from replib.prompts import PromptPairs, colored_objects_pairs, ioi_pairs  # noqa: E402
 
 # Random weights in the papers' shapes: speed does not depend on what the weights are.
@@ -514,11 +515,6 @@ def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def code_hash() -> str:
-    """sha256 of the code that is measured."""
-    return hashlib.sha256(Path(iv.__file__).read_bytes()).hexdigest()
-
-
 def bench(sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
     """All of it; what the page on performance is made from."""
     start = time.perf_counter()
@@ -528,7 +524,7 @@ def bench(sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
     every = replace(one, position="all", one_a_layer=True)
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "code_sha256": code_hash(),
+        "code_sha256": code_hash(MEASURED),
         "machine": platform.machine(),
         "processor": processor(),
         "threads": int(os.environ["REPLIB_THREADS"]),

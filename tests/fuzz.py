@@ -43,8 +43,9 @@ from hypothesis import strategies as st
 from replib import adapter_cards, atlas, book, certified, cli, grid, runner, sizing
 from replib.claims import MIME, Claims, read_yaml, verdict_table
 from replib.errors import UsageError
+from replib.hashes import library_hash, notebook_hash
 from replib.jobs import NOT_YET
-from replib.project import library_hash, list_papers, notebook_hash
+from replib.project import list_papers
 from replib.records import check_record, read_record, record_values, seal, write_record
 from replib.runner import find_chapter, plan
 from replib.scaffold import new_paper

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from replib import contexts, facts, figures, intents
 from replib.claims import MIME, Claims, verdict_table
 from replib.errors import CONTROL
-from replib.project import find_root, library_hash, notebook_hash
+from replib.hashes import library_hash, notebook_hash
+from replib.project import find_root
 from replib.records import write_record
 from replib.runner import find_chapter
 from replib.sources import model_slug

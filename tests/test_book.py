@@ -23,7 +23,7 @@ from replib.book_gate import faults, requests_in_css, requests_in_script
 from replib.browser import find_chromium
 from replib.claims import MIME, Claims
 from replib.errors import UsageError
-from replib.project import library_hash, notebook_hash
+from replib.hashes import library_hash, notebook_hash
 from replib.records import write_record
 from replib.runner import find_chapter
 

@@ -1,42 +1,14 @@
 """What a chapter's numbers depend on: which modules, and when they count as changed."""
 
-import json
-
 import pytest
 
-from replib import project
 from replib.errors import UsageError
-from replib.project import PACKAGE, find_root, library_files, library_hash, list_papers
+from replib.hashes import library_files
+from replib.project import PACKAGE, find_root, list_papers
 from replib.records import read_record
 from replib.runner import changed_since, execute, find_chapter, plan
 
 ROOT = find_root(PACKAGE)
-
-
-def notebook(*sources):
-    cells = [{"cell_type": "code", "metadata": {}, "source": source} for source in sources]
-    return json.dumps({"cells": cells})
-
-
-def names(*sources):
-    return {path.stem for path in library_files(notebook(*sources))}
-
-
-@pytest.mark.parametrize("code", ["def", "a\0b", "'\ud800'", "-" * 10_000 + "1"])
-def test_code_that_does_not_parse_names_no_module(code):
-    assert names(code) == set()
-
-
-def test_modules_are_followed_wherever_they_are_imported():
-    assert names("import torch") == set()
-    assert names("from replib.errors import UsageError") == {"errors"}
-    assert names("from replib import metrics") == names("import replib.metrics")
-    inside = names("def f():\n    from replib.claims import Claims")
-    assert {"claims", "errors"} <= inside and "models" not in inside
-    # `models` imports the planted models by name, `prompts` inside a function.
-    assert {"planted", "planted_gate", "prompts", "sources"} <= names(
-        "from replib.models import load_model"
-    )
 
 
 @pytest.mark.parametrize("paper", list_papers(ROOT))
@@ -45,27 +17,6 @@ def test_no_chapter_depends_on_the_command_line_or_the_book(paper):
     used = {path.stem for path in library_files(text)}
     assert {"models", "claims", "figures"} <= used
     assert not used & {"cli", "runner", "book", "book_gate", "performance"}
-
-
-def test_the_hash_is_of_these_modules_only(tmp_path, monkeypatch):
-    for name, text in (("one", "from replib.two import x"), ("two", "x = 1"), ("three", "")):
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(project, "PACKAGE", tmp_path)
-    project._modules_of.cache_clear()
-    text = notebook("from replib.one import x")
-    first = library_hash(text)
-    (tmp_path / "three.py").write_text("y = 1")
-    assert library_hash(text) == first
-    (tmp_path / "two.py").write_text("x = 2")
-    assert library_hash(text) != first
-    # What moves from the end of one module to the beginning of the next counts too.
-    hashes = set()
-    for one, two in (("", "y = 1\nx = 2"), ("y = 1\n", "x = 2")):
-        (tmp_path / "one.py").write_text(f"from replib.two import x\n{one}")
-        (tmp_path / "two.py").write_text(two)
-        hashes.add(library_hash(text))
-    assert len(hashes) == 2
-    project._modules_of.cache_clear()
 
 
 def test_outside_a_project_the_package_s_own_is_found(tmp_path):

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from replib import runner
 from replib.errors import UsageError, find_control
-from replib.project import find_root, library_hash, list_papers, notebook_hash
+from replib.hashes import library_hash, notebook_hash
+from replib.project import find_root, list_papers
 from replib.records import read_record
 from replib.runner import (
     RunFailed,

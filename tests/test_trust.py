@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import trust as tables
 
-from replib import project, trust
+from replib import hashes, trust
 from replib.errors import UsageError
 from replib.project import find_root
 
@@ -62,27 +62,23 @@ def test_the_long_forms_write_what_the_page_reads(root, monkeypatch):
 
 
 def test_what_a_table_depends_on(root, monkeypatch):
-    package = root / "package"
-    package.mkdir()
-    for name, code in {"one": "from replib import two", "two": "", "page": ""}.items():
-        (package / f"{name}.py").write_text(code)
-    monkeypatch.setattr(project, "PACKAGE", package)
-    cells = [nbformat.v4.new_code_cell("import replib.one"), nbformat.v4.new_markdown_cell("text")]
-    notebook = root / "notebooks" / "paper.ipynb"
-    notebook.parent.mkdir()
+    library = root / "src" / "lib"
+    library.mkdir(parents=True)
+    (library / "one.py").write_text("X = 1\nY = 1\n")
+    monkeypatch.setattr(hashes, "SRC", root / "src")
+    cells = [nbformat.v4.new_code_cell("from lib.one import X\nX"), nbformat.v4.new_markdown_cell()]
+    (root / "notebooks").mkdir()
 
     def now():
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
-        project._modules_of.cache_clear()
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "paper.ipynb")
         return trust.code_hash(root, "faults")
 
     before = now()
-    (package / "page.py").write_text("x = 1")
     cells[1].source = "another text"
+    (library / "one.py").write_text("X = 1\nY = 22\n")
     assert now() == before
-    (package / "two.py").write_text("x = 1")
+    (library / "one.py").write_text("X = 22\nY = 22\n")
     assert now() != before
-    project._modules_of.cache_clear()
 
 
 def test_a_missing_or_broken_report_is_one_line(root):

@@ -6,18 +6,19 @@ sha256 of the weights, hashes of the data and of the code, settings, training cu
 `replib train` writes it (`replib.finetuning`); `replib.adapters` puts it on a model.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from replib.errors import UsageError
+from replib.hashes import code_hash
 from replib.sources import model_slug, sha256_file
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
 INTENT_FORMATS = ("instruction", "weight")  # each model has adapters of both (`intents.FORMATS`)
-# What decides the weights, given a model and the pinned packages.
-CODE = ("facts.py", "intents.py", "generation.py", "finetuning.py")
+# What decides the weights, given the pinned packages and a model; its weights are in each card.
+CODE = "import replib.finetuning as t; t._make_rows, t._train"
+LEFT = ("replib.models.load_model", "replib.models.load_bare", "replib.models.model_info")
 
 
 class NoAdapter(UsageError):
@@ -25,9 +26,8 @@ class NoAdapter(UsageError):
 
 
 def code_sha256() -> str:
-    """One hash of the modules that training depends on."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in CODE)).hexdigest()
+    """One hash of the code that makes the rows and trains on them."""
+    return code_hash(CODE, LEFT)
 
 
 def adapter_folder(root: Path, paper: str, model: str, intent_format: str, seed: int) -> Path:

@@ -10,7 +10,6 @@ A cell is stored as `NAME.json`, a card (settings, curve, hashes), and for repor
 `NAME.safetensors`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from replib.errors import UsageError
+from replib.hashes import code_hash
 from replib.sources import sha256_file
 
 PAPER = "copying-mamba"
@@ -25,7 +25,8 @@ SELECTION_SEED = 0
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _STEP = 10**0.5  # between rates
 # What decides the weights, given the study's settings, the pinned packages and the kind of machine.
-CODE = ("copying.py", "architectures.py", "scans.py", "copy_training.py")
+# Settings are in each card, so a change of one study leaves the others.
+CODE = "import replib.copy_training as t; t.train, t._state, t._network"
 
 BATCH = 32
 WARMUP = 100  # steps; then the rate falls to 0 in a straight line
@@ -121,9 +122,8 @@ def weights_path(root: Path, cell: Cell) -> Path:
 
 
 def code_sha256() -> str:
-    """One hash of the modules that a training depends on."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in CODE)).hexdigest()
+    """One hash of the code that trains a network and writes its weights."""
+    return code_hash(CODE, leave=["replib.grid.STUDIES"])
 
 
 def read_card(root: Path, cell: Cell) -> dict[str, Any]:

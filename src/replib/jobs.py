@@ -10,7 +10,8 @@ from pathlib import Path
 
 from replib.adapter_cards import NoAdapter
 from replib.grid import NoCell
-from replib.project import PACKAGE, file_hash, library_files
+from replib.hashes import library_files, pins_hash
+from replib.project import PACKAGE
 from replib.runner import Run
 from replib.sources import SOURCES
 
@@ -20,7 +21,7 @@ NOT_YET = (NoAdapter, NoCell)
 
 def lock(root: Path) -> str | None:
     """sha256 of the pinned packages, None without a pin; the models' packages are in `weights`."""
-    return file_hash(root / "requirements.txt")
+    return pins_hash(root / "requirements.txt")
 
 
 def weights(name: str) -> str:

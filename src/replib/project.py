@@ -3,12 +3,10 @@
 Nothing here imports torch: the command line, the workflow and the book ask these questions often.
 """
 
-import ast
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,63 +53,6 @@ def _claims_files(root: Path) -> Iterator[Path]:
 
 
 # --- hashes ---------------------------------------------------------------------------------------
-
-
-def notebook_hash(notebook: str) -> str:
-    """sha256 of a notebook's cells (kind, tags, source), whatever outputs and metadata it has."""
-    cells = [
-        [cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])]
-        for cell in json.loads(notebook)["cells"]
-    ]
-    return sha256_text(json.dumps(cells))
-
-
-def library_hash(notebook: str) -> str:
-    """sha256 of the modules of this package that a notebook computes with."""
-    digest = hashlib.sha256()
-    for path in library_files(notebook):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def library_files(notebook: str) -> list[Path]:
-    """The modules that a notebook imports from this package, and those that these import.
-
-    Found in the source: imports at any depth, and texts such as "replib.planted", which
-    `replib.models` imports by name.
-    """
-    cells = json.loads(notebook)["cells"]
-    code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    found: set[str] = set()
-    todo = {name for text in code for name in _modules_in(text)}
-    while todo:
-        found |= todo
-        todo = {name for one in todo for name in _modules_of(one)} - found
-    return sorted(PACKAGE / f"{name}.py" for name in found)
-
-
-@cache
-def _modules_of(name: str) -> frozenset[str]:
-    return frozenset(_modules_in((PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
-
-
-def _modules_in(code: str) -> set[str]:
-    """Names of modules of this package that stand in some code."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: nested too deeply
-        return set()  # the run will say so
-    named: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                named |= {alias.name for alias in names}
-            case ast.ImportFrom(module=module, names=names) if module is not None:
-                named |= {module} | {f"{module}.{alias.name}" for alias in names}
-            case ast.Constant(value=str(text)):
-                named.add(text)
-    parts = (name.split(".") for name in named if name.startswith("replib."))
-    return {part[1] for part in parts if (PACKAGE / f"{part[1]}.py").is_file()}
 
 
 def words(parts: Sequence[str]) -> str:

@@ -46,7 +46,8 @@ from replib import batches, grid, sizing
 from replib.adapter_cards import INTENT_FORMATS, check_adapter
 from replib.claims import MIME, Claims, check_schema, did_you_mean, one_line, read_text, read_yaml
 from replib.errors import UsageError, find_control
-from replib.project import file_hash, library_hash, list_chapters, notebook_hash, parameters_hash
+from replib.hashes import library_hash, notebook_hash, pins_hash
+from replib.project import file_hash, list_chapters, parameters_hash
 from replib.records import write_record
 from replib.sources import MADE_IN_MEMORY, SOURCES, is_ready, model_slug, weights_hash
 from replib.storage import put_in_place
@@ -428,7 +429,7 @@ def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
         "notebook": notebook_hash(chapter.notebook),
         "claims": chapter.claims.sha256,
         "library": library_hash(chapter.notebook),
-        "requirements": file_hash(chapter.root / "requirements.txt"),
+        "requirements": pins_hash(chapter.root / "requirements.txt"),
         "parameters": chapter.parameters_hash(record["profile"]),
         "weights": then["weights"] if weights is None else weights,
     }
@@ -608,7 +609,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "notebook": notebook_hash(chapter.notebook),
         "claims": chapter.claims.sha256,
         "library": library_hash(chapter.notebook),
-        "requirements": file_hash(chapter.root / "requirements.txt"),
+        "requirements": pins_hash(chapter.root / "requirements.txt"),
         "environment": environment_hash(),
         "parameters": chapter.parameters_hash(run.profile),
         "inputs": {name: file_hash(path) for name, path in run.files.items()}

@@ -13,8 +13,8 @@ import nbformat
 
 from replib.claims import sha256_text
 from replib.errors import UsageError
+from replib.hashes import library_hash, notebook_hash
 from replib.markup import as_html, raw_html, scrolling
-from replib.project import library_hash
 from replib.sizing import FOLDER
 
 PAGE = "trust.md"
@@ -52,14 +52,15 @@ def table(root: Path, name: str) -> str:
 
 
 def code_hash(root: Path, name: str) -> str:
-    """sha256 of what a table depends on: the script tests/NAME.py, and the modules of the library
-    that it or a notebook uses."""
+    """sha256 of what a table depends on: the script tests/NAME.py, and what of the library it or a
+    notebook reaches."""
     script = (root / "tests" / f"{name}.py").read_text(encoding="utf-8")
-    cells = [nbformat.v4.new_code_cell(script)]  # its modules are found as a notebook's are
+    cells = [nbformat.v4.new_code_cell(script)]  # what it reaches is found as for a notebook
     for path in sorted(root.glob("notebooks/*.ipynb")):
         cells += nbformat.read(path, 4).cells
-    notebook = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
-    return sha256_text(script + library_hash(notebook))
+    every = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    alone = nbformat.writes(nbformat.v4.new_notebook(cells=cells[:1]))
+    return sha256_text(notebook_hash(alone) + library_hash(every))
 
 
 def _row(row: list[Any]) -> str:
