@@ -13,11 +13,13 @@ import re
 import sys
 from pathlib import Path
 
-from replib import jobs
+from bookkit import jobs
 from replib.errors import UsageError
-from replib.project import PACKAGE, find_root, list_chapters
-from replib.runner import find_chapter, plan
-from replib.sources import MADE_IN_MEMORY, SOURCES
+from bookkit.project import PACKAGE, list_chapters
+from replib.files import find_root
+from bookkit.run.chapter import find_chapter
+from bookkit.run.plan import plan
+from replib.models.sources import MADE_IN_MEMORY, SOURCES
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

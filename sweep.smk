@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from replib import jobs
+from bookkit import jobs
 from replib.errors import UsageError
-from replib.project import find_root
-from replib.sweep import FOLDER, read_sweep
+from replib.files import find_root
+from bookkit.sweep import FOLDER, read_sweep
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

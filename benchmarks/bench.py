@@ -41,13 +41,18 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 import floor  # noqa: E402
 import reference  # noqa: E402
 
-from replib import interventions as iv  # noqa: E402
-from replib import runner  # noqa: E402
+from bookkit.book.performance import MEASURED  # noqa: E402
+from bookkit.run import environment as runner  # noqa: E402
 from replib.hashes import code_hash  # noqa: E402
+from replib.interventions.forward import _positions  # noqa: E402
+from replib.interventions.head_edits import attention_row, read, resample_ablate, scale_head  # noqa: E402
+from replib.interventions.network import Head, Network  # noqa: E402
+from replib.interventions.path_patching import PathPatch, path_patch  # noqa: E402
 from replib.metrics import layer_matched, rng  # noqa: E402
-from replib.models import load_model  # noqa: E402
-from replib.performance import MEASURED  # noqa: E402
-from replib.prompts import PromptPairs, colored_objects_pairs, ioi_pairs  # noqa: E402
+from replib.models.load import load_model  # noqa: E402
+from replib.prompts.colored_objects import colored_objects_pairs  # noqa: E402
+from replib.prompts.ioi import ioi_pairs  # noqa: E402
+from replib.prompts.pairs import PromptPairs  # noqa: E402
 
 # Random weights in the papers' shapes: speed does not depend on what the weights are.
 RANDOM = {
@@ -63,7 +68,7 @@ TOKENIZER_OF = "smollm2-135m"  # for the random models' prompts
 class Sizes:
     """What is run. `movers` are the receivers in each model, in one layer."""
 
-    movers: dict[str, list[iv.Head]]
+    movers: dict[str, list[Head]]
     main: str  # the model of the tables
     n_prompts: int = 50
     n_obvious: int = 3  # senders for which the obvious reference is run
@@ -101,18 +106,18 @@ SMOKE = Sizes(
 
 
 @contextmanager
-def open_model(name: str, dtype: str = "float32") -> Iterator[iv.Network]:
+def open_model(name: str, dtype: str = "float32") -> Iterator[Network]:
     if name not in RANDOM:
-        yield iv.Network(load_model(name, dtype=dtype))
+        yield Network(load_model(name, dtype=dtype))
         return
     tokenizer = load_model(TOKENIZER_OF).tokenizer
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         transformers.AutoModelForCausalLM.from_config(RANDOM[name]).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        yield iv.Network(load_model(folder, dtype=dtype))
+        yield Network(load_model(folder, dtype=dtype))
 
 
-def prompts(net: iv.Network, task: str, n: int) -> PromptPairs:
+def prompts(net: Network, task: str, n: int) -> PromptPairs:
     return {"ioi": ioi_pairs, "colored objects": colored_objects_pairs}[task](
         net.model.tokenizer, n, seed=0
     )
@@ -160,7 +165,7 @@ class Case:
     n_prompts: int = 50
     one_a_layer: bool = False  # one sender a layer, to bound the time of slow contenders
 
-    def senders(self, net: iv.Network) -> list[iv.Head]:
+    def senders(self, net: Network) -> list[Head]:
         if self.receivers == "logits":
             top = net.n_layers
         elif self.receivers[0] == "resid_post":
@@ -185,13 +190,13 @@ def ours(case: Case, dtype: str = "float32") -> dict[str, Any]:
     with open_model(case.model, dtype) as net:
         pairs, senders = prompts(net, case.task, case.n_prompts), case.senders(net)
 
-        def sweep(some: PromptPairs) -> iv.PathPatch:
-            return iv.path_patch(net, some, case.receivers, case.component, case.position, senders)
+        def sweep(some: PromptPairs) -> PathPatch:
+            return path_patch(net, some, case.receivers, case.component, case.position, senders)
 
         sweep(pairs[:2])
         out = clock(lambda: sweep(pairs), getattr(torch, dtype))
         patch = out.pop("result")
-        at = iv._positions(pairs, case.position)
+        at = _positions(pairs, case.position)
         flops = floor.path_patch(net, pairs, case.receivers, case.component, at, senders)
         rows = torch.tensor(senders)
         return out | {
@@ -212,7 +217,7 @@ def obvious(case: Case, n_senders: int) -> dict[str, Any]:
         pairs, senders = prompts(net, case.task, case.n_prompts), case.senders(net)
         picks = np.linspace(0, len(senders) - 1, n_senders).round().astype(int)
 
-        def sweep(some: PromptPairs, heads: list[iv.Head]) -> torch.Tensor:
+        def sweep(some: PromptPairs, heads: list[Head]) -> torch.Tensor:
             return reference.path_patch(
                 net.model, some, heads, case.receivers, case.component, case.position, False
             )
@@ -230,7 +235,7 @@ def obvious(case: Case, n_senders: int) -> dict[str, Any]:
         }
 
 
-def equally_long(net: iv.Network, n: int) -> PromptPairs:
+def equally_long(net: Network, n: int) -> PromptPairs:
     """IOI prompts of one length, and with the runs' roles exchanged: TransformerLens' sweeps are
     denoising, ours noising."""
     pairs = prompts(net, "ioi", max(4 * n, 8))
@@ -241,7 +246,7 @@ def equally_long(net: iv.Network, n: int) -> PromptPairs:
     return cut.swapped()
 
 
-def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
+def peers(model: str, source: Head, n_prompts: int) -> dict[str, Any]:
     """TransformerLens' own sweeps where they compute what ours can, and attribution patching.
 
     `source` is the sender of their direct-path sweep, which goes through every later head.
@@ -262,8 +267,8 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
             )
 
         def all_positions_ours() -> torch.Tensor:
-            edits = [iv.resample_ablate([head]) for head in heads]
-            return iv.read(net, pairs, edits, everywhere=True).logit_diff.mean(-1)
+            edits = [resample_ablate([head]) for head in heads]
+            return read(net, pairs, edits, everywhere=True).logit_diff.mean(-1)
 
         def direct() -> torch.Tensor:
             sweep = patching.get_act_patch_direct_path(
@@ -274,7 +279,7 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
 
         def direct_ours() -> torch.Tensor:
             patches = [
-                iv.path_patch(net, pairs, [head], "q", "all", [source], freeze_mlps=True)
+                path_patch(net, pairs, [head], "q", "all", [source], freeze_mlps=True)
                 for head in later
             ]
             return torch.stack([patch.logit_diff[source].mean() for patch in patches])
@@ -282,7 +287,7 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
         later = [head for head in heads if head[0] > source[0]]
         rows = []
         with torch.inference_mode():
-            iv.read(net, pairs[:1])
+            read(net, pairs[:1])
             sweeps = {"head output, every position": (all_positions, all_positions_ours)}
             if net.blocks[0].ln1_post is None:  # they refuse norms after attention
                 sweeps["direct path into later queries"] = (direct, direct_ours)
@@ -301,8 +306,8 @@ def peers(model: str, source: iv.Head, n_prompts: int) -> dict[str, Any]:
                     }
                 )
                 if name.startswith("head output"):
-                    exact = b["result"] - iv.read(net, pairs).logit_diff.mean()
-            patch = iv.path_patch(net, pairs.swapped(), "logits")
+                    exact = b["result"] - read(net, pairs).logit_diff.mean()
+            patch = path_patch(net, pairs.swapped(), "logits")
             stage_1 = (patch.clean - patch.logit_diff).mean(-1)  # supporters positive, as theirs
 
         def screen() -> Any:
@@ -347,7 +352,7 @@ def by_model(sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def kinds(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
+def kinds(net: Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Every stage, receiver kind and position of one model, each against its floor."""
     movers = sizes.movers[model]
     low = movers[0][0] - sizes.mid_layers
@@ -378,15 +383,15 @@ def kinds(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
             }
         )
 
-    iv.read(net, pairs)  # warm
+    read(net, pairs)  # warm
     for case in cases:
         senders = case.senders(net)
         given = (case.receivers, case.component)
-        at = iv._positions(pairs, case.position)
+        at = _positions(pairs, case.position)
         flops = floor.path_patch(net, pairs, *given, at, senders)
         row(
             case.words(),
-            lambda: iv.path_patch(net, pairs, *given, case.position, senders),  # noqa: B023
+            lambda: path_patch(net, pairs, *given, case.position, senders),  # noqa: B023
             flops,
             len(senders),
         )
@@ -396,27 +401,27 @@ def kinds(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     attend = torch.zeros(pairs.clean.shape).scatter(1, pairs.positions["S2"][:, None], 1.0)
     generator = rng(0, "bench")
     edits = [
-        iv.attention_row(sorted(layer_matched(movers, net.n_heads, generator)), attend)
+        attention_row(sorted(layer_matched(movers, net.n_heads, generator)), attend)
         for _ in range(sizes.n_draws)
     ]
     null = f"null: attention of {len(movers)} random heads at END"
     flops = floor.edits_at_end(net, pairs, edits)
-    row(null, lambda: iv.read(net, pairs, edits), flops, len(edits))
-    heads = [iv.scale_head(head, 2.0) for head in net.heads()]
+    row(null, lambda: read(net, pairs, edits), flops, len(edits))
+    heads = [scale_head(head, 2.0) for head in net.heads()]
     flops = floor.edits_at_end(net, pairs, heads)
-    row("each head scaled at END", lambda: iv.read(net, pairs, heads), flops, len(heads))
+    row("each head scaled at END", lambda: read(net, pairs, heads), flops, len(heads))
     return rows
 
 
-def growth(net: iv.Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
+def growth(net: Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Time of the movers' stage by number of prompts, on short and long prompts."""
     rows = []
     for task in ("ioi", "colored objects"):
         whole = prompts(net, task, max(sizes.growth))
-        iv.path_patch(net, whole[:2], sizes.movers[model])
+        path_patch(net, whole[:2], sizes.movers[model])
         for n in sizes.growth:
             pairs = whole[:n]
-            out = clock(lambda: iv.path_patch(net, pairs, sizes.movers[model]))  # noqa: B023
+            out = clock(lambda: path_patch(net, pairs, sizes.movers[model]))  # noqa: B023
             rows.append(
                 {
                     "model": model,

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from replib.interventions import Head, HeadEdit, Network
-from replib.prompts import PromptPairs
+from replib.interventions.head_edits import HeadEdit
+from replib.interventions.network import Head, Network
+from replib.prompts.pairs import PromptPairs
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ import torch
 import transformers
 from bench import processor
 
-from replib import grid
-from replib.architectures import build
-from replib.copy_training import one_thread
-from replib.copying import answer_logits, copy
-from replib.scans import fast_scans
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.copying_mamba.networks import build
+from replib.chapters.copying_mamba.scans import fast_scans
+from replib.chapters.copying_mamba.strings import answer_logits, copy
+from replib.chapters.copying_mamba.training import one_thread
 
 OUT = Path(__file__).parent / "training.json"
 LENGTHS = (20, 64)  # letters: 43 and 131 tokens

@@ -18,7 +18,7 @@ from typing import Any
 
 import axe_playwright_python
 
-from replib.browser import chromium, pages_of
+from bookkit.book.browser import chromium, pages_of
 from replib.errors import UsageError
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")

@@ -28,12 +28,13 @@ import torch
 from scipy import stats
 from trust import ROOT, show, write_table
 
-from replib import atlas, knobs
-from replib import features as ft
+from bookkit.book import atlas
 from replib import metrics as m
-from replib import successors as su
-from replib.ordinals import OrdinalClass
-from replib.regression import logistic
+from replib.chapters.factual_recall import scaling as knobs
+from replib.chapters.factual_recall.regression import logistic
+from replib.chapters.successor_heads import mlp0_features as ft
+from replib.chapters.successor_heads import ov_circuit as su
+from replib.chapters.successor_heads.ordinals import OrdinalClass
 
 RUNS = 2000
 COLUMNS = ("method", "simulated", "says", "measured", "counts as it", "simulations", "as it says")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replib.records import seal
+from bookkit.records import seal
 
 
 @pytest.fixture

@@ -102,10 +102,10 @@ COMPARED = {
 EXACT = ("run twice", "another folder and hash seed", "run twice in bfloat16")
 _ELSEWHERE = """
 import sys
-from replib import runner
+from bookkit.run import environment as runner
 usual = runner.environment
 runner.environment = lambda *given: usual(*given) | {"PYTHONHASHSEED": "4711"}
-from replib.cli import main
+from bookkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

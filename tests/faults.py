@@ -43,10 +43,10 @@ from pathlib import Path
 import nbformat
 import psutil
 
+from bookkit.book.trust import code_hash
+from bookkit.project import PACKAGE
+from bookkit.records import read_record
 from replib.errors import UsageError
-from replib.project import PACKAGE
-from replib.records import read_record
-from replib.trust import code_hash
 
 HERE = Path(__file__).parent
 ROOT = PACKAGE.parents[1]
@@ -92,7 +92,7 @@ if clock:  # libfaketime breaks waiting with a limit, so the clock is changed he
 source = os.environ.get("FAULT_SOURCE")
 if source and ("replib" in " ".join(sys.orig_argv) or "ipykernel" in " ".join(sys.orig_argv)):
     import json
-    from replib import sources
+    from replib.models import sources
     sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
     sources.EMBEDDED, sources.KNOWN = (*sources.EMBEDDED, "toy"), (*sources.KNOWN, "toy")
 """

@@ -40,18 +40,30 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from replib import adapter_cards, atlas, book, certified, cli, grid, runner, sizing
-from replib.claims import MIME, Claims, read_yaml, verdict_table
+from bookkit import certified, cli
+from bookkit.book import atlas
+from bookkit.book.pages import chapter_page, landing_page, model_switch
+from bookkit.book.runs import find_runs
+from bookkit.book.tables import scorecard, transfer
+from bookkit.book.trust import code_hash
+from bookkit.jobs import NOT_YET
+from bookkit.new import new_paper
+from bookkit.project import list_papers
+from bookkit.records import check_record, read_record, record_values, seal, write_record
+from bookkit.run import resources as sizing
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import RunFailed
+from bookkit.run.plan import absolute_model, changed_since, plan
+from bookkit.sweep import command, read_sweep
+from replib.chapters.context_knob import cards as adapter_cards
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
+from replib.claims.tables import verdict_table
 from replib.errors import UsageError
+from replib.files import read_yaml
 from replib.hashes import library_hash, notebook_hash
-from replib.jobs import NOT_YET
-from replib.project import list_papers
-from replib.records import check_record, read_record, record_values, seal, write_record
-from replib.runner import find_chapter, plan
-from replib.scaffold import new_paper
-from replib.sources import EMBEDDED, KNOWN
-from replib.sweep import command, read_sweep
-from replib.trust import code_hash
+from replib.models.sources import EMBEDDED, KNOWN
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent  # a project of its own, with the paper `toy`
@@ -213,7 +225,11 @@ def _warm_up() -> None:
     """Import what the functions import on their way, and watch from now on."""
     import matplotlib.pyplot  # noqa: F401
 
-    from replib import copy_training, finetuning, models  # noqa: F401
+    from replib.chapters.context_knob import training as finetuning  # noqa: F401
+    from replib.chapters.copying_mamba import training as copy_training  # noqa: F401
+    from replib.models.load import load_model, prepare_model  # noqa: F401
+    from replib.models.tiny import _tiny_parts  # noqa: F401
+    from replib.models.unpack import _quiet  # noqa: F401
 
     sys.dont_write_bytecode = True
     sys.addaudithook(_audit)  # for the life of the process
@@ -471,7 +487,7 @@ model_names = st.one_of(
 
 
 def read_model_name(name: str, folder: Path) -> None:
-    from replib import models
+    from replib.models import load as models
 
     planned = plan(CHAPTERS["toy"], name, "smoke", {}, out=folder / "out")
     if planned.folder.parent != folder / "out" / "toy" or len(planned.folder.name) > 200:
@@ -479,7 +495,7 @@ def read_model_name(name: str, folder: Path) -> None:
     planned.folder.mkdir(parents=True)
     recordable(model=_RECORD["model"] | {"name": planned.model})
     with mock.patch.object(models.huggingface_hub.HfApi, "model_info", _no_hub):
-        models.prepare_model(planned.model)
+        prepare_model(planned.model)
 
 
 def _no_hub(self: Any, name: str, **options: Any) -> None:
@@ -619,7 +635,7 @@ def read_a_record(content: bytes, folder: Path) -> None:
     """What is read can be written, compared, and shown on every page."""
     content = sealed(content) if len(content) % 4 else content
     path = put(folder / "runs/ioi-circuit-reuse/tiny/record.json", content)
-    (run_,) = book.find_runs(folder / "runs", None)
+    (run_,) = find_runs(folder / "runs", None)
     record = run_.record
     record_values(record)
     whole(write_record, folder / "again.json", record)
@@ -631,14 +647,14 @@ def read_a_record(content: bytes, folder: Path) -> None:
     put(old, RECORDS["ioi-circuit-reuse/tiny"].read_bytes())
     certified.compare(folder, path.parent)
     with contextlib.suppress(UsageError):  # such as an unknown profile
-        runner.changed_since(record, CHAPTERS["ioi-circuit-reuse"])
+        changed_since(record, CHAPTERS["ioi-circuit-reuse"])
     with contextlib.suppress(UsageError):
-        runner.changed_since(record, CHAPTERS["context-knob"])
-    book.scorecard([run_])
-    book.transfer([run_])
+        changed_since(record, CHAPTERS["context-knob"])
+    scorecard([run_])
+    transfer([run_])
     claims = CHAPTERS["ioi-circuit-reuse"].claims
-    book.landing_page([run_], claims, "")
-    book.chapter_page(ROOT, run_, book.model_switch(run_.key, [run_], []), claims.model, {})
+    landing_page([run_], claims, "")
+    chapter_page(ROOT, run_, model_switch(run_.key, [run_], []), claims.model, {})
     if record["heads"]:
         atlas.page("tiny", [record])
 
@@ -653,7 +669,7 @@ def read_run_names(names: list[str], folder: Path) -> None:
         "x",
     ):
         put(folder / place / "record.json", source)
-    for found in book.find_runs(runs, names, folder / "results"):
+    for found in find_runs(runs, names, folder / "results"):
         if found.folder != runs / found.paper / found.model:
             raise NotWhole(f"a run in {found.folder}")
         inside(folder / "page" / f"{found.key}.json", folder / "page" / found.paper)
@@ -799,7 +815,7 @@ def tokenizers() -> tuple[Any, Any]:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from replib.prompts import word_tokenizer
+    from replib.prompts.tokens import word_tokenizer
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -814,7 +830,9 @@ def read_own_file(kind: str) -> Callable:
     """Read as the runner does before a run, and made into prompts as the chapter does."""
 
     def read(case: tuple, folder: Path) -> None:
-        from replib import contexts, facts, prompts
+        from replib.chapters.context_knob import contexts
+        from replib.chapters.factual_recall import facts
+        from replib.prompts import files as prompts
 
         (name, content), words_only = case
         path = put(folder / name, content)
@@ -936,7 +954,7 @@ def command_lines(draw: Callable) -> list[str]:
 
 
 def _not_run(*arguments: Any, **options: Any) -> None:
-    raise runner.RunFailed("nothing runs here")
+    raise RunFailed("nothing runs here")
 
 
 def read_command_line(line: list[str], folder: Path) -> None:
@@ -992,10 +1010,9 @@ _SIZES = (0, 1, 3, -1, 0.5, math.nan, True, 2**62, 10**400)
 @cache
 def model_folder(arch: str) -> dict[str, bytes]:
     """The files of a small random model, as a user would have saved it."""
-    from replib import models
 
-    with tempfile.TemporaryDirectory() as name, models._quiet():
-        model, tokenizer = models._tiny_parts(arch, 0)
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        model, tokenizer = _tiny_parts(arch, 0)
         model.save_pretrained(name)
         tokenizer.save_pretrained(name)
         return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
@@ -1036,19 +1053,18 @@ def model_folders(draw: Callable) -> tuple[str, dict[str, bytes]]:
 
 
 def read_model_folder(case: tuple, folder: Path) -> None:
-    from replib import models
 
     arch, changed = case
     for name, content in (model_folder(arch) | changed).items():
         put(folder / "mine" / name, content)
     put(folder / "mine/mine.py", f"open({str(ROOT / 'owned')!r}, 'w')")
-    name = runner.absolute_model("./mine")
-    models.prepare_model(name)
+    name = absolute_model("./mine")
+    prepare_model(name)
     size = sizing.folder_size(folder / "mine")
     sizing.estimate(size, "float32", "cpu", 8e9, None)
     if size.d_model * size.n_params <= 0:
         raise NotWhole(f"a size of {size}")
-    models.load_model(name)
+    load_model(name)
 
 
 # --- stored trainings -----------------------------------------------------------------------------

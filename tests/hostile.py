@@ -12,14 +12,18 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from replib import contexts, facts, figures, intents
-from replib.claims import MIME, Claims, verdict_table
+from bookkit.records import write_record
+from bookkit.run.chapter import find_chapter
+from replib import figures
+from replib.chapters.context_knob import contexts, intents
+from replib.chapters.factual_recall import facts
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
+from replib.claims.tables import verdict_table
 from replib.errors import CONTROL
+from replib.files import find_root
 from replib.hashes import library_hash, notebook_hash
-from replib.project import find_root
-from replib.records import write_record
-from replib.runner import find_chapter
-from replib.sources import model_slug
+from replib.models.sources import model_slug
 
 PAPER = "hostile-paper"
 HOST = "evil.example"

@@ -19,13 +19,13 @@ from unittest import mock
 import torch
 import transformers
 
-from replib import finetuning
-from replib.adapter_cards import INTENT_FORMATS
-from replib.facts import relations
-from replib.intents import SPLITS
-from replib.project import list_papers
-from replib.prompts import word_tokenizer
-from replib.records import read_record
+from bookkit.project import list_papers
+from bookkit.records import read_record
+from replib.chapters.context_knob import training as finetuning
+from replib.chapters.context_knob.cards import INTENT_FORMATS
+from replib.chapters.context_knob.intents import SPLITS
+from replib.chapters.factual_recall.facts import relations
+from replib.prompts.tokens import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
 # Smaller than the smoke profile: here the question is whether it runs.

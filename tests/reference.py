@@ -6,7 +6,8 @@ at a time, full logits. Only for small models and few prompts.
 
 import torch
 
-from replib.interventions import HeadEdit, Run, Site
+from replib.interventions.forward import Run
+from replib.interventions.head_edits import HeadEdit, Site
 
 
 def activations(model, tokens, *names):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from replib import architectures
-from replib.architectures import ARCHITECTURES, SMALL_STATES, build, size
-from replib.copying import copy
+from replib.chapters.copying_mamba import networks as architectures
+from replib.chapters.copying_mamba.networks import ARCHITECTURES, SMALL_STATES, build, size
+from replib.chapters.copying_mamba.strings import copy
 from replib.errors import UsageError
 
 ALL = (*ARCHITECTURES, *SMALL_STATES)

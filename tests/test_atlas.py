@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from replib import atlas
-from replib.atlas import overlap_null, overlaps, page, roles_of
-from replib.claims import ROLES
+from bookkit.book import atlas
+from bookkit.book.atlas import overlap_null, overlaps, page, roles_of
+from replib.claims.file import ROLES
 from replib.errors import UsageError
 
 MODEL = {"name": "m", "n_layers": 3, "n_heads": 4}

@@ -18,14 +18,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from replib import book
-from replib.book_gate import faults, requests_in_css, requests_in_script
-from replib.browser import find_chromium
-from replib.claims import MIME, Claims
+from bookkit.book.browser import find_chromium
+from bookkit.book.gate import faults
+from bookkit.book.pages import CONTROLS, command, model_switch
+from bookkit.book.requests import requests_in_css, requests_in_script
+from bookkit.book.runs import Run, find_runs
+from bookkit.book.stage import main, stage
+from bookkit.book.tables import duration, scorecard, show_value
+from bookkit.records import write_record
+from bookkit.run.chapter import find_chapter
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.hashes import library_hash, notebook_hash
-from replib.records import write_record
-from replib.runner import find_chapter
 
 ROOT = Path(__file__).parents[1]
 PAPER = "fake-paper"
@@ -204,8 +209,8 @@ def build(root: Path, *options: str) -> subprocess.CompletedProcess:
     )
 
 
-def stage(root: Path, expected: list[str] | None = None) -> list[book.Run]:
-    return book.stage(root, root / "build/runs", root / "build/book", expected)
+def stage(root: Path, expected: list[str] | None = None) -> list[Run]:
+    return stage(root, root / "build/runs", root / "build/book", expected)
 
 
 def gate(root: Path, expected: list[str] | None = None) -> list[str]:
@@ -243,7 +248,7 @@ def test_stage_shows_only_the_runs_asked_for(project: Path) -> None:
 
 
 def run_main(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[str]]:
-    code = book.main([str(argument) for argument in arguments])
+    code = main([str(argument) for argument in arguments])
     return code, capsys.readouterr().err.splitlines()
 
 
@@ -359,18 +364,18 @@ def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None
 
 
 def test_controls_stand_apart_from_the_models(built: Path) -> None:
-    run = book.Run.read(built / "build/runs", PAPER, "model-a")
+    run = Run.read(built / "build/runs", PAPER, "model-a")
     control = dataclasses.replace(run, model="tiny")
-    switch = book.model_switch(control.key, [control, run])
+    switch = model_switch(control.key, [control, run])
     assert re.findall(r'label">(\w+)<|>([\w-]+)</a>', switch) == [
         *(("Models", ""), ("", "model-a")),
         *(("Controls", ""), ("", "tiny")),
     ]
     assert 'href="tiny.html" aria-current="page"' in switch
-    assert book.scorecard([run]).count("outcomes-table") == 1
-    both = book.scorecard([run, control])
+    assert scorecard([run]).count("outcomes-table") == 1
+    both = scorecard([run, control])
     assert both.count("outcomes-table") == 2
-    assert both.index(book.CONTROLS) < both.index('data-record="fake-paper/tiny"')
+    assert both.index(CONTROLS) < both.index('data-record="fake-paper/tiny"')
 
 
 @pytest.mark.parametrize(
@@ -379,26 +384,26 @@ def test_controls_stand_apart_from_the_models(built: Path) -> None:
 )
 def test_a_run_is_named_by_two_names(project: Path, name: str) -> None:
     with pytest.raises(UsageError, match="a run is named paper/model, not"):
-        book.find_runs(project / "build/runs", [name])
+        find_runs(project / "build/runs", [name])
 
 
 def test_a_run_that_goes_on_is_not_shown(project: Path) -> None:
     runs = project / "build/runs"
     shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")
-    assert [run.key for run in book.find_runs(runs, None)] == EXPECTED
+    assert [run.key for run in find_runs(runs, None)] == EXPECTED
 
 
 def test_the_command_names_what_was_not_chosen_by_default_or_profile(built: Path) -> None:
     record = json.loads((built / "build/runs" / EXPECTED[0] / "record.json").read_text())
-    again = book.command(record, {"n_prompts": 40, "ratio": 0.5})
+    again = command(record, {"n_prompts": 40, "ratio": 0.5})
     assert again == "replib run fake-paper --model model-a --profile laptop -p n_prompts=30"
-    assert book.command(record, {"n_prompts": 30, "ratio": 0.5}).endswith("--profile laptop")
+    assert command(record, {"n_prompts": 30, "ratio": 0.5}).endswith("--profile laptop")
 
 
 def test_the_command_does_nothing_else_in_a_shell() -> None:
     given = {"notes": "a'b; echo $(id)", "x; ls": [1, "`id`"], "whole": True}
     record = {"paper": "p", "model": {"name": "m; ls"}, "profile": "laptop", "parameters": given}
-    line = f"printf '%s\\n' {book.command(record, {})}"
+    line = f"printf '%s\\n' {command(record, {})}"
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
         *("replib", "run", "p", "--model", "m; ls", "--profile", "laptop"),
@@ -417,7 +422,7 @@ def test_the_command_does_nothing_else_in_a_shell() -> None:
     ],
 )
 def test_values_as_pages_show_them(value: object, spec: str, text: str) -> None:
-    assert book.show_value(value, spec) == text
+    assert show_value(value, spec) == text
 
 
 @pytest.mark.parametrize(
@@ -425,7 +430,7 @@ def test_values_as_pages_show_them(value: object, spec: str, text: str) -> None:
     [(42.4, "42 s"), (75.2, "1 min 15 s"), (59.7, "1 min 0 s"), (7300.0, "2 h 1 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert book.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 # --- the built pages ------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pytest
 import torch
 from calibration import CASES, Case, region, verdict
 
-from replib import metrics, successors
+from replib import metrics
+from replib.chapters.successor_heads import ov_circuit as successors
 from replib.metrics import max_statistic_pvalues
 
 RUNS = 200  # of what costs milliseconds

@@ -4,19 +4,15 @@ import re
 
 import pytest
 
-from replib.certified import (
-    TOLERANCE,
-    _disagreement,
-    certified_path,
-    certify,
-    compare,
-    find_run,
-)
-from replib.cli import main
+from bookkit.certified import TOLERANCE, _disagreement, certified_path, certify, compare, find_run
+from bookkit.cli import main
+from bookkit.project import PACKAGE
+from bookkit.records import read_record, write_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
 from replib.errors import UsageError
-from replib.project import PACKAGE, find_root
-from replib.records import read_record, write_record
-from replib.runner import execute, find_chapter, plan
+from replib.files import find_root
 
 TOY = find_root(PACKAGE) / "tests"
 

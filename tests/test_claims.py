@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replib.claims import MIME, OUTCOMES, Claims, read_json, read_yaml
+from bookkit.records import read_record, record_value, record_values, seal, write_record
+from replib.claims.file import MIME, OUTCOMES
+from replib.claims.measure import Claims
 from replib.errors import UsageError
-from replib.records import read_record, record_value, record_values, seal, write_record
+from replib.files import read_json, read_yaml
 
 ENTRY = """
   - id: {id}

@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from replib import classroom
-from replib.exercises import SUFFIX, parts, read_exercises
+from bookkit.course import classroom
+from bookkit.course.exercises import SUFFIX, parts, read_exercises
 
 ROOT = Path(__file__).parents[1]
 PARTS = parts(ROOT)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import replib
-from replib.cli import main
-from replib.records import read_record
+from bookkit.cli import main
+from bookkit.records import read_record
 
 HERE = Path(__file__).parent  # has notebooks/toy.*, so it is a project to the command line
 

@@ -2,13 +2,15 @@
 
 import csv
 
-from replib.cli import main
-from replib.generation import continuations
-from replib.intents import draw_cases, known_facts
-from replib.models import load_model
-from replib.project import find_root
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
+from bookkit.cli import main
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
+from replib.chapters.context_knob.intents import draw_cases, known_facts
+from replib.files import find_root
+from replib.interventions.generation import continuations
+from replib.models.load import load_model
 
 PAPER = "context-knob"
 TIMES = ("started", "wall_time_s", "peak_memory_mb", "seal")

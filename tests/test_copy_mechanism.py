@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from replib import copying
-from replib.architectures import build
-from replib.copy_mechanism import (
+from replib.chapters.copying_mamba import strings as copying
+from replib.chapters.copying_mamba.mechanism import (
     follows,
     has_heads,
     heads,
@@ -18,8 +17,9 @@ from replib.copy_mechanism import (
     wiped,
     wrapped,
 )
+from replib.chapters.copying_mamba.networks import build
+from replib.chapters.copying_mamba.planted import COPY_LAYER, planted_copier
 from replib.errors import UsageError
-from replib.planted_copier import COPY_LAYER, planted_copier
 
 COPY_HEAD = 5  # n_gram + 1
 CHANCE = 1 / 26

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
-from replib import architectures, copy_training, grid
-from replib.copy_training import one_thread, train, train_here
-from replib.copying import answer_logits, copy
-from replib.grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
-from replib.project import find_root
+from replib.chapters.copying_mamba import networks as architectures
+from replib.chapters.copying_mamba import training as copy_training
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.copying_mamba.strings import answer_logits, copy
+from replib.chapters.copying_mamba.training import one_thread, train, train_here
+from replib.chapters.copying_mamba.training_grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
+from replib.files import find_root
 
 
 @pytest.fixture

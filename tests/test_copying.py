@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from replib import copying
-from replib.copying import ALPHABET, EOS, Strings
+from replib.chapters.copying_mamba import strings as copying
+from replib.chapters.copying_mamba.strings import ALPHABET, EOS, Strings
 from replib.errors import UsageError
 
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
-from replib import grid
-from replib.cli import main
-from replib.models import _tiny_parts
-from replib.project import find_root
+from bookkit.cli import main
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.files import find_root
+from replib.models.tiny import _tiny_parts
 
 PAPER = "copying-mamba"
 

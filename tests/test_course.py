@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replib.exercises import parts, read_exercises
+from bookkit.course.exercises import parts, read_exercises
 
 ROOT = Path(__file__).parents[1]
 COURSE = (ROOT / "book" / "course.md").read_text()

@@ -13,7 +13,7 @@ from rocrate_validator import services
 from rocrate_validator.utils.http import HttpRequester
 from test_book import EXPECTED, gate
 
-from replib import crate
+from bookkit.book import crate
 
 CONTEXT = Path(__file__).with_name("ro-crate-1.1-context.json")
 METADATA = f"_build/html/{crate.FILE}"

@@ -7,7 +7,7 @@ import determinism
 import pytest
 from determinism import CONTROLS, ROOT, compare_all, difference, row
 
-from replib.project import list_papers
+from bookkit.project import list_papers
 
 # --- Records --------------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from replib import exercises
-from replib.exercises import accepted, check, read_exercises
-from replib.sources import available_embedded
+from bookkit.course import exercises
+from bookkit.course.exercises import accepted, check, read_exercises
+from replib.models.sources import available_embedded
 
 ROOT = Path(__file__).parents[1]
 PARTS = exercises.parts(ROOT)

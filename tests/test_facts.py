@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from replib import facts, knobs
+from replib.chapters.factual_recall import facts
+from replib.chapters.factual_recall import scaling as knobs
+from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact, outcome
+from replib.chapters.factual_recall.planted import CONTEXT_HEAD, MEMORY_HEAD
+from replib.chapters.factual_recall.regression import logistic, standardised
 from replib.errors import UsageError
-from replib.facts import TEMPLATES, Conflict, Fact, outcome
-from replib.generation import continuations, scaled_heads, text_loss
-from replib.interventions import Network, read, scale_head
-from replib.models import ARCHITECTURES, load_model, tiny_model
-from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
-from replib.regression import logistic, standardised
+from replib.interventions.generation import continuations, scaled_heads, text_loss
+from replib.interventions.head_edits import read, scale_head
+from replib.interventions.network import Network
+from replib.models.load import load_model
+from replib.models.tiny import ARCHITECTURES, tiny_model
 
 PROMPTS = [
     "The capital of France is the city of",

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from replib.cli import main
-from replib.facts import relations
+from bookkit.cli import main
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
+from replib.chapters.factual_recall.facts import relations
+from replib.chapters.factual_recall.planted import CONTEXT_HEAD, MEMORY_HEAD
+from replib.files import find_root
 from replib.metrics import head_label
-from replib.planted_facts import CONTEXT_HEAD, MEMORY_HEAD
-from replib.project import find_root
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
 
 PAPER = "factual-recall"
 TIMES = ("started", "wall_time_s", "peak_memory_mb", "seal")

@@ -13,9 +13,11 @@ import test_book
 from bs4 import BeautifulSoup
 from test_book import EXPECTED, MODELS, PAPER, code, gate, stage
 
-from replib import failed_runs, runner
+from bookkit.book import failed as failed_runs
+from bookkit.book.failed import FailedRun, find_failed
+from bookkit.run.execute import _mark
+from bookkit.run.watch import _Watched
 from replib.errors import UsageError
-from replib.failed_runs import FailedRun, find_failed
 
 REASON = "ValueError: no in cell [3], `draw()`"
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no"}
@@ -168,8 +170,8 @@ def test_a_killed_kernel_stops_in_the_cell_that_the_runner_marks(project: Path) 
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     source = json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
     (folder / "notebook.ipynb").write_text(source)
-    watched = runner._Watched(cell={"id": "cell2", "code": 2}, end={"end": "dead"})
-    runner._mark(folder / "notebook.ipynb", watched, "the kernel died", source)
+    watched = _Watched(cell={"id": "cell2", "code": 2}, end={"end": "dead"})
+    _mark(folder / "notebook.ipynb", watched, "the kernel died", source)
     (run,) = find_failed(project / "build/runs")
     shown = failed_runs.page(run, "T", "")["cells"]
     assert [cell["id"] for cell in shown] == ["failed-head", "cell1", "failed-place", "cell2"]

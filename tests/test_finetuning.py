@@ -6,18 +6,27 @@ import shutil
 import pytest
 import torch
 
-from replib import finetuning
-from replib.adapter_cards import CARD, CONFIG, INTENT_FORMATS, WEIGHTS, NoAdapter, code_sha256
-from replib.adapters import adapted, load_adapter
-from replib.cli import main
+from bookkit.cli import main
+from bookkit.run.chapter import find_chapter
+from bookkit.run.plan import plan
+from replib.chapters.context_knob import training as finetuning
+from replib.chapters.context_knob.adapters import adapted, load_adapter
+from replib.chapters.context_knob.cards import (
+    CARD,
+    CONFIG,
+    INTENT_FORMATS,
+    WEIGHTS,
+    NoAdapter,
+    code_sha256,
+)
+from replib.chapters.context_knob.intents import FORMATS, SPLITS
+from replib.chapters.factual_recall.facts import relations
 from replib.errors import UsageError
-from replib.facts import relations
+from replib.files import find_root
 from replib.hashes import code_hash
-from replib.intents import FORMATS, SPLITS
-from replib.models import _tiny_parts, load_bare, load_model, model_info
-from replib.project import find_root
-from replib.runner import find_chapter, plan
-from replib.sources import SOURCES, available_embedded
+from replib.models.load import load_bare, load_model, model_info
+from replib.models.sources import SOURCES, available_embedded
+from replib.models.tiny import _tiny_parts
 
 PAPER = "context-knob"
 

@@ -12,8 +12,8 @@ import pytest
 from fuzz import TARGETS, Target, judge, run
 from hypothesis import strategies as st
 
+from bookkit.book.trust import code_hash
 from replib.errors import UsageError
-from replib.trust import code_hash
 
 CASES = 300
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replib.project import list_papers
+from bookkit.project import list_papers
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from bookkit.run.gpus import own_gpu, visible_gpus
 from replib.errors import UsageError
-from replib.gpus import own_gpu, visible_gpus
 
 HOLD = """
 import sys, time
-from replib.gpus import own_gpu
+from bookkit.run.gpus import own_gpu
 with own_gpu("cuda") as gpu:
     print(gpu, time.monotonic(), flush=True)
     time.sleep(float(sys.argv[1]))

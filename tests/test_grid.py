@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import pytest
 
-from replib import grid
-from replib.cli import main
+from bookkit.cli import main
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.copying_mamba.training_grid import RATES, SELECTION_SEED, Cell, NoCell, Study
 from replib.errors import UsageError
-from replib.grid import RATES, SELECTION_SEED, Cell, NoCell, Study
 
 
 @pytest.fixture

@@ -4,12 +4,25 @@ import json
 
 import pytest
 
-from replib import intents
-from replib.contexts import arithmetic_cases, cases_from_file, multi_hop_cases, paragraph_cases
+from replib.chapters.context_knob import intents
+from replib.chapters.context_knob.contexts import (
+    arithmetic_cases,
+    cases_from_file,
+    multi_hop_cases,
+    paragraph_cases,
+)
+from replib.chapters.context_knob.intents import (
+    FORMATS,
+    INTENTS,
+    SPLITS,
+    Case,
+    prompt,
+    sentence_case,
+    training_rows,
+)
+from replib.chapters.factual_recall.facts import Conflict, Fact
 from replib.errors import UsageError
-from replib.facts import Conflict, Fact
-from replib.intents import FORMATS, INTENTS, SPLITS, Case, prompt, sentence_case, training_rows
-from replib.models import load_model
+from replib.models.load import load_model
 
 FRANCE = sentence_case(Conflict(Fact("capital", "France", "Paris"), "Lima"))
 

@@ -11,18 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformer_lens.tools.analysis import direct_logit_attribution
 
-from replib import interventions as iv
 from replib.errors import UsageError
-from replib.models import tiny_model
-from replib.prompts import PromptPairs
+from replib.interventions import forward
+from replib.interventions.head_edits import (
+    HeadEdit,
+    _frozen_norm,
+    attention_from,
+    attention_knockout,
+    attention_row,
+    mean_ablate,
+    mean_z,
+    read,
+    resample_ablate,
+    scale_head,
+    zero_ablate,
+)
+from replib.interventions.network import Network
+from replib.interventions.path_patching import PathPatch, path_patch
+from replib.models.tiny import tiny_model
+from replib.prompts.pairs import PromptPairs
 
 ARCHS = ("gpt2", "neox", "llama", "gemma3")
 TOLERANCE = 1e-4  # logits
 
 
 @functools.cache
-def network(arch: str) -> iv.Network:
-    return iv.Network(tiny_model(arch, seed=1))
+def network(arch: str) -> Network:
+    return Network(tiny_model(arch, seed=1))
 
 
 def random_pairs(seed: int, n: int = 4, n_pos: int = 11) -> PromptPairs:
@@ -85,7 +100,7 @@ def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_ml
     else:
         top = max(layer for layer, _ in receivers)
     sender = data.draw(st.sampled_from(net.heads(below=top)))
-    ours = iv.path_patch(net, pairs, receivers, component, position, [sender], freeze_mlps)
+    ours = path_patch(net, pairs, receivers, component, position, [sender], freeze_mlps)
     slow = reference.path_patch(
         net.model, pairs, [sender], receivers, component, position, freeze_mlps
     )
@@ -97,27 +112,27 @@ def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_ml
 def test_all_senders_at_once_are_each_sender_alone(arch):
     net, pairs = network(arch), random_pairs(3)
     receivers = [(2, 1), (1, 0)]
-    together = iv.path_patch(net, pairs, receivers, "v", "S2")
+    together = path_patch(net, pairs, receivers, "v", "S2")
     for sender in net.heads(below=2):
-        alone = iv.path_patch(net, pairs, receivers, "v", "S2", senders=[sender])
+        alone = path_patch(net, pairs, receivers, "v", "S2", senders=[sender])
         assert torch.allclose(together.logit_diff[sender], alone.logit_diff[sender], atol=1e-5)
 
 
 def test_batches_and_chunks_change_nothing(monkeypatch):
     net, pairs = network("gemma3"), random_pairs(5, n=7)
-    whole = iv.path_patch(net, pairs, "logits")
-    edited = iv.read(net, pairs, [iv.HeadEdit(), iv.zero_ablate([(1, 1)])], capture=True)
-    monkeypatch.setattr(iv, "MAX_ROWS", 5)
-    monkeypatch.setattr(iv, "MAX_TOKENS", 25)
-    pieces = iv.path_patch(net, pairs, "logits")
+    whole = path_patch(net, pairs, "logits")
+    edited = read(net, pairs, [HeadEdit(), zero_ablate([(1, 1)])], capture=True)
+    monkeypatch.setattr(forward, "MAX_ROWS", 5)
+    monkeypatch.setattr(forward, "MAX_TOKENS", 25)
+    pieces = path_patch(net, pairs, "logits")
     assert torch.allclose(whole.logit_diff, pieces.logit_diff, atol=1e-5)
-    again = iv.read(net, pairs, [iv.HeadEdit(), iv.zero_ablate([(1, 1)])], capture=True)
+    again = read(net, pairs, [HeadEdit(), zero_ablate([(1, 1)])], capture=True)
     assert torch.allclose(edited.attribution, again.attribution, atol=1e-5)
 
 
 def test_score_has_the_sign_of_support():
     """A head whose corruption lowers the logit difference supports the answer: score > 0."""
-    result = iv.PathPatch(
+    result = PathPatch(
         logit_diff=torch.tensor([[[1.0, 2.0], [4.0, 6.0]]]),  # one layer, two heads, two prompts
         clean=torch.tensor([3.0, 4.0]),
         corrupted=torch.tensor([-3.0, -4.0]),
@@ -134,18 +149,18 @@ def test_edits_agree_with_hooks(arch, everywhere):
     row = torch.zeros(pairs.clean.shape)
     row[:, 1], row[:, 0] = 0.25, 0.75
     edits = [
-        iv.HeadEdit(),
-        iv.zero_ablate([(0, 1), (2, 0)]),
-        iv.mean_ablate([(1, 2)], iv.mean_z(net, pairs)),
-        iv.resample_ablate([(0, 0), (2, 3)]),
-        iv.scale_head((1, 3), -3.0),
+        HeadEdit(),
+        zero_ablate([(0, 1), (2, 0)]),
+        mean_ablate([(1, 2)], mean_z(net, pairs)),
+        resample_ablate([(0, 0), (2, 3)]),
+        scale_head((1, 3), -3.0),
     ]
     if not everywhere:
         edits += [
-            iv.attention_row([(1, 0), (2, 3)], row),
-            iv.attention_knockout([(1, 1), (2, 1)], pairs.positions["pair"]),
+            attention_row([(1, 0), (2, 3)], row),
+            attention_knockout([(1, 1), (2, 1)], pairs.positions["pair"]),
         ]
-    ours = iv.read(net, pairs, edits, everywhere=everywhere, correct=True, full_vocabulary=True)
+    ours = read(net, pairs, edits, everywhere=everywhere, correct=True, full_vocabulary=True)
     assert torch.equal(ours.correct, ours.top1 == pairs.answer)
     for i, edit in enumerate(edits):
         slow = reference.read(net.model, pairs, edit, everywhere)
@@ -159,7 +174,7 @@ def test_scaling_one_head_leaves_its_group_alone():
     """Llama and Gemma heads share value vectors: only the scaled head's write may change."""
     for arch in ("llama", "gemma3"):
         net, pairs = network(arch), random_pairs(2)
-        both = iv.read(net, pairs, [iv.HeadEdit(), iv.scale_head((2, 0), 2.0)], capture=True)
+        both = read(net, pairs, [HeadEdit(), scale_head((2, 0), 2.0)], capture=True)
         assert torch.allclose(both.pattern[0, :, :3], both.pattern[1, :, :3], atol=1e-6)
         # the norms' scales change with the edit, the proportions between heads only by it
         before, after = both.attribution[:, :, 2, :, 0]
@@ -171,11 +186,11 @@ def test_scaling_one_head_leaves_its_group_alone():
 def test_correct_is_top1_of_the_whole_vocabulary():
     """Also where most rows are settled by a few tokens: every third answer is the model's own."""
     net, pairs = network("gemma3"), random_pairs(2, n=30)
-    winners = iv.read(net, pairs, full_vocabulary=True).top1[0]
+    winners = read(net, pairs, full_vocabulary=True).top1[0]
     answer = pairs.answer.clone()
     answer[::3] = torch.where(winners[::3] == pairs.foil[::3], answer[::3], winners[::3])
     told = dataclasses.replace(pairs, answer=answer)
-    assert torch.equal(iv.read(net, told, correct=True).correct[0], winners == answer)
+    assert torch.equal(read(net, told, correct=True).correct[0], winners == answer)
     assert (winners == answer).sum() > 5
 
 
@@ -186,14 +201,14 @@ def test_mean_ablation_mixes_up_no_heads():
     cache = reference.activations(net.model, pairs.clean, "blocks.1.attn.hook_z")
     z = cache["blocks.1.attn.hook_z"]
     expected = (z[0, end[0]] + z[1, end[1]]) / 2
-    torch.testing.assert_close(iv.mean_z(net, pairs)[1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean_z(net, pairs)[1], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 def test_attribution_is_transformerlens_own(arch):
     """TransformerLens folds the final norm into the unembedding and reads off the same numbers."""
     net, pairs = network(arch), random_pairs(8, n=3)
-    ours = iv.read(net, pairs, capture=True).attribution[0]  # prompt layer head token
+    ours = read(net, pairs, capture=True).attribution[0]  # prompt layer head token
     theirs_model = tiny_model(arch, seed=1)
     # a value bias is part of what a head writes; their default moves it to the layer
     theirs_model.enable_compatibility_mode(fold_value_biases=False)
@@ -216,7 +231,7 @@ def test_frozen_norm_terms_add_up(arch):
     """Terms of a residual stream, sent through the frozen norm one by one, sum to its output."""
     net = network(arch)
     x = torch.randn(3, 4, net.W_U.shape[1], generator=torch.Generator().manual_seed(0))
-    norm = iv._frozen_norm(net.ln_final, x)
+    norm = _frozen_norm(net.ln_final, x)
     whole = net.ln_final(x) - (getattr(net.ln_final, "bias", None) if arch in "gpt2neox" else 0)
     torch.testing.assert_close(norm(0.3 * x) + norm(0.7 * x), whole, atol=1e-5, rtol=1e-4)
 
@@ -227,7 +242,7 @@ def test_attention_is_the_models_own(arch):
     cache = reference.activations(net.model, pairs.clean, "hook_pattern")
     prompt = torch.arange(len(pairs))
     for position in ("END", "S2"):
-        ours = iv.attention_from(net, pairs, position)
+        ours = attention_from(net, pairs, position)
         for layer in range(net.n_layers):
             theirs = cache[f"blocks.{layer}.attn.hook_pattern"][
                 prompt, :, pairs.positions[position]
@@ -245,8 +260,8 @@ def weights_hash(model) -> str:
 def test_interventions_leave_no_trace():
     net, pairs = network("gemma3"), random_pairs(9)
     before, logits = weights_hash(net.model), net.model(pairs.clean)
-    iv.path_patch(net, pairs, [(2, 0)], "k", "S2")
-    iv.read(net, pairs, [iv.zero_ablate([(0, 0)])])
+    path_patch(net, pairs, [(2, 0)], "k", "S2")
+    read(net, pairs, [zero_ablate([(0, 0)])])
     assert weights_hash(net.model) == before
     assert torch.equal(net.model(pairs.clean), logits)
     assert not any(hook.fwd_hooks for hook in net.model.hook_dict.values())
@@ -254,10 +269,10 @@ def test_interventions_leave_no_trace():
 
 def test_an_edit_that_does_not_fire_raises(monkeypatch):
     net, pairs = network("llama"), random_pairs(1)
-    iv.read(net, pairs)  # the unedited run is kept: only the edited one is made below
-    monkeypatch.setattr(iv, "_forward", lambda net, past, resid, *rest, **kw: resid)
+    read(net, pairs)  # the unedited run is kept: only the edited one is made below
+    monkeypatch.setattr(forward, "_forward", lambda net, past, resid, *rest, **kw: resid)
     with pytest.raises(RuntimeError, match="did not fire"):
-        iv.read(net, pairs, [iv.zero_ablate([(2, 0)])])
+        read(net, pairs, [zero_ablate([(2, 0)])])
 
 
 @pytest.mark.parametrize(
@@ -273,21 +288,21 @@ def test_an_edit_that_does_not_fire_raises(monkeypatch):
 )
 def test_bad_requests_are_refused_in_one_line(arguments, words):
     with pytest.raises(UsageError, match=words) as error:
-        iv.path_patch(network("gpt2"), random_pairs(1), **arguments)
+        path_patch(network("gpt2"), random_pairs(1), **arguments)
     assert "\n" not in str(error.value)
 
 
 def test_attention_rows_must_be_distributions():
     with pytest.raises(UsageError, match="sum to 1"):
-        iv.attention_row([(0, 0)], torch.full((2, 5), 0.3))
+        attention_row([(0, 0)], torch.full((2, 5), 0.3))
 
 
 def test_an_unknown_block_layout_is_refused():
     """A model whose blocks do something else must not be edited as if they did not."""
-    net, pairs = iv.Network(tiny_model("llama", seed=1)), random_pairs(1)
+    net, pairs = Network(tiny_model("llama", seed=1)), random_pairs(1)
     net.blocks[1].scale *= 1.5
     with pytest.raises(UsageError, match="not of a known layout"):
-        iv.read(net, pairs)
+        read(net, pairs)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
@@ -297,14 +312,14 @@ def test_bfloat16_is_near_float32_and_reads_out_in_float32(arch):
     model = tiny_model(arch, seed=1)
     model.original_model.to(torch.bfloat16)
     model.cfg.dtype = torch.bfloat16
-    half = iv.Network(model)
+    half = Network(model)
     for receivers, position in (("logits", "END"), ([(2, 1)], "S2")):
-        a, b = (iv.path_patch(net, pairs, receivers, "q", position) for net in (exact, half))
+        a, b = (path_patch(net, pairs, receivers, "q", position) for net in (exact, half))
         error = (a.logit_diff - b.logit_diff).nan_to_num().abs().max()
         assert 0 < error < 0.05 * a.clean.abs().max()
         assert b.logit_diff.dtype == torch.float32
-    seen = iv.read(half, pairs, capture=True, correct=True, full_vocabulary=True)
+    seen = read(half, pairs, capture=True, correct=True, full_vocabulary=True)
     for name in ("logits", "logsumexp", "pattern", "attribution"):
         assert getattr(seen, name).dtype == torch.float32
     assert torch.equal(seen.correct, seen.top1 == pairs.answer)
-    iv.read(half, pairs, [iv.mean_ablate([(1, 1)], iv.mean_z(half, pairs))])
+    read(half, pairs, [mean_ablate([(1, 1)], mean_z(half, pairs))])

@@ -2,11 +2,13 @@
 
 import pytest
 
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
+from replib.chapters.ioi_circuit_reuse.planted import PLANTED_ROLES
+from replib.files import find_root
 from replib.metrics import head_label
-from replib.planted import PLANTED_ROLES
-from replib.project import find_root
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
 
 PAPER = "ioi-circuit-reuse"
 SMALL = {"n_prompts": "24", "n_deep": "16", "n_accuracy": "40", "n_cobj": "40", "n_draws": "40"}

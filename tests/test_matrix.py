@@ -4,7 +4,7 @@ import matrix
 import pytest
 from matrix import ARCHITECTURES, PAIRWISE, ROOT, Outcome, run_all
 
-from replib.project import list_papers
+from bookkit.project import list_papers
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,17 @@ import shutil
 import pytest
 import yaml
 
-from replib import book
-from replib.claims import Claims
+from bookkit.book.contents import pages_in
+from bookkit.book.stage import stage
+from bookkit.book.tables import scorecard, transfer
+from bookkit.project import PACKAGE, list_chapters, list_methods, list_papers
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
+from replib.claims.measure import Claims
 from replib.errors import UsageError
-from replib.project import PACKAGE, find_root, list_chapters, list_methods, list_papers
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
+from replib.files import find_root
 
 ROOT = find_root(PACKAGE)
 METHODS = [
@@ -163,9 +168,9 @@ def project(tmp_path):
 
 
 def staged(root, runs, out):
-    found = book.stage(root, runs, out)
+    found = stage(root, runs, out)
     toc = yaml.safe_load((out / "_toc.yml").read_text())
-    return found, toc, book.pages_in(toc)
+    return found, toc, pages_in(toc)
 
 
 def test_a_method_is_one_page_and_in_no_table_of_results(project, runs, tmp_path):
@@ -176,7 +181,7 @@ def test_a_method_is_one_page_and_in_no_table_of_results(project, runs, tmp_path
     assert first.startswith(f"({CHEAP})=\n# The residual stream and its heads\n")
     assert "run-box" in first and "model-switch" not in first and "transfer" not in first
     assert "replib run method-residual-stream --model tiny --profile smoke" in first
-    for text in (book.scorecard(found), book.transfer(found)):
+    for text in (scorecard(found), transfer(found)):
         assert "method-" not in text
     again = (tmp_path / "book/rerun.md").read_text()
     assert "successor-heads" in again and "method-" not in again

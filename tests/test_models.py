@@ -24,20 +24,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from replib import models, sources
 from replib.errors import UsageError
-from replib.interventions import Network
-from replib.models import (
-    ARCHITECTURES,
-    find_device,
-    find_dtype,
-    load_model,
-    model_info,
-    prepare_model,
-    tiny_model,
+from replib.interventions.network import Network
+from replib.models import hub, load, sources
+from replib.models.device import find_device, find_dtype
+from replib.models.load import _INFO, _locate, load_model, model_info, prepare_model
+from replib.models.sources import (
+    EMBEDDED,
+    KNOWN,
+    SOURCES,
+    EmbeddedSource,
+    available_embedded,
+    is_ready,
 )
-from replib.prompts import word_tokenizer
-from replib.sources import EMBEDDED, KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
+from replib.models.tiny import ARCHITECTURES, tiny_model
+from replib.prompts.tokens import word_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -239,7 +240,7 @@ def test_an_unknown_architecture_is_refused() -> None:
 
 def test_info_of_a_foreign_model_is_refused() -> None:
     model = tiny_model("gpt2")
-    models._INFO.pop(model)
+    _INFO.pop(model)
     with pytest.raises(UsageError) as error:
         model_info(model)
     says(error, "load_model")
@@ -550,7 +551,7 @@ def test_an_interrupted_first_load_leaves_no_folder_that_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "write_manifest", power_cut)
+        patch.setattr(load, "write_manifest", power_cut)
         with pytest.raises(KeyboardInterrupt):
             prepare_model("toy")
     assert not list(sources.cache_folder().glob("toy-*"))
@@ -584,10 +585,11 @@ def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.Mon
 
 def test_two_processes_may_load_first_at_once(toy: EmbeddedSource, tmp_path: Path) -> None:
     script = f"""
-from replib import models, sources
+from replib.models import load as models
+from replib.models import sources
 sources.SOURCES["toy"] = sources.EmbeddedSource(
     requirements=("toy==1.0",), parts={toy.parts!r}, sha256={toy.sha256!r}, note="")
-model = models.load_model("toy")
+model = load_model("toy")
 print(model(" Mary").sum().item())
 """
     path = os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")])
@@ -709,7 +711,7 @@ def test_an_unknown_name_without_a_network_fails_fast(caplog: pytest.LogCaptureF
 
 
 def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.1)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(5))
     start = time.monotonic()
     with pytest.raises(UsageError) as error:
@@ -743,6 +745,6 @@ def test_an_embedded_model_completes_the_ioi_example(
     info = model_info(model)
     assert "dequantised to float32" in info.note and "Licence" in info.note
     assert info.dtype == "float32"
-    folder = models._locate(name, None).folder
+    folder = _locate(name, None).folder
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert tokenizer.decode(tokenizer(PROMPT, add_special_tokens=False).input_ids) == PROMPT

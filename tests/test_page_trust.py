@@ -19,8 +19,9 @@ import pytest
 from bs4 import BeautifulSoup
 from test_book import CHROMIUM, EXPECTED
 
-from replib import page_policy
-from replib.markup import as_html, as_myst, raw_html, visible
+from bookkit.book import page_policy
+from bookkit.book.markup import as_myst, raw_html
+from replib.markup import as_html, visible
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 

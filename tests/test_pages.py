@@ -12,7 +12,9 @@ from pybtex.database import parse_string
 from pypdf import PdfReader
 from test_book import CHROMIUM, EXPECTED, PAPER, ROOT, gate, stage
 
-from replib import book, citations, page_names, pdf, run_statistics
+from bookkit.book import citations, page_names, pdf, run_statistics
+from bookkit.book.runs import Run
+from bookkit.book.tables import duration, tally
 from replib.errors import UsageError
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -80,18 +82,18 @@ def test_parts_are_named_once() -> None:
 # --- statistics -----------------------------------------------------------------------------------
 
 
-def run(**record: object) -> book.Run:
+def run(**record: object) -> Run:
     given = {"profile": "laptop", "wall_time_s": 75.2, "peak_memory_mb": 900.4, "device": "cpu"}
     given |= {"threads": 2, "started": "2026-01-02T03:04:05Z", "claims": [{"outcome": "holds"}]}
-    return book.Run("p", "m", given | record, "", Path())
+    return Run("p", "m", given | record, "", Path())
 
 
 def test_the_statistics_are_those_of_the_records() -> None:
-    table = run_statistics.table([run()], book.tally, book.duration)
+    table = run_statistics.table([run()], tally, duration)
     for shown in ("1 min 15 s", "900 MB", "cpu, threads: 2", "2026-01-02 03:04:05 UTC", "1 holds"):
         assert f"<td>{shown}</td>" in table
     old = replace(run(wall_time_s=10.0), stale=("the library", "the notebook"))
-    line = run_statistics.totals([run(), old], book.duration)
+    line = run_statistics.totals([run(), old], duration)
     assert "2 runs decide 2 claims in 1 min 25 s" in line and "1 of the 2" in line
     assert run_statistics.last_verified(run()) == "2026-01-02"
     assert run_statistics.last_verified(old) == "not since the library and the notebook changed"

@@ -16,11 +16,14 @@ import floor  # noqa: E402
 import training  # noqa: E402
 from test_interventions import network, random_pairs  # noqa: E402
 
-from replib import interventions as iv  # noqa: E402
-from replib import performance  # noqa: E402
+from bookkit.book import performance  # noqa: E402
 from replib.errors import UsageError  # noqa: E402
-from replib.models import load_model  # noqa: E402
-from replib.prompts import word_tokenizer  # noqa: E402
+from replib.interventions.forward import _positions  # noqa: E402
+from replib.interventions.head_edits import read  # noqa: E402
+from replib.interventions.network import Network  # noqa: E402
+from replib.interventions.path_patching import path_patch  # noqa: E402
+from replib.models.load import load_model  # noqa: E402
+from replib.prompts.tokens import word_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def wide(tmp_path_factory):
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return iv.Network(load_model(str(folder)))
+    return Network(load_model(str(folder)))
 
 
 def test_floor_by_hand():
@@ -80,11 +83,11 @@ def test_floor_is_a_lower_bound_and_near(wide):
     for receivers, component, position in cases:
         top = net.n_layers if receivers == "logits" else max(layer for layer, _ in receivers)
         senders = net.heads(below=top)
-        iv.read(net, pairs)
+        read(net, pairs)
         net.kept.clear()
         with FlopCounterMode(display=False) as counter:
-            iv.path_patch(net, pairs, receivers, component, position, senders)
-        at = iv._positions(pairs, position)
+            path_patch(net, pairs, receivers, component, position, senders)
+        at = _positions(pairs, position)
         least = floor.path_patch(net, pairs, receivers, component, at, senders)
         ratio = counter.get_total_flops() / least
         assert 1 <= ratio < 1.5, (receivers, component, position, ratio)

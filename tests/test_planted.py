@@ -7,9 +7,18 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from replib import planted
-from replib.planted import D_HEAD, N_HEADS, N_LAYERS, PLANTED_ROLES, planted_ioi
-from replib.prompts import PromptPairs, colored_objects_pairs, ioi_pairs
+from replib.chapters.ioi_circuit_reuse.planted import (
+    _WIDTHS,
+    D_HEAD,
+    N_HEADS,
+    N_LAYERS,
+    PLANTED_ROLES,
+    planted_ioi,
+)
+from replib.models.planted import _BALLAST, _codes, make_slots, position_codes
+from replib.prompts.colored_objects import colored_objects_pairs
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.pairs import PromptPairs
 
 N = 72  # every template in both orders, twice
 PLANTED = {head for heads in PLANTED_ROLES.values() for head in heads}
@@ -251,16 +260,16 @@ def test_every_call_gives_the_same_weights_and_leaves_randomness_alone():
 
 
 def test_slots_are_orthonormal_and_centred():
-    slots = torch.cat(list(planted.make_slots().values()), dim=1)
+    slots = torch.cat(list(make_slots().values()), dim=1)
     torch.testing.assert_close(slots.T @ slots, torch.eye(slots.shape[1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(slots.sum(0), torch.zeros(slots.shape[1]), atol=1e-4, rtol=0)
 
 
 def test_codes_of_names_and_positions_are_distinct():
-    codes = planted._codes(50, 32, torch.Generator().manual_seed(0))
+    codes = _codes(50, 32, torch.Generator().manual_seed(0))
     cosines = codes @ codes.T - torch.eye(50)
     assert cosines.abs().max() <= 0.45 + 1e-6
-    positions, back = planted.position_codes(planted._WIDTHS["position"])
+    positions, back = position_codes(_WIDTHS["position"])
     cosines = positions @ positions.T - torch.eye(len(positions))
     assert cosines.abs().max() < 0.4
     torch.testing.assert_close(positions[1:] @ back, positions[:-1])
@@ -268,7 +277,7 @@ def test_codes_of_names_and_positions_are_distinct():
 
 def test_layer_norm_is_nearly_a_constant_factor(model, pairs):
     hidden = model(pairs.clean, output_hidden_states=True).hidden_states[:-1]
-    expected = (planted._BALLAST**2 + 3) ** 0.5
+    expected = (_BALLAST**2 + 3) ** 0.5
     inside = torch.arange(pairs.clean.shape[1]) < pairs.length[:, None]
     for stream in hidden:
         length = stream[inside].norm(dim=1)

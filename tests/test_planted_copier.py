@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from replib import copying
+from replib.chapters.copying_mamba import strings as copying
+from replib.chapters.copying_mamba.planted import planted_copier
 from replib.errors import UsageError
-from replib.planted_copier import planted_copier
 
 
 def seeded(seed=0):

@@ -2,11 +2,14 @@
 
 import pytest
 
+from bookkit.project import PACKAGE, list_papers
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import changed_since, plan
 from replib.errors import UsageError
+from replib.files import find_root
 from replib.hashes import library_files
-from replib.project import PACKAGE, find_root, list_papers
-from replib.records import read_record
-from replib.runner import changed_since, execute, find_chapter, plan
 
 ROOT = find_root(PACKAGE)
 

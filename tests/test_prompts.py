@@ -14,19 +14,26 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from replib import prompts
 from replib.errors import UsageError
-from replib.prompts import (
-    PromptPairs,
-    capital_pairs,
-    colored_objects_from_file,
-    colored_objects_pairs,
-    greater_than_pairs,
-    ioi_pairs,
-    pairs_from_file,
-    word_tokenizer,
+from replib.models.sources import available_embedded
+from replib.prompts import words
+from replib.prompts.capitals import capital_pairs
+from replib.prompts.colored_objects import _ask, _questions, colored_objects_pairs
+from replib.prompts.files import colored_objects_from_file, pairs_from_file
+from replib.prompts.greater_than import greater_than_pairs
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.pairs import PromptPairs
+from replib.prompts.tokens import _PIECE, word_tokenizer
+from replib.prompts.words import (
+    CAPITALS,
+    COLORED_OBJECTS,
+    COLORS,
+    IOI_TEMPLATES,
+    NAMES,
+    NOUNS,
+    OBJECTS,
+    PLACES,
 )
-from replib.sources import available_embedded
 
 TASKS = {
     "ioi": ioi_pairs,
@@ -48,7 +55,7 @@ def variant(
     spec["model"]["vocab"] = {word: i for i, word in enumerate([*vocab, *add])}
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     if digits > 1:
-        pattern = prompts._PIECE.replace("[0-9]", f"[0-9]{{1,{digits}}}", 1)
+        pattern = _PIECE.replace("[0-9]", f"[0-9]{{1,{digits}}}", 1)
         tokenizer.pre_tokenizer = pre_tokenizers.Split(prompts.Regex(pattern), "isolated")
     if bos:
         eos = tokenizer.token_to_id("<eos>")
@@ -70,7 +77,7 @@ TOKENIZERS = {"word": WORD, "word with BOS": variant(bos=True), "pairs": variant
 @pytest.fixture(scope="module")
 def embedded():
     """The tokenizers of the embedded models whose packages are installed."""
-    from replib import models
+    from replib.models import load as models
 
     return {name: models.load_model(name).tokenizer for name in available_embedded()}
 
@@ -111,7 +118,7 @@ def test_an_ioi_prompt_token_by_token():
         *("When", s_name, " and", io_name, " arrived", " at", " the", place, ","),
         *(s_name, " handed", " the", thing, " to"),
     ]
-    assert {place.strip()} <= set(prompts.PLACES) and {thing.strip()} <= set(prompts.OBJECTS)
+    assert {place.strip()} <= set(PLACES) and {thing.strip()} <= set(OBJECTS)
     assert {name: int(at[i]) for name, at in pairs.positions.items()} == {
         "IO": 3,
         "S1": 1,
@@ -159,19 +166,17 @@ def test_a_colored_objects_prompt_token_by_token():
         other = WORD.decode([pairs.corrupted[i, 57]])
         assert words(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
         first, second = (set(tokens[:31]), set(tokens[32:]))
-        shared = {t for t in first & second if t.strip() in (*prompts.COLORS,)}
-        assert not shared and not {
-            t for t in first & second if t.strip() in prompts.COLORED_OBJECTS
-        }
+        shared = {t for t in first & second if t.strip() in (*COLORS,)}
+        assert not shared and not {t for t in first & second if t.strip() in COLORED_OBJECTS}
 
 
 def test_colored_objects_question_text():
     items = [("orange", "pen"), ("red", "cup"), ("blue", "mug")]
-    assert prompts._ask("desk", "you see", items, 1) == (
+    assert _ask("desk", "you see", items, 1) == (
         "Q: On the desk, you see an orange pen, a red cup, and a blue mug. "
         "What color is the cup?\nA:"
     )
-    assert prompts._ask("floor", "there is", items[:2], 0) == (
+    assert _ask("floor", "there is", items[:2], 0) == (
         "Q: On the floor, there is an orange pen and a red cup. What color is the pen?\nA:"
     )
 
@@ -183,7 +188,7 @@ def test_colored_objects_variants(n_objects, n_shots):
     assert pairs.positions["wrong_colors"].equal(pairs.positions["colors"][:, 1:])
     assert pairs.positions["shot_colors"].shape == (60, n_objects * n_shots)
     for i, text in enumerate(pairs.text):
-        parsed = prompts._questions(text)
+        parsed = _questions(text)
         assert len(parsed) == n_shots + 1
         for shot in parsed[:-1]:
             assert shot.answer == shot.colors[shot.queried][0].title()
@@ -194,7 +199,7 @@ def test_colored_objects_variants(n_objects, n_shots):
         at = pairs.clean[i, pairs.positions["shot_colors"][i]]
         shown = [c for question in parsed[:-1] for c, _ in question.colors]
         assert [t.strip() for t in words(WORD, at)] == shown
-    asked = Counter(prompts._questions(text)[-1].queried for text in pairs.text)
+    asked = Counter(_questions(text)[-1].queried for text in pairs.text)
     assert set(asked.values()) == {60 // n_objects}  # each slot is asked about equally often
 
 
@@ -225,12 +230,12 @@ def test_greater_than_with_pairs_of_digits():
 def test_capitals():
     pairs = capital_pairs(WORD, 200, seed=4)
     for i, text in enumerate(pairs.text):
-        country = next(c for c in prompts.CAPITALS if c in text)
-        other = next(c for c in prompts.CAPITALS if c in pairs.corrupted_text[i])
+        country = next(c for c in CAPITALS if c in text)
+        other = next(c for c in CAPITALS if c in pairs.corrupted_text[i])
         assert pairs.corrupted_text[i] == text.replace(country, other)
         assert words(WORD, pairs.clean[i])[pairs.positions["country"][i]] == f" {country}"
-        assert f" {prompts.CAPITALS[country]}".startswith(words(WORD, pairs.answer)[i])
-        assert f" {prompts.CAPITALS[other]}".startswith(words(WORD, pairs.foil)[i])
+        assert f" {CAPITALS[country]}".startswith(words(WORD, pairs.answer)[i])
+        assert f" {CAPITALS[other]}".startswith(words(WORD, pairs.foil)[i])
 
 
 def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
@@ -241,7 +246,7 @@ def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
         "Italy": "Rome",
         "Peru Peru": "Lima",  # no other country has two tokens
     }
-    monkeypatch.setattr(prompts, "CAPITALS", capitals)
+    monkeypatch.setattr(words, "CAPITALS", capitals)
     pairs = capital_pairs(WORD, 24, 0)
     assert pairs.dropped == {"countries": 2, "templates": 0}
     assert set(words(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
@@ -249,12 +254,12 @@ def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
 
 
 def test_the_lists_are_large_enough():
-    assert len(prompts.IOI_TEMPLATES) >= 15 and len(set(prompts.NAMES)) == len(prompts.NAMES) >= 100
-    assert len(set(prompts.PLACES)) == len(prompts.PLACES) >= 20
-    assert len(set(prompts.OBJECTS)) == len(prompts.OBJECTS) >= 20
-    assert len(prompts.COLORED_OBJECTS) == 17 and len(prompts.COLORS) == 8
-    assert len(prompts.CAPITALS) >= 60
-    assert not set(prompts.NAMES) & {*prompts.CAPITALS, *prompts.CAPITALS.values()}
+    assert len(IOI_TEMPLATES) >= 15 and len(set(NAMES)) == len(NAMES) >= 100
+    assert len(set(PLACES)) == len(PLACES) >= 20
+    assert len(set(OBJECTS)) == len(OBJECTS) >= 20
+    assert len(COLORED_OBJECTS) == 17 and len(COLORS) == 8
+    assert len(CAPITALS) >= 60
+    assert not set(NAMES) & {*CAPITALS, *CAPITALS.values()}
 
 
 # --- Every task, every tokenizer, any seed --------------------------------------------------------
@@ -293,7 +298,7 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert "".join(at["question"]).strip() == question
             assert "What" in at["question"][0] and at["question"][-1] == "?"
         if pairs.task == "capitals":
-            country = next(c for c in prompts.CAPITALS if c in pairs.text[i])
+            country = next(c for c in CAPITALS if c in pairs.text[i])
             assert f" {country}".endswith(at["country"][0])
         if pairs.task == "greater_than":
             assert "".join(at["YY"]) == pairs.text[i].split(" to the year ")[0][-2:]
@@ -360,7 +365,7 @@ def test_half_abba_and_all_templates():
     pairs = ioi_pairs(WORD, 72, seed=0)
     abba = pairs.positions["IO"] < pairs.positions["S1"]
     assert int(abba.sum()) == 36
-    assert len(set(pairs.group)) == len(prompts.IOI_TEMPLATES)
+    assert len(set(pairs.group)) == len(IOI_TEMPLATES)
     for group in set(pairs.group):  # both orders of every template
         assert len({bool(abba[i]) for i, g in enumerate(pairs.group) if g == group}) == 2
 
@@ -381,16 +386,16 @@ def test_dropped_words_are_counted():
 @pytest.mark.parametrize(
     ("remove", "make", "reason"),
     [
-        ([f" {n}" for n in prompts.NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
-        ([f" {n}" for n in prompts.PLACES], ioi_pairs, "has 0 places"),
-        ([f" {n}" for n in prompts.OBJECTS], ioi_pairs, "has 0 objects"),
+        ([f" {n}" for n in NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
+        ([f" {n}" for n in PLACES], ioi_pairs, "has 0 places"),
+        ([f" {n}" for n in OBJECTS], ioi_pairs, "has 0 objects"),
         ([" and"], ioi_pairs, "no template"),
-        ([f" {c}" for c in prompts.COLORS[:3]], colored_objects_pairs, "has 5 colours"),
-        ([f" {o}" for o in prompts.COLORED_OBJECTS[:12]], colored_objects_pairs, "has 5 objects"),
+        ([f" {c}" for c in COLORS[:3]], colored_objects_pairs, "has 5 colours"),
+        ([f" {o}" for o in COLORED_OBJECTS[:12]], colored_objects_pairs, "has 5 objects"),
         (["Q"], colored_objects_pairs, "does not know the words"),
         (["7"], greater_than_pairs, "splits a year into digits"),
-        ([f" {n}" for n in prompts.NOUNS], greater_than_pairs, "has 0 nouns"),
-        ([f" {c}" for c in list(prompts.CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
+        ([f" {n}" for n in NOUNS], greater_than_pairs, "has 0 nouns"),
+        ([f" {c}" for c in list(CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
     ],
 )
 def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
@@ -419,7 +424,7 @@ def test_three_digit_tokens_are_refused():
 def test_too_many_prompts_and_bad_numbers_are_refused():
     with pytest.raises(UsageError, match="3000 were asked for"):
         capital_pairs(WORD, 3000, 0)
-    removed = (*prompts.NAMES[3:], *prompts.PLACES[1:], *prompts.OBJECTS[1:])
+    removed = (*NAMES[3:], *PLACES[1:], *OBJECTS[1:])
     tiny = variant(remove=tuple(f" {word}" for word in removed))
     with pytest.raises(UsageError, match="different prompts found, 500 were asked for"):
         ioi_pairs(tiny, 500, 0)
@@ -697,8 +702,8 @@ def test_the_authors_format_is_read(tmp_path):
 def test_objects_of_several_words_are_read(tmp_path):
     def prompt(first, second):
         items = [("red", first), ("blue", second)]
-        shot = prompts._ask("desk", "I see", [("green", "cup"), ("black", "mug")], 0)
-        return f"{shot} Green\n{prompts._ask('table', 'there is', items, 0)}"
+        shot = _ask("desk", "I see", [("green", "cup"), ("black", "mug")], 0)
+        return f"{shot} Green\n{_ask('table', 'there is', items, 0)}"
 
     path = write(tmp_path, "c.json", [[prompt("red pen", "table lamp"), "Red"]])
     pairs = colored_objects_from_file(WORD, path)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from replib import readme
+from bookkit.book import readme
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-from replib.certified import alterations, certify
-from replib.claims import MIME, judge
-from replib.cli import main
+from bookkit.certified import alterations, certify
+from bookkit.cli import main
+from bookkit.records import read_record, write_record
+from replib.claims.file import MIME
+from replib.claims.judge import judge
 from replib.errors import UsageError
-from replib.project import find_root
-from replib.records import read_record, write_record
+from replib.files import find_root
 
 CERTIFIED = sorted((find_root() / "results").glob("*/*/record.json"))
 RUN = find_root() / "results/ioi-circuit-reuse/smollm2-135m/record.json"

@@ -18,19 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replib import runner
+from bookkit.project import list_papers
+from bookkit.records import read_record
+from bookkit.run.chapter import Parameter, _to_text, find_chapter, read_parameters
+from bookkit.run.environment import _threads, environment
+from bookkit.run.execute import RunFailed, _bundle, _mark, _sweep, execute
+from bookkit.run.plan import plan
+from bookkit.run.watch import _Watched
 from replib.errors import UsageError, find_control
+from replib.files import find_root
 from replib.hashes import library_hash, notebook_hash
-from replib.project import find_root, list_papers
-from replib.records import read_record
-from replib.runner import (
-    RunFailed,
-    execute,
-    find_chapter,
-    plan,
-    read_parameters,
-)
-from replib.sources import model_slug
+from replib.models.sources import model_slug
 
 HERE = Path(__file__).parent  # has notebooks/toy.*, so it is a project to the runner
 CHAPTER = find_chapter(HERE, "toy")
@@ -112,10 +110,10 @@ def test_two_runs_at_once_both_end_well(tmp_path):
     first = read_record(folder / "record.json")
     log = (folder / "run.log").read_text()
     assert first["started"] in log and log.count("profile smoke") == 1
-    again = runner.execute(plan(CHAPTER, "tiny", "smoke", {"seed": "3"}, out=tmp_path / "out"))
+    again = execute(plan(CHAPTER, "tiny", "smoke", {"seed": "3"}, out=tmp_path / "out"))
     second = read_record(again / "record.json")
     assert without_times(first) == without_times(second)
-    other = runner.execute(plan(CHAPTER, "tiny", "smoke", {"seed": "4"}, out=tmp_path / "out"))
+    other = execute(plan(CHAPTER, "tiny", "smoke", {"seed": "4"}, out=tmp_path / "out"))
     third = read_record(other / "record.json")
     assert third["claims"][0]["measured"] != second["claims"][0]["measured"]
 
@@ -134,9 +132,9 @@ def test_scope(good, monkeypatch, tmp_path, model, profile, scope):
 
     def watch(job, *rest):
         Path(job["notebook"]).write_text(text.replace('"name": "tiny"', f'"name": "{model}"'))
-        return runner._Watched(end={"end": "finished"}, exit_code=0)
+        return _Watched(end={"end": "finished"}, exit_code=0)
 
-    monkeypatch.setattr(runner, "_watch", watch)
+    monkeypatch.setattr(watch, "_watch", watch)
     record = read_record(run(tmp_path, model=model, profile=profile) / "record.json")
     assert {claim["scope"] for claim in record["claims"]} == {scope}
 
@@ -147,7 +145,7 @@ def test_a_result_is_replaced_as_a_whole(tmp_path):
     script = """
 import sys, tempfile
 from pathlib import Path
-from replib.storage import put_in_place
+from replib.files import put_in_place
 folder = Path(sys.argv[1])
 for i in range(300):
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny.tmp-"))
@@ -278,7 +276,7 @@ def test_a_file_that_breaks_off_is_marked_all_the_same(tmp_path):
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
-        runner._mark(path, runner._Watched(cell=cell), "killed", CHAPTER.notebook)
+        _mark(path, _Watched(cell=cell), "killed", CHAPTER.notebook)
         culprit, output, after = marked(tmp_path)
         assert END in culprit.source
         assert (output.evalue, after) == ("killed", {"pending"})
@@ -286,10 +284,10 @@ def test_a_file_that_breaks_off_is_marked_all_the_same(tmp_path):
 
 def test_verdicts_about_another_claims_file(good):
     checked = plan(CHAPTER, "tiny", "smoke", {}, out=good.parent.parent)
-    assert runner._bundle(checked, good / "notebook.ipynb")["paper"] == "toy"
+    assert _bundle(checked, good / "notebook.ipynb")["paper"] == "toy"
     changed = replace(CHAPTER, claims=replace(CHAPTER.claims, sha256="0" * 64))
     with pytest.raises(RunFailed, match="about another claims file, or it changed"):
-        runner._bundle(replace(checked, chapter=changed), good / "notebook.ipynb")
+        _bundle(replace(checked, chapter=changed), good / "notebook.ipynb")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -336,7 +334,7 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path):
         os.utime(folder, (0, 0))
     lock = os.open(held, os.O_RDONLY)
     runner.fcntl.flock(lock, runner.fcntl.LOCK_EX)
-    runner._sweep(checked)
+    _sweep(checked)
     os.close(lock)
     assert files(checked.folder.parent) == [".tiny.tmp-h", ".tiny.tmp-n"]
 
@@ -421,10 +419,10 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(value=st.one_of(PLAIN, FLOATS), items=st.lists(LONGS), text=st.text())
 def test_what_is_written_is_read_back(value, items, text):
-    parameter = runner.Parameter("x", "bool | int | float | None", None, "")
-    assert parameter.read(runner._to_text(value)) == value
-    listed = runner.Parameter("x", "list[int]", [], "")
-    assert listed.read(runner._to_text(items)) == items
+    parameter = Parameter("x", "bool | int | float | None", None, "")
+    assert parameter.read(_to_text(value)) == value
+    listed = Parameter("x", "list[int]", [], "")
+    assert listed.read(_to_text(items)) == items
     try:
         read = parameter.read(text)
     except UsageError as error:
@@ -687,14 +685,14 @@ def test_a_hostile_model_name_writes_inside_the_output_folder(tmp_path, monkeypa
 def test_the_kernel_s_environment(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("REPLIB_THREADS", "3")
-    environment = runner.environment("/tmp/x")
+    environment = environment("/tmp/x")
     assert environment["TQDM_DISABLE"] == "1"
     assert environment["PYTHONHASHSEED"] == "0"
     assert environment["REPLIB_THREADS"] == "3"
     assert "MPLBACKEND" not in environment
     monkeypatch.setenv("REPLIB_THREADS", "all")
     with pytest.raises(UsageError, match="REPLIB_THREADS='all'"):
-        runner._threads()
+        _threads()
 
 
 def test_hashes_see_what_matters(tmp_path):

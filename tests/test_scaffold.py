@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replib import book
-from replib.book_gate import faults
-from replib.cli import main
+from bookkit.book import stage as book
+from bookkit.book.gate import faults
+from bookkit.cli import main
+from bookkit.new import new_paper
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
 from replib.errors import UsageError
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
-from replib.scaffold import new_paper
 
 ROOT = Path(__file__).parents[1]
 TITLE, ARXIV = "A Sixth Paper", "2601.00001"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
-from replib.architectures import build
+from replib.chapters.copying_mamba.networks import build
+from replib.chapters.copying_mamba.scans import LONGEST, SelectiveScan, fast_scans
 from replib.errors import UsageError
-from replib.scans import LONGEST, SelectiveScan, fast_scans
 
 COMMON = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
 COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "use_cache": False}

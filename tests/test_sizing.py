@@ -7,12 +7,17 @@ import pytest
 import torch
 import transformers
 
-from replib import batches, interventions, models, sizing
+from bookkit.project import PACKAGE, list_papers
+from bookkit.run import resources as sizing
+from bookkit.run.chapter import find_chapter
+from bookkit.run.resources import Reference, Size, estimate, folder_size
 from replib.errors import UsageError
-from replib.models import _tiny_parts
-from replib.project import PACKAGE, find_root, list_papers
-from replib.runner import find_chapter
-from replib.sizing import Reference, Size, estimate, folder_size
+from replib.files import find_root
+from replib.interventions import budget as batches
+from replib.interventions import forward as interventions
+from replib.models import hub
+from replib.models.load import prepare_model
+from replib.models.tiny import _tiny_parts
 
 ROOT = find_root(PACKAGE)
 GPT2 = Size(124_439_808, 50257 * 768, 768)
@@ -215,13 +220,13 @@ def test_a_model_of_the_hub_that_cannot_fit_is_refused_before_the_download(monke
         total = 70_000_000_000
 
     monkeypatch.setattr(models.huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(models, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
 
     def refuse(n_params):
         estimate(Size(n_params, 0, 1), "float32", "cpu", 24e9, None)
 
     with pytest.raises(UsageError, match="70 billion parameters"):
-        models.prepare_model("org/large", before_download=refuse)
+        prepare_model("org/large", before_download=refuse)
 
 
 def test_batches_follow_the_variable_and_nothing_else(monkeypatch):

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from bs4 import BeautifulSoup
 
-from replib.browser import find_chromium
+from bookkit.book.browser import find_chromium
 from replib.figures import slider
-from replib.project import find_root
+from replib.files import find_root
 
 CHROMIUM = find_chromium()
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from replib import steering
+from replib.chapters.context_knob import steering
+from replib.chapters.context_knob.intents import INTENTS, draw_cases, known_facts, prompt
+from replib.chapters.context_knob.planted import gate_direction
+from replib.chapters.factual_recall.facts import first_token
 from replib.errors import UsageError
-from replib.facts import first_token
-from replib.generation import Prefilled, continuations
-from replib.intents import INTENTS, draw_cases, known_facts, prompt
-from replib.models import ARCHITECTURES, load_model, tiny_model
-from replib.planted_gate import gate_direction
+from replib.interventions.generation import Prefilled, continuations
+from replib.models.load import load_model
+from replib.models.tiny import ARCHITECTURES, tiny_model
 
 PROMPTS = [
     "When Mary and John went to the store, John gave a drink to",

@@ -2,11 +2,13 @@
 
 import pytest
 
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import execute
+from bookkit.run.plan import plan
+from replib.chapters.successor_heads.planted import PLANTED_SUCCESSOR
+from replib.files import find_root
 from replib.metrics import head_label
-from replib.planted_successor import PLANTED_SUCCESSOR
-from replib.project import find_root
-from replib.records import read_record
-from replib.runner import execute, find_chapter, plan
 
 
 def record_of(model, out):

@@ -6,15 +6,36 @@ import numpy as np
 import pytest
 import torch
 
-from replib import features as ft
-from replib import ordinals as od
-from replib import successors as su
+from replib.chapters.successor_heads import mlp0_features as ft
+from replib.chapters.successor_heads import ordinals as od
+from replib.chapters.successor_heads.direct_effects import Rows, direct_drop, observe
+from replib.chapters.successor_heads.ov_circuit import (
+    Source,
+    all_tokens,
+    half,
+    hits,
+    macro,
+    macro_interval,
+    micro,
+    mlp0,
+    ov_logits,
+    ov_writes,
+    predicted,
+    shuffled_null,
+    sources,
+    upward_bias,
+)
+from replib.chapters.successor_heads.planted import (
+    PLANTED_BOOSTER,
+    PLANTED_SUCCESSOR,
+    random_successor,
+)
 from replib.errors import UsageError
-from replib.interventions import Network
+from replib.interventions.network import Network
 from replib.metrics import rng
-from replib.models import _bridge, _Where, load_model, tiny_model
-from replib.planted_successor import PLANTED_BOOSTER, PLANTED_SUCCESSOR, random_successor
-from replib.prompts import word_tokenizer
+from replib.models.load import _bridge, _Where, load_model
+from replib.models.tiny import tiny_model
+from replib.prompts.tokens import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +61,44 @@ def small_class(n=4, wrap=False):
 def test_a_score_by_hand():
     """Head 0 always says the next one, head 1 always the third, head 2 the token itself."""
     favoured = {"toy": torch.tensor([[1, 2, 3, 0], [2, 2, 2, 2], [0, 1, 2, 3]])}
-    hit = su.hits(favoured, {"toy": small_class()})
+    hit = hits(favoured, {"toy": small_class()})
     assert hit["toy"].tolist() == [[True] * 3, [False, True, False], [False] * 3]
-    assert su.macro(hit).tolist() == pytest.approx([1, 1 / 3, 0])
+    assert macro(hit).tolist() == pytest.approx([1, 1 / 3, 0])
     two = {"toy": hit["toy"], "other": torch.tensor([[False], [True], [False]])}
-    assert su.macro(two).tolist() == pytest.approx([1 / 2, 2 / 3, 0])  # classes count the same
-    assert su.micro(two).tolist() == pytest.approx([3 / 4, 2 / 4, 0])  # successions do
+    assert macro(two).tolist() == pytest.approx([1 / 2, 2 / 3, 0])  # classes count the same
+    assert micro(two).tolist() == pytest.approx([3 / 4, 2 / 4, 0])  # successions do
 
 
 def test_interval_of_the_macro_score_adds_the_classes_errors():
     values = {"a": torch.tensor([True] * 8 + [False] * 2), "b": torch.tensor([True, False] * 5)}
     # Wilson: 0.8 (0.4902 to 0.9433) and 0.5 (0.2366 to 0.7634); mean 0.65
-    low, high = su.macro_interval(values, np.random.default_rng(0))
+    low, high = macro_interval(values, np.random.default_rng(0))
     assert low == pytest.approx(0.65 - math.hypot(0.3098, 0.2634) / 2, abs=1e-3)
     assert high == pytest.approx(0.65 + math.hypot(0.1433, 0.2634) / 2, abs=1e-3)
 
 
 def test_halves_are_disjoint_and_complete():
     values = {"toy": torch.arange(5)}
-    assert [su.half(values, i)["toy"].tolist() for i in (0, 1)] == [[0, 2, 4], [1, 3]]
+    assert [half(values, i)["toy"].tolist() for i in (0, 1)] == [[0, 2, 4], [1, 3]]
 
 
 def test_a_head_that_always_says_the_same_gains_nothing_over_its_null():
     favoured = {"toy": torch.full((1, 4), 2)}
-    null = su.shuffled_null(favoured, {"toy": small_class()}, rng(0, "null"), draws=50)
+    null = shuffled_null(favoured, {"toy": small_class()}, rng(0, "null"), draws=50)
     assert np.allclose(null.macro, 1 / 3)  # one of three successions, however they are dealt
 
 
 def test_in_the_micro_null_every_succession_counts_the_same():
     classes = {"toy": small_class(), "wide": small_class(7)}
     favoured = {"toy": torch.full((1, 4), 2), "wide": torch.full((1, 7), 3)}
-    null = su.shuffled_null(favoured, classes, rng(0, "null"), draws=20)
+    null = shuffled_null(favoured, classes, rng(0, "null"), draws=20)
     assert np.allclose(null.macro, (1 / 3 + 1 / 6) / 2)
     assert np.allclose(null.micro, (1 + 1) / (3 + 6))
 
 
 def test_the_null_takes_the_best_of_all_heads():
     favoured = {"toy": torch.tensor([[1, 2, 3, 0], [1, 1, 1, 1]])}
-    null = su.shuffled_null(favoured, {"toy": small_class()}, rng(0, "null"), draws=200)
+    null = shuffled_null(favoured, {"toy": small_class()}, rng(0, "null"), draws=200)
     assert (null.best() >= 1 / 3).all()  # the second head has one right in every draw
     assert null.best("toy").max() == 1.0  # the identity is among the shuffles of three
     assert (null.best() == null.macro.max(-1)).all()
@@ -85,7 +106,7 @@ def test_the_null_takes_the_best_of_all_heads():
 
 def test_upward_bias_by_hand():
     logits = torch.tensor([[[0.0, 0.0, 2.0, 2.0]] * 4])
-    bias = su.upward_bias(logits, small_class())[0]
+    bias = upward_bias(logits, small_class())[0]
     # standard deviation 2/sqrt(3); item 0 has nothing below, items 2 and 3 nothing above
     assert bias.isnan().tolist() == [True, False, True, True]
     assert float(bias[1]) == pytest.approx(3**0.5)  # 2 (item 3) less 0 (item 0)
@@ -95,15 +116,15 @@ def test_upward_bias_by_hand():
 
 
 def test_the_planted_head_is_the_best_whatever_it_is_given(net, classes):
-    tokens = su.all_tokens(classes)
-    for name, source in su.sources(net, tokens).items():
-        favoured = su.predicted(su.ov_logits(net, source, tokens), classes)
-        score = su.macro(su.hits(favoured, classes))
+    tokens = all_tokens(classes)
+    for name, source in sources(net, tokens).items():
+        favoured = predicted(ov_logits(net, source, tokens), classes)
+        score = macro(hits(favoured, classes))
         assert divmod(int(score.argmax()), net.n_heads) == PLANTED_SUCCESSOR, name
         assert float(score.max()) > 0.95
         booster = PLANTED_BOOSTER[0] * net.n_heads + PLANTED_BOOSTER[1]
         assert float(score[booster]) < 0.3
-        null = su.shuffled_null(favoured, classes, rng(0, name), draws=50)
+        null = shuffled_null(favoured, classes, rng(0, name), draws=50)
         assert np.quantile(null.best(), 0.95) < 0.3
 
 
@@ -113,11 +134,11 @@ def test_random_weights_over_the_planted_vocabulary_beat_no_null():
         model, tokenizer = random_successor(seed)
         net = Network(_bridge(model, tokenizer, "random", _Where(source="test", note="")))
         classes = od.ordinal_classes(tokenizer)
-        tokens = su.all_tokens(classes)
-        source = su.Source(su.mlp0(net, tokens)[None], True)
-        favoured = su.predicted(su.ov_logits(net, source, tokens), classes)
-        null = su.shuffled_null(favoured, classes, rng(seed, "null"), draws=100)
-        beyond += float(su.macro(su.hits(favoured, classes)).max()) > np.quantile(null.best(), 0.95)
+        tokens = all_tokens(classes)
+        source = Source(mlp0(net, tokens)[None], True)
+        favoured = predicted(ov_logits(net, source, tokens), classes)
+        null = shuffled_null(favoured, classes, rng(seed, "null"), draws=100)
+        beyond += float(macro(hits(favoured, classes)).max()) > np.quantile(null.best(), 0.95)
     assert beyond <= 1
 
 
@@ -125,10 +146,10 @@ def test_random_weights_over_the_planted_vocabulary_beat_no_null():
 def test_the_ov_circuit_is_linear_and_uses_the_group_s_values(arch):
     net = Network(tiny_model(arch, 0))
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    writes = su.ov_writes(net, 1, x, direction=True)
+    writes = ov_writes(net, 1, x, direction=True)
     assert writes.shape == (3, net.n_heads, 32)
-    assert torch.allclose(su.ov_writes(net, 1, 2 * x, direction=True), 2 * writes, atol=1e-4)
-    whole = su.ov_writes(net, 1, x[:1] + x[1:2], direction=True)
+    assert torch.allclose(ov_writes(net, 1, 2 * x, direction=True), 2 * writes, atol=1e-4)
+    whole = ov_writes(net, 1, x[:1] + x[1:2], direction=True)
     assert torch.allclose(whole, writes[:1] + writes[1:2], atol=1e-3) or arch == "gemma3"
 
 
@@ -137,14 +158,14 @@ def test_direct_drop_is_the_loss_of_the_write_and_leaves_the_model_alone(arch):
     net = Network(tiny_model(arch, 0))
     tokens = torch.arange(10, 22).view(2, 6)
     before = net.model(tokens)
-    seen = su.observe(net, tokens)
+    seen = observe(net, tokens)
     assert torch.equal(before, net.model(tokens))
     assert torch.allclose(net.ln_final(seen.final) @ net.W_U.T, before, atol=1e-4)
     rows = seen.rows(torch.tensor([0, 1]), torch.tensor([5, 5]))
     answer = torch.tensor([3, 4])
-    same = su.Rows(rows.z[:, :1], rows.o_out[:, :1], rows.final[:1])
+    same = Rows(rows.z[:, :1], rows.o_out[:, :1], rows.final[:1])
     # A head that writes its own value again changes nothing.
-    assert su.direct_drop(net, same, same.z[:, 0], answer[:1]).abs().max() < 1e-4
+    assert direct_drop(net, same, same.z[:, 0], answer[:1]).abs().max() < 1e-4
     # By hand, for one head of the last layer, where nothing but the MLP comes after.
     block, zero = net.blocks[3], torch.zeros_like(rows.z[:, 0])
     z = rows.z[3].clone()
@@ -152,7 +173,7 @@ def test_direct_drop_is_the_loss_of_the_write_and_leaves_the_model_alone(arch):
     o_out = torch.einsum("rhd,hdm->rm", z - rows.z[3], block.W_O) + rows.o_out[3]
     resid = rows.final - block.write(rows.o_out[3]) + block.write(o_out)
     clean, cut = (net.logits(r, answer[:, None])[:, 0] for r in (rows.final, resid))
-    assert torch.allclose(su.direct_drop(net, rows, zero, answer)[3, 1], clean - cut, atol=1e-4)
+    assert torch.allclose(direct_drop(net, rows, zero, answer)[3, 1], clean - cut, atol=1e-4)
 
 
 # --- Prompts and text -----------------------------------------------------------------------------
@@ -275,11 +296,11 @@ def test_index_and_domain_are_found_where_they_are_planted_and_not_when_shuffled
 
 
 def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not(net, classes):
-    from replib.planted import make_slots
-    from replib.planted_successor import _WIDTHS, D_MODEL
+    from replib.chapters.successor_heads.planted import _WIDTHS, D_MODEL
+    from replib.models.planted import make_slots
 
     c = classes["letters"]
-    x = su.mlp0(net, c.tokens)
+    x = mlp0(net, c.tokens)
     features = make_slots(_WIDTHS, D_MODEL)["f_residue"].T
     success = ft.exchange(net, PLANTED_SUCCESSOR, x, c, features, 1.0)
     assert success[0].isnan().tolist() == [False, True] + [False] * 8  # A has residue 1

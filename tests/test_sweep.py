@@ -17,9 +17,9 @@ import pytest
 import test_workflow as small
 import yaml
 
+from bookkit.records import read_record
+from bookkit.sweep import command, read_sweep
 from replib.errors import UsageError
-from replib.records import read_record
-from replib.sweep import command, read_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEP = {

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from replib import text_copying
+from replib.chapters.copying_mamba import pretrained as text_copying
+from replib.chapters.copying_mamba.pretrained import Item, phone_books, texts_to_copy, tokens_right
 from replib.errors import UsageError
-from replib.generation import NEUTRAL_TEXT, text_loss
-from replib.models import load_model
-from replib.text_copying import Item, phone_books, texts_to_copy, tokens_right
+from replib.interventions.generation import NEUTRAL_TEXT, text_loss
+from replib.models.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import test_book as small
 from bs4 import BeautifulSoup
 from test_book import CHROMIUM, MODELS, PAPER
 
-from replib import book
-from replib.claims import MIME
-from replib.records import read_record, write_record
+from bookkit.book.runs import find_runs
+from bookkit.book.tables import transfer
+from bookkit.records import read_record, write_record
+from replib.claims.file import MIME
 
 
 def edit_record(root, model, change):
@@ -128,7 +129,7 @@ def test_a_replication_stands_apart(built, tmp_path):
             claim["scope"] = "replication"
 
     edit_record(root, MODELS[0], own)
-    text = book.transfer(book.find_runs(root / "build/runs", None))
+    text = transfer(find_runs(root / "build/runs", None))
     replications, transfers = text.split("<h3>Transfer")
     assert MODELS[0] in replications and MODELS[1] not in replications
     assert MODELS[1] in transfers and MODELS[0] not in transfers

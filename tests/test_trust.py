@@ -7,9 +7,10 @@ import nbformat
 import pytest
 import trust as tables
 
-from replib import hashes, trust
+from bookkit.book import trust
+from replib import hashes
 from replib.errors import UsageError
-from replib.project import find_root
+from replib.files import find_root
 
 ROOT = find_root()
 REPORT = {

@@ -21,8 +21,9 @@ import pytest
 from pypdf import PdfReader
 from test_book import CHROMIUM, EXPECTED, PAPER, ROOT, build
 
-from replib import book
-from replib.browser import chromium
+from bookkit.book.browser import chromium
+from bookkit.book.runs import finished
+from bookkit.book.stage import stage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 CHAPTER = f"chapters/{EXPECTED[0]}.html"
@@ -143,7 +144,7 @@ def real(
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    book.stage(ROOT, root / "runs", root / "build/book", book.finished(ROOT / "results"))
+    stage(ROOT, root / "runs", root / "build/book", finished(ROOT / "results"))
     result = build(root)
     assert result.returncode == 0, result.stdout + result.stderr
     page = reader[0].context.browser.new_page()  # the other one has been on paper

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from replib.trust import code_hash
+from bookkit.book.trust import code_hash
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,12 +1,16 @@
 """The one error that is the user's to mend, and what a line of text may hold."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # What a terminal or a page obeys instead of showing: controls, line separators, marks that turn the
 # direction of writing, halves of a character.
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
 LONGEST = 1000  # characters of a message
 
 
@@ -39,3 +43,19 @@ class UsageError(ValueError):
         if len(line) > LONGEST:
             line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
         super().__init__(printable(line)[:LONGEST])
+
+
+# --- files and messages, used by the runner too ---------------------------------------------------
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or nothing; made to be put at the end of a message."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def one_line(text: str, limit: int = 160) -> str:
+    """The text without line breaks, with escapes for what cannot be printed, cut at `limit`
+    characters."""
+    line = printable(" ".join(text.split())[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"

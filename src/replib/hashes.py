@@ -15,7 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 SRC = Path(__file__).parents[1]
+
+
 Definition = tuple[str, str]  # (module, name); the name "" is all that importing the module runs
+
+
 _LEFT_OUT = {"ctx", "type_comment", "type_params", "kind", "returns", "annotation"}
 
 

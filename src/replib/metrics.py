@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from replib.errors import UsageError
-from replib.interventions import Head
+from replib.interventions.network import Head
 
 Interval = tuple[float, float]
 

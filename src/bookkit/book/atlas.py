@@ -1,0 +1,234 @@
+"""One page a model that no paper has: which heads play which role, and are they the same heads?
+
+From the records' `heads` alone. Two roles of one model are compared by their common heads; the null
+is that each role's heads were drawn at random within their layers, as heads of one kind stand in
+the same layers anyway. Its distribution is exact: hypergeometric in a layer, added up over layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bookkit.book.markup import raw_html, scrolling
+from replib.claims.file import ROLES
+from replib.errors import UsageError
+from replib.markup import as_html as _h
+
+Head = tuple[int, int]
+
+
+_LETTERS = dict(zip(ROLES, "MNIUDPGCYSO", strict=True))
+
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Role:
+    """The heads of one role in one model, as a record has them."""
+
+    name: str
+    heads: frozenset[Head]
+    rule: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two roles of one model. `expected` and `pvalue` (of as many common heads, or more) are those
+    of the null."""
+
+    a: str
+    b: str
+    common: int
+    jaccard: float
+    expected: float
+    pvalue: float
+
+
+def roles_of(records: Sequence[Mapping[str, Any]]) -> list[Role]:
+    """All roles in the records of one model, in the order of ROLES.
+
+    Raises UsageError if two chapters give one role, or a head lies outside the model.
+    """
+    found: dict[str, Role] = {}
+    for record in records:
+        n_layers, n_heads = record["model"].get("n_layers"), record["model"].get("n_heads")
+        if record["heads"] and not (isinstance(n_layers, int) and isinstance(n_heads, int)):
+            raise UsageError(
+                f"{record['paper']} on {record['model']['name']}: the record has heads, but not how"
+                " many layers and heads the model has"
+            )
+        for name, entry in record["heads"].items():
+            if name in found:
+                raise UsageError(
+                    f"role {name} of {record['model']['name']} is in the records of both "
+                    f"{found[name].paper} and {record['paper']}"
+                )
+            heads = frozenset((layer, head) for layer, head in entry["heads"])
+            if any(layer >= n_layers or head >= n_heads for layer, head in heads):
+                raise UsageError(f"role {name} of {record['paper']}: a head outside the model")
+            found[name] = Role(name, heads, entry["rule"], record["paper"])
+    return [found[name] for name in ROLES if name in found]
+
+
+def overlap_null(a: frozenset[Head], b: frozenset[Head], n_heads: int) -> np.ndarray:
+    """P(k common heads), k = 0, 1, ..., if the heads of `b` were drawn anew within their layers."""
+    in_a, in_b = (Counter(layer for layer, _ in heads) for heads in (a, b))
+    total = np.ones(1)
+    for layer in in_a.keys() & in_b.keys():
+        most = min(in_a[layer], in_b[layer])
+        here = stats.hypergeom.pmf(np.arange(most + 1), n_heads, in_a[layer], in_b[layer])
+        total = np.convolve(total, here)
+    return total
+
+
+def overlaps(roles: Sequence[Role], n_heads: int) -> list[Overlap]:
+    """Every pair of roles that have heads in a layer of both, and so could share some."""
+    found = []
+    for a, b in combinations([role for role in roles if role.heads], 2):
+        null = overlap_null(a.heads, b.heads, n_heads)
+        if len(null) == 1:
+            continue
+        common = len(a.heads & b.heads)
+        found.append(
+            Overlap(
+                a.name,
+                b.name,
+                common,
+                common / len(a.heads | b.heads),
+                float(null @ np.arange(len(null))),
+                min(1.0, float(null[common:].sum())),
+            )
+        )
+    return found
+
+
+def _label(head: Head) -> str:
+    return f"L{head[0]}H{head[1]}"
+
+
+def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapters/") -> str:
+    """The model's page, as MyST. Its figure is `<model>.png` beside it."""
+    roles = roles_of(records)
+    n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
+    rows = []
+    for role in roles:
+        heads = ", ".join(map(_label, sorted(role.heads))) or "none"
+        chapter = f'<a href="{link}{role.paper}/{_h(model)}.html">{_h(role.paper)}</a>'
+        rows.append(
+            f'<tr><th scope="row">{_LETTERS[role.name]} {_h(role.name)}</th>'
+            f'<td class="heads">{heads}</td><td>{_h(role.rule)}</td><td>{chapter}</td></tr>'
+        )
+    several = Counter(head for role in roles for head in role.heads)
+    shared = sorted((head for head, n in several.items() if n > 1))
+    lines = []
+    for head in shared:
+        names = ", ".join(role.name for role in roles if head in role.heads)
+        lines.append(f"- **{_label(head)}**: {names}")
+    found = overlaps(roles, n_heads)
+    table = [
+        f"<tr><td>{_h(o.a)}</td><td>{_h(o.b)}</td><td>{o.common}</td><td>{o.jaccard:.2f}</td>"
+        f"<td>{o.expected:.2f}</td><td>{o.pvalue:.2g}"
+        f"{' *' if o.pvalue < ALPHA / len(found) else ''}</td></tr>"
+        for o in found
+    ]
+    beyond = [o for o in found if o.pvalue < ALPHA / len(found)]
+    said = (
+        "; ".join(f"{o.a} and {o.b} ({o.common} in common)" for o in beyond)
+        or "no pair of roles shares more heads than chance within layers gives"
+    )
+    n_role_heads = len(several)
+    return f"""# Head atlas of {model}
+
+{n_layers} layers × {n_heads} heads = {n_layers * n_heads} heads; {n_role_heads} of them play a
+role in at least one chapter, {len(shared)} in more than one. A role without heads is a result: no
+head passed its rule.
+
+{raw_html(_table(("role", "heads", "rule", "chapter"), rows, "Heads by role"))}
+
+```{{figure}} {model}.png
+:alt: {_alt(roles, n_layers, n_heads)}
+
+**Where the heads of each role are**: a letter for each role, the letters of a head side by side.
+```
+
+## Heads with more than one role
+
+{chr(10).join(lines) or "None."}
+
+## Are the heads of one paper the heads of another?
+
+For each pair of roles: heads in common, Jaccard index (common heads over all heads of the two), the
+number in common that chance within layers would give, and the probability of as many or more. The
+star marks {ALPHA:g} divided by the number of pairs ({len(found)}). Roles without a layer in common
+are left out.
+
+**Beyond chance:** {said}.
+
+{raw_html(_table(_OVERLAP, table, "Overlap of roles"))}"""
+
+
+_OVERLAP = ("role", "and", "in common", "Jaccard", "expected", "p")
+
+
+def _table(head: Sequence[str], rows: Sequence[str], label: str) -> str:
+    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    body = "\n".join(rows) or f'<tr><td colspan="{len(head)}">none</td></tr>'
+    return scrolling(
+        label,
+        f'<table class="atlas-table"><thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+        "</table>",
+    )
+
+
+def _alt(roles: Sequence[Role], n_layers: int, n_heads: int) -> str:
+    parts = (
+        f"{role.name} {', '.join(map(_label, sorted(role.heads))) or 'none'}" for role in roles
+    )
+    return f"Grid of {n_layers} layers and {n_heads} heads with the letters of their roles: " + (
+        "; ".join(parts) + "."
+    )
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """The grid of heads with letters, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    roles = roles_of(records)
+    n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
+    letters: dict[Head, str] = {}
+    for role in roles:
+        for head in role.heads:
+            letters[head] = letters.get(head, "") + _LETTERS[role.name]
+    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * n_layers))
+    ax.set(
+        xlim=(-0.5, n_heads - 0.5),
+        ylim=(n_layers - 0.5, -0.5),
+        xlabel="head",
+        ylabel="layer",
+        xticks=range(n_heads),
+        yticks=range(0, n_layers, 2 if n_layers > 12 else 1),
+    )
+    ax.set_xticks(np.arange(-0.5, n_heads), minor=True)
+    ax.set_yticks(np.arange(-0.5, n_layers), minor=True)
+    ax.grid(which="minor", color="0.85", linewidth=0.6)
+    ax.tick_params(which="minor", length=0)
+    for (layer, head), text in letters.items():
+        ax.text(head, layer, text, ha="center", va="center", fontsize=9, fontweight="bold")
+    fig.tight_layout()
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    plt.close(fig)
+    return buffer.getvalue()

@@ -1,0 +1,150 @@
+"""The cells of a run's notebook on their way to a page: labels, figures, parameters."""
+
+import ast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from replib.claims.file import MIME
+from replib.errors import UsageError
+
+
+def source_of(cell: Mapping[str, Any]) -> str:
+    """A cell's text; a notebook may store it in lines."""
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+OUTPUT_LIMIT = 20_000  # characters of one output that a page shows
+
+
+LABEL = r"[A-Za-z][\w:.-]*"
+
+
+_DEFINED = (
+    re.compile(rf"(?m)^(\()({LABEL})(\)=[ \t]*)$"),
+    re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({LABEL})([ \t]*)$"),
+    re.compile(rf"(?m)(\$\$[ \t]*\()({LABEL})(\)[ \t]*)$"),
+)
+
+
+_REFERRED = (
+    re.compile(rf"(\]\(#)({LABEL})(\))"),
+    re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({LABEL})(>?`)"),
+)
+
+
+def _figures(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = (cell["metadata"].get("mystnb", {}).get("figure") for cell in cells)
+    return [figure for figure in found if isinstance(figure, dict)]
+
+
+def labels_in(cells: Sequence[dict[str, Any]]) -> set[str]:
+    """Every label that a notebook defines: of places, equations and figures."""
+    texts = [source_of(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
+    return defined | {figure["name"] for figure in _figures(cells) if "name" in figure}
+
+
+def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
+    """Append `-suffix` to every label that the notebook defines, and to its references to it.
+
+    One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
+    the whole book.
+    """
+    defined = labels_in(cells)
+
+    def rename(match: re.Match[str]) -> str:
+        name = f"{match[2]}-{suffix}" if match[2] in defined else match[2]
+        return match[1] + name + match[3]
+
+    def localise(text: str) -> str:
+        for rule in (*_DEFINED, *_REFERRED):
+            text = rule.sub(rename, text)
+        return text
+
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = localise(source_of(cell))
+    for figure in _figures(cells):
+        if "caption" in figure:
+            figure["caption"] = localise(figure["caption"])
+        if "name" in figure:
+            figure["name"] = f"{figure['name']}-{suffix}"
+
+
+def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
+    """Put each figure's alternative text where myst-nb reads it.
+
+    It is that of the output (`display(fig, metadata={"image/png": {"alt": ...}})`), else that of
+    the cell (`mystnb.image.alt`). UsageError for a picture with neither, or two in one cell.
+    """
+    for number, cell in enumerate(cells, 1):
+        if cell["cell_type"] != "code":
+            continue
+        pictures = [
+            (mime, output)
+            for output in cell["outputs"]
+            for mime in output.get("data", {})
+            if mime.startswith("image/")
+        ]
+        if not pictures:
+            continue
+        if len(pictures) > 1:
+            raise UsageError(f"{where}, cell {number}: {len(pictures)} pictures; show one a cell")
+        mime, output = pictures[0]
+        options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+        alt = output.get("metadata", {}).get(mime, {}).pop("alt", None) or options.get("alt")
+        if not alt or not alt.strip():
+            raise UsageError(f"{where}, cell {number}: the picture has no alternative text")
+        options["alt"] = " ".join(alt.split())
+
+
+def drop_claims(cells: Sequence[dict[str, Any]]) -> None:
+    """Leave the claims bundle to the runner: the page shows the table beside it, and the record."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(MIME, None)
+
+
+def fold_parameters(cells: Sequence[dict[str, Any]]) -> None:
+    """Fold the cell of defaults; leave the values of this run open, under a plain heading."""
+    for cell in cells:
+        tags = cell["metadata"].setdefault("tags", []) if cell["cell_type"] == "code" else []
+        if "parameters" in tags:
+            tags.append("hide-input")
+            words = {
+                "code_prompt_show": "Show the parameters, their defaults and their meaning",
+                "code_prompt_hide": "Hide the parameters",
+            }
+            cell["metadata"].setdefault("mystnb", {}).update(words)
+        if "injected-parameters" in tags:
+            values = re.sub(r"\A# Parameters\n", "", source_of(cell))
+            cell["source"] = f"# Set for this run\n{values}"
+
+
+def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The literal values in the `parameters` cell."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if "parameters" in cell["metadata"].get("tags", []):
+            for line in ast.parse(source_of(cell)).body:
+                target = line.target if isinstance(line, ast.AnnAssign) else None
+                if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
+                    found[target.id] = line.value.value
+    return found
+
+
+def shorten_outputs(cells: Sequence[dict[str, Any]]) -> None:
+    """Cut what a cell printed where nobody would read it all; the executed notebook has it."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = cut("".join(output["text"]))
+
+
+def cut(text: str) -> str:
+    """The text up to OUTPUT_LIMIT, and how much more there is."""
+    if len(text) <= OUTPUT_LIMIT:
+        return text
+    return f"{text[:OUTPUT_LIMIT]}\n… ({len(text) - OUTPUT_LIMIT:,} more characters)\n"

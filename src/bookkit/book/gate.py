@@ -1,0 +1,367 @@
+"""The gate: reads the built pages again and says, one line each, what must not be published.
+
+Jupyter Book exits 0 on a book that holds a failed notebook, so nothing here trusts the build: pages
+are parsed from the HTML on disk, and records and notebooks from the runs.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString, PreformattedString, Tag
+
+from bookkit.book import crate
+from bookkit.book.contents import pages_in
+from bookkit.book.failed import FailedRun, find_failed
+from bookkit.book.page_policy import DATA_TYPES, is_protected, own_scripts
+from bookkit.book.requests import requests_in_css, requests_in_page, requests_in_script
+from bookkit.book.runs import RECORDS, Run, by_paper, find_runs, finished, of_papers
+from bookkit.book.stage import STALE
+from bookkit.book.tables import number_of, outcome_word, show_value
+from bookkit.records import differences, record_value, record_values
+from replib.claims.file import MIME
+from replib.errors import UsageError
+from replib.markup import visible
+
+ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
+
+
+ROLE_TEXT = re.compile(r"\{[A-Za-z][\w:.+-]*\}`")
+
+
+ROLE_BEFORE_CODE = re.compile(r"\{[A-Za-z][\w:.+-]*\}$")
+
+
+# Addresses in scripts that are never fetched. Names of XML namespaces, everywhere:
+NAMESPACES = ("www.w3.org",)
+
+
+def faults(
+    html: Path,
+    runs: Path,
+    book: Path,
+    expected: Sequence[str] | None = None,
+    certified: Path | None = None,
+) -> list[str]:
+    """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
+
+    `expected` names the runs (`paper/model`) that it must show, all of them finished; without it,
+    all that finished, those of `certified` that its pages name, and a page for each that failed.
+    """
+    if not (html / "index.html").is_file():
+        return [f"no book in {html}: index.html is missing"]
+    if not (book / "_toc.yml").is_file():
+        return [f"no staged book in {book}: _toc.yml is missing"]
+    found: list[str] = []
+    shown: dict[str, Run] = {}
+    stale = json.loads((book / STALE).read_text())
+    failed: dict[str, FailedRun] = {}
+    if expected is None:
+        failed = {f"chapters/{run.key}.html": run for run in find_failed(runs)}
+        found += [f"{page} is missing" for page in failed if not (html / page).is_file()]
+        staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
+        staged = {path.as_posix().removesuffix(".json") for path in staged}
+        expected = sorted({*finished(runs), *staged})
+    for pair in expected:
+        try:
+            run = find_runs(runs, [pair], certified)[0]
+        except UsageError as error:
+            found.append(str(error))
+            continue
+        shown[pair] = run = replace(run, stale=tuple(stale.get(pair, ())))
+        if run.executed:
+            found += notebook_faults(run)
+        if not (html / "chapters" / f"{pair}.html").is_file():
+            found.append(f"chapters/{pair}.html is missing")
+    listed = pages_in(yaml.safe_load((book / "_toc.yml").read_text()))
+    found += [f"{page}.html is missing" for page in listed if not (html / f"{page}.html").is_file()]
+    for path in sorted(html.rglob("*.html")):
+        if "_static" not in path.relative_to(html).parts:
+            found += page_faults(html, path, shown, failed)
+    found += summary_faults(html, shown, listed)
+    found += crate.faults(html)
+    for path in sorted([*html.rglob("*.css"), *html.rglob("*.js")]):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        name = path.relative_to(html).as_posix()
+        hosts = (
+            requests_in_css(text) if path.suffix == ".css" else requests_in_script(text, path.name)
+        )
+        found += [f"{name} requests {host}" for host in hosts]
+    return list(dict.fromkeys(found))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def notebook_faults(run: Run) -> list[str]:
+    """Errors, cells that never ran, and claims that differ from the record."""
+    path = run.folder / "notebook.ipynb"
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"{path} is not a notebook: {error}"]
+    found = []
+    bundles = []
+    for number, cell in enumerate(notebook["cells"], 1):
+        where = f"{path}, cell {number}"
+        if cell["cell_type"] != "code":
+            continue
+        if "".join(cell["source"]).strip() and cell["execution_count"] is None:
+            found.append(f"{where} never ran")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if output["output_type"] == "error":
+                found.append(f"{where} ended in {output['ename']}: {output['evalue']}")
+            elif ERROR_TEXT.search(json.dumps(output)):
+                found.append(f"{where} shows an error")
+            if "application/vnd.jupyter.widget-view+json" in data:
+                found.append(f"{where} shows a widget, which the book cannot")
+            if MIME in data:
+                bundles.append(data[MIME])
+    if notebook["metadata"].get("papermill", {}).get("exception"):
+        found.append(f"{path} was left by a run that failed")
+    if len(bundles) != 1:
+        return [*found, f"{path} has {len(bundles)} outputs of verdicts, not one"]
+    found += [f"{path}: {text}" for text in differences(run.record, bundles[0])]
+    return found
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+@cache
+def _soup(path: Path, changed: int, size: int) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8", errors="replace"), "html.parser")
+
+
+def parse(path: Path) -> BeautifulSoup:
+    """A page, parsed once as long as it does not change."""
+    status = path.stat()
+    return _soup(path, status.st_mtime_ns, status.st_size)
+
+
+def page_faults(
+    html: Path, path: Path, runs: Mapping[str, Run], failed: Mapping[str, FailedRun]
+) -> list[str]:
+    """Everything wrong with one page; only those named in `failed` may show an error."""
+    page = parse(path)
+    name = path.relative_to(html).as_posix()
+    found = [
+        *(failed_faults(page, failed[name]) if name in failed else error_faults(page)),
+        *number_faults(page, runs),
+        *outcome_faults(page, name, runs),
+        *_faults_of_itself(path, path.stat().st_mtime_ns, path.stat().st_size),
+        *link_faults(html, path, page),
+    ]
+    return [f"{name}: {fault}" for fault in found]
+
+
+@cache
+def _faults_of_itself(path: Path, changed: int, size: int) -> list[str]:
+    """What is wrong with a page whatever was run, looked for once as long as it does not change."""
+    page = parse(path)
+    return [
+        *leak_faults(page),
+        *image_faults(page),
+        *(f"requests {address}" for address in requests_in_page(page)),
+        *script_faults(page, path.read_text(encoding="utf-8", errors="replace")),
+    ]
+
+
+def failed_faults(page: BeautifulSoup, run: FailedRun) -> Iterator[str]:
+    """A failed run's page must say so before anything else, and show no result."""
+    notes = page.select(".failed-note")
+    cell = page.select_one(".cell")
+    if len(notes) != 1 or notes[0].get("data-run") != run.key:
+        yield "does not say that the run failed"
+    elif visible(run.reason) not in [row.get_text() for row in notes[0].select("dd")]:
+        yield "does not say why the run failed, as its log does"
+    elif cell and not cell.find_previous(class_="failed-note"):
+        yield "says that the run failed after it shows its cells"
+    for result in page.select(".outcome, .run-box, .record"):
+        yield f"shows a result of a run that failed: {result.get_text()[:60]}"
+
+
+def error_faults(page: BeautifulSoup) -> Iterator[str]:
+    if page.select(".failed-note"):
+        yield "is the page of a failed run that is not there"
+    if page.select(".output.traceback, .cell_output.error, .output.error, #papermill-error-cell"):
+        yield "shows the output of an error"
+    for output in page.select(".cell_output"):
+        if match := ERROR_TEXT.search(output.get_text()):
+            yield f"shows {match[0]}"
+
+
+def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]:
+    """Every shown value, and every page's run, against the records as they are now."""
+    for span in page.select("span.record"):
+        pair, key = span.get("data-record", ""), span.get("data-key", "")
+        if pair not in runs:
+            yield f"shows {key} of {pair or 'no run'}, which is not among the runs"
+            continue
+        if runs[pair].stale and key not in record_values(runs[pair].record):
+            if span.get_text() != show_value(None):
+                yield f"shows {span.get_text()!r} for {key}, which the stale record has not"
+            continue
+        try:
+            value = show_value(record_value(runs[pair].record, key), span.get("data-format", ""))
+        except (UsageError, ValueError) as error:
+            yield f"shows {key}: {error}"
+            continue
+        if span.get_text() != value:
+            yield f"shows {span.get_text()!r} for {key} of {pair}, the record says {value!r}"
+    for box in page.select(".run-box"):
+        pair = box.get("data-record", "")
+        if pair not in runs:
+            yield f"is the page of {pair}, which is not among the runs"
+        elif box.get("data-sha256") != runs[pair].sha256:
+            yield f"was built from another run of {pair} than the one that is there now"
+        elif bool(runs[pair].stale) != bool(page.select(".stale-note")):
+            yield f"does not say whether {pair} is stale"
+    for cell in page.select(".transfer-table td[title]"):
+        mark = cell.select_one(".outcome")
+        run = runs.get(mark["data-record"]) if mark else None
+        claim = run and run.claim(mark.get("data-claim", ""))
+        if not claim or cell["title"] != number_of(run, claim):
+            yield f"the transfer table says {cell['title']!r}, no record does"
+
+
+def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> Iterator[str]:
+    """Every outcome on the page; a chapter's page has one for each claim, with its numbers."""
+    own = runs.get(name.removeprefix("chapters/").removesuffix(".html"))
+    missing = {claim["id"] for claim in own.record["claims"]} if own else set()
+    for mark in page.select(".outcome"):
+        row = mark.find_parent("tr")
+        if "data-record" in mark.attrs:
+            run, id = runs.get(mark["data-record"]), mark.get("data-claim", "")
+        elif own and row is not None and mark.find_parent("table", class_="verdicts-table"):
+            run, id = own, row.find(["td", "th"]).get_text().strip()
+            missing.discard(id)
+        else:
+            continue
+        claim = run.claim(id) if run else None
+        if claim is None:
+            yield f"shows an outcome of claim {id}, which no record has"
+            continue
+        shown, right = mark.get_text().strip(), outcome_word(claim["outcome"])
+        if shown != right or f"outcome-{claim['outcome']}" not in mark["class"]:
+            yield f"says that claim {id} {shown}, the record of {run.key} says {right}"
+        if "data-record" not in mark.attrs:
+            text = " ".join(row.get_text(" ").split())
+            for number in _numbers(claim):
+                if number not in text:
+                    yield f"does not show {number} for claim {id}, as the record of {run.key} does"
+    for id in sorted(missing):
+        yield f"shows no verdict on claim {id}"
+
+
+def _numbers(claim: Mapping[str, Any]) -> list[str]:
+    """The numbers of a claim in the form in which the notebook's table has them."""
+    if claim["measured"] is None:
+        return []
+    numbers = [claim["measured"]["value"], *(claim["interval"] or ()), claim["n"]]
+    return [f"{x:.3g}" if isinstance(x, float) else str(x) for x in numbers if x is not None]
+
+
+def summary_faults(html: Path, runs: Mapping[str, Run], listed: Sequence[str]) -> Iterator[str]:
+    """The scorecard and each chapter's first page name every claim of every run."""
+    for paper, members in by_paper(of_papers(runs.values())).items():
+        for name in (f"chapters/{paper}/index", "scorecard"):
+            if name not in listed or not (path := html / f"{name}.html").is_file():
+                continue
+            marks = parse(path).select(".outcome[data-record]")
+            there = {(mark["data-record"], mark.get("data-claim")) for mark in marks}
+            for run in members:
+                for claim in run.record["claims"]:
+                    if (run.key, claim["id"]) not in there:
+                        yield f"{name}.html: lacks claim {claim['id']} of {run.key}"
+
+
+def leak_faults(page: BeautifulSoup) -> Iterator[str]:
+    """Roles that nobody resolved, and Sphinx's own messages."""
+    for message in page.select(".system-message, .problematic"):
+        yield f"holds a message of the build: {' '.join(message.get_text().split())[:80]}"
+    for text in page.find_all(string=True):
+        if isinstance(text, PreformattedString) or not isinstance(text, NavigableString):
+            continue
+        if any(tag.name in ("pre", "code", "script", "style") for tag in text.parents):
+            continue
+        if any("math" in tag.get("class", ()) for tag in text.parents):
+            continue
+        after = text.next_sibling
+        code = isinstance(after, Tag) and after.name == "code"
+        if ROLE_TEXT.search(text) or (code and ROLE_BEFORE_CODE.search(text)):
+            yield f"holds an unresolved role: {' '.join(text.split())[-60:]}"
+
+
+def image_faults(page: BeautifulSoup) -> Iterator[str]:
+    for image in page.find_all("img"):
+        alt = image.get("alt", "").strip()
+        if not alt or alt == image.get("src"):
+            yield f"has an image without alternative text: {image.get('src', '')[:80]}"
+
+
+# --- scripts --------------------------------------------------------------------------------------
+
+SCRIPT_LINKS = ("href", "xlink:href", "src", "action", "formaction", "data")
+
+
+def script_faults(page: BeautifulSoup, text: str) -> Iterator[str]:
+    """A policy that is not the page's own, and whatever would run without it."""
+    if not is_protected(text):
+        yield "does not carry the content security policy of the book"
+    own = own_scripts(text)
+    for tag in page.find_all(True):
+        inline = tag.name == "script" and not tag.has_attr("src")
+        if inline and tag.get("type") not in DATA_TYPES and tag.get_text() not in own:
+            yield f"holds a script: {' '.join(tag.get_text().split())[:60]}"
+        for attribute, value in tag.attrs.items():
+            if attribute.startswith("on"):
+                yield f"has an event handler, {attribute} of {tag.name}"
+            elif attribute in SCRIPT_LINKS and re.match(r"[\s\x00-\x1f]*javascript:", value, re.I):
+                yield f"has a script as {attribute} of {tag.name}"
+
+
+# --- links and requests ---------------------------------------------------------------------------
+
+
+def link_faults(html: Path, path: Path, page: BeautifulSoup) -> Iterator[str]:
+    """Links and files inside the book that lead nowhere."""
+    for tag in page.find_all(True):
+        for attribute in ("href", "src"):
+            address = tag.get(attribute)
+            if not address or tag.name == "base":
+                continue
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            if parts.path.startswith("/"):
+                yield f"links to {address}, which is not relative to the page"
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path.resolve()
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file() or not target.is_relative_to(html.resolve()):
+                yield f"links to {address}, which is not in the book"
+            elif tag.name == "a" and parts.fragment and target.suffix == ".html":
+                names = {parts.fragment, unquote(parts.fragment)}
+                if not names & _anchors(target, target.stat().st_mtime_ns):
+                    yield f"links to {address}, where that place is not"
+
+
+@cache
+def _anchors(path: Path, changed: int) -> frozenset[str]:
+    tags = parse(path).find_all(True)
+    return frozenset(
+        value
+        for tag in tags
+        for value in (tag.get("id"), tag.name == "a" and tag.get("name"))
+        if value
+    )

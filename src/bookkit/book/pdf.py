@@ -1,0 +1,163 @@
+"""The book and each chapter as PDF, printed from the built pages by Chromium.
+
+    python -m replib.pdf --html _build/html --book build/book --out _build/pdf
+
+Every page is printed once, in one browser; pypdf joins them. Pages that hold `<!-- pdf NAME -->`
+then get a link to NAME.pdf there, so that a book without PDFs has no link that leads nowhere.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import yaml
+
+from bookkit.book.browser import chromium, find_chromium
+from replib.errors import UsageError
+
+BOOK = "book"  # the name of the PDF of all pages
+
+
+FOLDER = "_static/pdf"  # in the built book
+
+
+PAPER = {"format": "A4", "margin": dict.fromkeys(("top", "right", "bottom", "left"), "14mm")}
+
+
+_PLACE = re.compile(r"(<!-- pdf ([\w.-]+) -->)(?:<a [^>]*>[^<]*</a>)?")
+
+
+def place(name: str) -> str:
+    """Where a page will link to a PDF once there is one, as HTML."""
+    return f'<p class="pdf-link"><!-- pdf {name} --></p>'
+
+
+def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
+    """Print `pages`, named as in the table of contents, and join them; returns the files.
+
+    Raises:
+        UsageError: if there is no Chromium.
+    """
+    printed = print_pages(html, pages)
+    parts = {BOOK: list(pages)}
+    for page in pages:
+        match = re.match(r"chapters/([^/]+)/", page)
+        if match and (html / f"chapters/{match[1]}/index.html").is_file():  # no page of the method
+            parts.setdefault(match[1], []).append(page)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    files = []
+    for name, members in parts.items():
+        files.append(out / f"{name}.pdf")
+        join(html, {page: printed[page] for page in members}, files[-1])
+    return files
+
+
+def print_pages(html: Path, pages: Sequence[str]) -> dict[str, tuple[str, bytes]]:
+    """Page -> its title and its PDF. print.js opens what is folded and chooses the light theme."""
+    printed = {}
+    with chromium() as browser:
+        tab = browser.new_context(color_scheme="light").new_page()
+        for page in pages:
+            tab.goto((html / f"{page}.html").resolve().as_uri(), wait_until="load")
+            tab.evaluate("() => window.MathJax?.startup?.promise")
+            title = tab.evaluate("document.querySelector('h1')?.firstChild.textContent")
+            printed[page] = title or page, tab.pdf(**PAPER, print_background=True, outline=True)
+    return printed
+
+
+def join(html: Path, printed: dict[str, tuple[str, bytes]], path: Path) -> None:
+    """One PDF with a bookmark for each page and its sections. A link to another page of the book
+    leads there if it is in this PDF, and is text if it is not."""
+    from pypdf import PdfReader, PdfWriter
+    from pypdf.generic import ArrayObject, NameObject, NullObject
+
+    writer = PdfWriter()
+    first = {}
+    for page, (title, pdf) in printed.items():
+        reader = PdfReader(BytesIO(pdf))
+        places = reader.named_destinations
+        for leaf in reader.pages:  # the names of places are those of each page's own
+            for link in (link.get_object() for link in leaf.get("/Annots", ())):
+                if (found := places.get(str(link.get("/Dest", "")))) is not None:
+                    link[NameObject("/Dest")] = found.dest_array
+        first[(html / f"{page}.html").resolve().as_uri()] = len(writer.pages)
+        writer.append(reader, outline_item=title)
+    for leaf in writer.pages:
+        kept = ArrayObject()
+        for link in leaf.get("/Annots", ()):
+            target = link.get_object().get("/A", {}).get("/URI", "")
+            address, _ = urldefrag(str(target))
+            if address.startswith("file:"):
+                if address not in first:
+                    continue
+                there = writer.pages[first[address]].indirect_reference
+                top = [there, NameObject("/XYZ"), NullObject(), NullObject(), NullObject()]
+                del link.get_object()["/A"]
+                link.get_object()[NameObject("/Dest")] = ArrayObject(top)
+            kept.append(link)
+        if "/Annots" in leaf:
+            leaf[NameObject("/Annots")] = kept
+    writer.add_metadata({"/Title": next(iter(printed.values()))[0]})
+    writer.compress_identical_objects()
+    writer.write(path)
+
+
+def link_all(html: Path, files: Sequence[Path]) -> None:
+    """Copy the PDFs into the built book, and link to each where a page has a place for it."""
+    shutil.rmtree(html / FOLDER, ignore_errors=True)
+    (html / FOLDER).mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, html / FOLDER)
+    names = {file.stem: file.stat().st_size for file in files}
+    for path in html.rglob("*.html"):
+        up = "../" * (len(path.relative_to(html).parts) - 1)
+
+        def link(match: re.Match[str], up: str = up) -> str:
+            if match[2] not in names:
+                return match[1]
+            what = "This book" if match[2] == BOOK else "This chapter"
+            text = f"{what} as PDF ({names[match[2]] / 1e6:.1f} MB)"
+            return f'{match[1]}<a href="{up}{FOLDER}/{match[2]}.pdf">{text}</a>'
+
+        text = path.read_text(encoding="utf-8")
+        if (new := _PLACE.sub(link, text)) != text:
+            path.write_text(new, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done, or no Chromium, which one line says; 1: no book."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replib.pdf", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--html", type=Path, default=Path("_build/html"))
+    parser.add_argument("--book", type=Path, default=Path("build/book"))
+    parser.add_argument("--out", type=Path, default=Path("_build/pdf"))
+    given = parser.parse_args(arguments)
+    if find_chromium() is None:
+        print("pdf: left out, there is no Chromium on this machine", file=sys.stderr)
+        return 0
+    from bookkit.book.contents import pages_in
+
+    start = time.monotonic()
+    try:
+        if not (given.book / "_toc.yml").is_file() or not (given.html / "index.html").is_file():
+            raise UsageError(f"no book in {given.html} and {given.book}; make it with: make book")
+        pages = pages_in(yaml.safe_load((given.book / "_toc.yml").read_text(encoding="utf-8")))
+        files = write(given.html, pages, given.out)
+        link_all(given.html, files)
+    except UsageError as error:
+        print(f"pdf: {error}", file=sys.stderr)
+        return 1
+    print(f"pdf: {len(files)} files in {given.out}, {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

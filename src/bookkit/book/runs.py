@@ -1,0 +1,140 @@
+"""The runs that the book shows."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bookkit.records import read_record
+from bookkit.run.chapter import find_chapter
+from bookkit.run.plan import changed_since
+from replib.errors import UsageError
+from replib.markup import visible
+from replib.models.sources import MADE_IN_MEMORY
+
+RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: `runs/<paper>/<model>/` with its record, already checked."""
+
+    paper: str
+    model: str  # the folder's name; `record["model"]["name"]` is the model's own
+    record: Mapping[str, Any]
+    sha256: str  # of record.json as it is on disk
+    folder: Path
+    stale: tuple[str, ...] = ()  # what has changed since
+
+    @classmethod
+    def read(cls, runs: Path, paper: str, model: str) -> "Run":
+        """UsageError when there is no finished, valid record for this pair."""
+        folder = runs / paper / model
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", model) or model == "index":
+            raise UsageError(
+                f"a run's folder cannot be called {visible(model)!r}; letters, digits, . _ - and @ "
+                "name a page, but not index, which is the chapter's first"
+            )
+        if not (folder / "record.json").is_file():
+            raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
+        record = read_record(folder / "record.json")
+        if record["paper"] != paper:
+            raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
+        sha256 = hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
+        return cls(paper, model, record, sha256, folder)
+
+    @property
+    def key(self) -> str:
+        return f"{self.paper}/{self.model}"
+
+    @property
+    def executed(self) -> bool:
+        """Is its notebook there too, or, as in a checkout's results, the record alone?"""
+        return (self.folder / "notebook.ipynb").is_file()
+
+    @property
+    def control(self) -> bool:
+        """Is it a model made to check the procedure: the planted or the random one?"""
+        return self.model in MADE_IN_MEMORY
+
+    @property
+    def is_method(self) -> bool:
+        """Is it of a page of the method, and of no paper?"""
+        return self.record["arxiv"] is None
+
+    def claim(self, id: str) -> Mapping[str, Any] | None:
+        return next((claim for claim in self.record["claims"] if claim["id"] == id), None)
+
+
+def finished(runs: Path) -> list[str]:
+    """Every finished run in a folder of runs, as `paper/model`."""
+    folders = [path.parent.relative_to(runs) for path in runs.glob("*/*/record.json")]
+    # Names with a dot in front are the runner's own, of runs that go on or were replaced.
+    return sorted(f.as_posix() for f in folders if not f.name.startswith("."))
+
+
+def find_runs(
+    runs: Path, expected: Sequence[str] | None, certified: Path | None = None
+) -> list[Run]:
+    """The runs named `paper/model` in `expected`, in that order; without it all that finished.
+
+    One that is not in `runs` may be among the `certified` records of a checkout.
+    """
+    if expected is None:
+        expected = finished(runs)
+    if not expected:
+        raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
+    pairs = [pair.split("/", 1) for pair in expected]
+    if bad := [pair for pair in pairs if len(pair) != 2 or not all(map(_is_name, pair))]:
+        raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
+    found = []
+    for paper, model in pairs:
+        here = (runs / paper / model / "record.json").is_file()
+        there = certified and (certified / paper / model / "record.json").is_file()
+        found.append(Run.read(certified if there and not here else runs, paper, model))
+    return found
+
+
+def _is_name(part: str) -> bool:
+    """Can it be the name of a folder, and of no other place?"""
+    return bool(part) and not part.startswith(".") and "/" not in part and len(part) <= 200
+
+
+def named_in_prose(book: Path) -> list[str]:
+    """The runs, `paper/model`, whose numbers the pages that are no chapters show."""
+    text = "".join(path.read_text() for path in sorted(book.rglob("*.md")))
+    return sorted(set(re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)))
+
+
+def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    papers: dict[str, list[Run]] = {}
+    for run in runs:
+        papers.setdefault(run.paper, []).append(run)
+    return papers
+
+
+def of_papers(runs: Iterable[Run]) -> list[Run]:
+    """Without the pages of the method, about which no table of results says anything."""
+    return [run for run in runs if not run.is_method]
+
+
+def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """The runs on models, then those on controls, each with a word for them; neither if empty."""
+    models = ("Models", [run for run in runs if not run.control])
+    controls = ("Controls", [run for run in runs if run.control])
+    return [(label, members) for label, members in (models, controls) if members]
+
+
+def first_run(members: Sequence[Run]) -> Run:
+    """The run whose page stands for a method: on a model, if there is one, not on a control."""
+    return kinds(members)[0][1][0]
+
+
+def find_changes(root: Path, run: Run) -> tuple[str, ...]:
+    """What has changed since a run, by hash; nothing is loaded."""
+    return tuple(changed_since(run.record, find_chapter(root, run.paper)))

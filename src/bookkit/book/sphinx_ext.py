@@ -1,0 +1,121 @@
+"""The Sphinx extension: the role {record}, the directives {scorecard} and {transfer}."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils import nodes
+
+from bookkit.book import page_names, page_policy
+from bookkit.book.contents import pages_in
+from bookkit.book.runs import RECORDS, Run
+from bookkit.book.stage import STALE
+from bookkit.book.tables import scorecard, show_value, transfer
+from bookkit.records import read_record, record_value, record_values
+from replib.errors import UsageError
+
+# --- the Sphinx extension -------------------------------------------------------------------------
+
+
+class record_number(nodes.inline):
+    """A value out of a record; a class of its own so that its data attributes reach the page."""
+
+
+def _visit_record(translator: Any, node: record_number) -> None:
+    data = {f"data-{name}": node[name] for name in ("record", "key", "format")}
+    translator.body.append(translator.starttag(node, "span", "", CLASS="record", **data))
+
+
+def _depart_record(translator: Any, node: record_number) -> None:
+    translator.body.append("</span>")
+
+
+def _staged_run(app: Any, pair: str) -> Run:
+    """A run from the staged records; the page that asks is built again when the record changes."""
+    path = Path(app.srcdir) / RECORDS / f"{pair}.json"
+    if not path.is_file():
+        raise UsageError(f"no record of {pair} in the book")
+    app.env.note_dependency(str(path))
+    paper, model = pair.split("/", 1)
+    stale = json.loads((Path(app.srcdir) / STALE).read_text())
+    return Run(paper, model, read_record(path), "", path.parent, tuple(stale.get(pair, ())))
+
+
+def record_role(
+    name: str,
+    rawtext: str,
+    text: str,
+    lineno: int,
+    inliner: Any,
+    options: Any = None,
+    content: Any = (),
+) -> tuple[list[nodes.Node], list[nodes.Node]]:
+    """{record}`KEY:FORMAT` on a chapter's page, {record}`PAPER/MODEL KEY:FORMAT` on any other.
+
+    An unknown key, record or a format that does not fit stops the build.
+    """
+    from sphinx.errors import ExtensionError
+
+    app = inliner.document.settings.env.app
+    page = app.env.docname
+    match = re.fullmatch(r"\s*(?:(\S+/\S+)\s+)?([^\s:]+)(?::(.*))?", text)
+    try:
+        if match is None:
+            raise UsageError("write KEY:FORMAT or PAPER/MODEL KEY:FORMAT")
+        pair, key, spec = match[1], match[2], match[3] or ""
+        if pair is None:
+            if not (own := re.fullmatch(r"chapters/([^/]+/.+)", page)) or page.endswith("/index"):
+                raise UsageError("this page shows no single run; name it: PAPER/MODEL KEY:FORMAT")
+            pair = own[1]
+        run = _staged_run(app, pair)
+        if run.stale and key not in record_values(run.record):
+            shown = show_value(None)  # the text has changed since the record was made
+        else:
+            shown = show_value(record_value(run.record, key), spec)
+    except (UsageError, ValueError) as error:
+        raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
+    node = record_number(rawtext, shown, classes=[])
+    node["record"], node["key"], node["format"] = pair, key, spec
+    node["support_smartquotes"] = False  # a text is shown as the record has it
+    return [node], []
+
+
+def number_by_page(app: Any, env: Any) -> list[str]:
+    """Number figures and equations from 1 on every page, as each model's page stands alone."""
+    for page in env.toc_fignumbers.values():
+        for kind, numbers in page.items():
+            ordered = sorted(numbers, key=numbers.__getitem__)
+            page[kind] = {label: (place,) for place, label in enumerate(ordered, 1)}
+    return []
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register {record}, {scorecard} and {transfer} with Sphinx."""
+    from sphinx.util.docutils import SphinxDirective
+
+    def table(make: Callable[[Sequence[Run]], str], about: str) -> type[SphinxDirective]:
+        """A directive without content: what `make` makes of all records in the book."""
+
+        class Table(SphinxDirective):
+            def run(self) -> list[nodes.Node]:
+                source = Path(self.env.srcdir)
+                toc = yaml.safe_load((source / "_toc.yml").read_text())
+                pairs = [page.removeprefix("chapters/") for page in pages_in(toc)]
+                found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
+                runs = [_staged_run(self.env.app, pair) for pair in found]
+                return [nodes.raw("", make(runs), format="html")]
+
+        Table.__doc__ = about
+        return Table
+
+    app.add_directive("scorecard", table(scorecard, "claims × models of each paper"))
+    app.add_directive("transfer", table(transfer, "claims of all papers × models"))
+    app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
+    app.add_role("record", record_role)
+    app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
+    app.connect("build-finished", page_names.name_all)
+    app.connect("build-finished", page_policy.protect_all)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

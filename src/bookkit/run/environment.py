@@ -1,0 +1,64 @@
+"""The environment that runs have in common: variables, threads, versions."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+
+from replib.errors import UsageError
+
+PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "scipy", "papermill")
+
+
+def environment(runtime: str | None = None) -> dict[str, str]:
+    """Our environment, with what makes a run quiet and repeatable."""
+    environment = dict(os.environ)
+    environment.pop("MPLBACKEND", None)  # figures belong in the notebook
+    environment |= {
+        "TQDM_DISABLE": "1",
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "REPLIB_THREADS": str(_threads()),
+    }
+    # glibc takes fresh pages for every tensor and gives them back at once; page faults are dear on
+    # a virtual machine: reading long prompts took twice as long. Tensors up to 1 GB are to reuse
+    # theirs. Means nothing elsewhere.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
+    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+    environment.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
+    if runtime is not None:
+        environment["JUPYTER_RUNTIME_DIR"] = runtime
+    return environment
+
+
+def _threads() -> int:
+    """REPLIB_THREADS, else OMP_NUM_THREADS, else every processor that we may use."""
+    for name in ("REPLIB_THREADS", "OMP_NUM_THREADS"):
+        if (text := os.environ.get(name)) is not None:
+            if not re.fullmatch("0*[1-9][0-9]{0,3}", text):
+                raise UsageError(f"{name}={text!r} is not a whole number from 1 to 9999")
+            return int(text)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def environment_hash() -> str:
+    """sha256 of the names and versions of all packages that are installed here."""
+    installed = {
+        f"{distribution.name.lower().replace('_', '-')}=={distribution.version}\n"
+        for distribution in importlib.metadata.distributions()
+    }
+    return hashlib.sha256("".join(sorted(installed)).encode()).hexdigest()

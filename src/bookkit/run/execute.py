@@ -1,0 +1,286 @@
+"""Run a paper's notebook on a model, in a process of its own, and keep what came of it.
+
+    chapter = find_chapter(find_root(), "ioi-circuit-reuse")
+    run = plan(chapter, "tiny", "smoke", {"n_prompts": "20"}, out=Path("build/runs"))
+    execute(run)      # DIR/<paper>/<model>/{notebook.ipynb, record.json, run.log}
+
+Everything that a user can get wrong is checked by `plan` and `prepare`, before anything is written.
+`execute` works in a hidden folder beside the destination and renames it at the end, so a folder
+with a `record.json` is always a finished run. A failed run leaves `<model>.failed/` with the
+notebook, in which the cell that failed is marked, and the log.
+
+Three processes: this one watches (progress, time, memory, interruption); `python -m replib.runner`
+runs papermill; papermill starts the kernel.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bookkit.records import write_record
+from bookkit.run.environment import _threads, _versions, environment_hash
+from bookkit.run.plan import Run, _stored
+from bookkit.run.watch import _watch, _Watched
+from replib.claims.file import MIME
+from replib.errors import UsageError, one_line
+from replib.files import file_hash, put_in_place
+from replib.hashes import library_hash, notebook_hash, pins_hash
+from replib.interventions import budget as batches
+
+
+class RunFailed(Exception):
+    """A run that was started and did not finish; the message is one line."""
+
+
+def execute(run: Run, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Run the notebook to its end; the folder with notebook, record and log.
+
+    `progress` is called again and again with (code cells begun, code cells in all).
+
+    Raises RunFailed when a cell fails, the kernel dies, the time is up or a claim is missing; then
+    `run.failed` has notebook and log, and an earlier result stays. UsageError when the notebook
+    raised one; then nothing is kept.
+    """
+    made = [path for path in (run.folder.parent, *run.folder.parent.parents) if not path.exists()]
+    try:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(run)
+        work = Path(tempfile.mkdtemp(dir=run.folder.parent, prefix=f".{run.folder.name}.tmp-"))
+    except OSError as error:
+        raise UsageError(f"output folder {run.folder}: {error.strerror}") from None
+    lock = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work.chmod(0o755)
+        return _execute_in(work, run, progress or (lambda begun, total: None))
+    except OSError as error:  # the disk is full, or gone
+        raise RunFailed(
+            f"{run.name} failed: {error.strerror or error}: {error.filename or run.folder}"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # only if nothing came of it
+
+
+def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> Path:
+    chapter = run.chapter
+    notebook, source, log = work / "notebook.ipynb", work / "source.ipynb", work / "run.log"
+    source.write_text(chapter.notebook, encoding="utf-8")
+    hashes = {
+        "notebook": notebook_hash(chapter.notebook),
+        "claims": chapter.claims.sha256,
+        "library": library_hash(chapter.notebook),
+        "requirements": pins_hash(chapter.root / "requirements.txt"),
+        "environment": environment_hash(),
+        "parameters": chapter.parameters_hash(run.profile),
+        "inputs": {name: file_hash(path) for name, path in run.files.items()}
+        | _stored(chapter, run.parameters),
+    }
+    changed = {
+        name: run.parameters[name]
+        for name, parameter in chapter.parameters.items()
+        if repr(run.parameters[name]) != repr(parameter.default)
+    }
+    job = {
+        "source": str(source),
+        "notebook": str(notebook),
+        "parameters": changed,
+        "folder": str(chapter.root / "notebooks"),
+    }
+    threads = _threads()
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    with open(log, "w", encoding="utf-8") as file:
+        file.write(f"{run.name}, profile {run.profile}, {started:%Y-%m-%dT%H:%M:%SZ}\n")
+        file.write(f"parameters: {json.dumps(dict(run.given))}\n")
+        file.flush()
+        scale = 1.0 if run.estimate is None else run.estimate.batch_scale
+        extra = {batches.VARIABLE: str(scale)}
+        if run.gpu is not None:
+            extra["CUDA_VISIBLE_DEVICES"] = run.gpu
+        watched = _watch(job, run.time_limit_s, file, progress, extra)
+    wall = time.monotonic() - clock
+    source.unlink()
+
+    failure = _failure(run, watched)
+    if failure is None:
+        try:
+            bundle = _bundle(run, notebook)
+        except RunFailed as error:
+            failure = str(error)
+    if failure is not None:
+        _mark(notebook, watched, failure, chapter.notebook)
+        _tidy(notebook, chapter.paper)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"\nfailed: {failure}\n")
+        put_in_place(work, run.failed)
+        raise RunFailed(f"{run.name} failed: {failure} (see {_short(run.failed)})")
+
+    _tidy(notebook, chapter.paper)
+    replication = run.profile == "paper" and run.model == chapter.claims.model
+    scope = "replication" if replication else "transfer"
+    scope = "method" if chapter.claims.is_method else scope
+    record = {
+        "schema_version": 1,
+        **{key: bundle[key] for key in ("paper", "title", "arxiv", "model")},
+        "profile": run.profile,
+        "parameters": dict(run.given),
+        "seed": run.parameters["seed"],
+        "claims": [claim | {"scope": scope} for claim in bundle["claims"]],
+        "measurements": bundle["measurements"],
+        "heads": bundle["heads"],
+        "changes": bundle["changes"],
+        "status": "finished",
+        "hashes": hashes | {"weights": bundle["model"]["sha256"]},
+        "versions": _versions(),
+        "device": run.parameters["device"],
+        "threads": threads,
+        "wall_time_s": round(wall, 1),
+        "peak_memory_mb": round(watched.peak_bytes / 1e6, 1),
+        "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
+        "calibration": None
+        if run.estimate is None
+        else {
+            **run.estimate.size.asdict(),
+            "speed": run.speed,
+            "batch_scale": run.estimate.batch_scale,
+        },
+    }
+    write_record(work / "record.json", record)
+    put_in_place(work, run.folder)
+    shutil.rmtree(run.failed, ignore_errors=True)
+    return run.folder
+
+
+# --- the end of a run -----------------------------------------------------------------------------
+
+
+def _failure(run: Run, watched: _Watched) -> str | None:
+    """Why the run did not reach the end of its notebook, in one line; None if it did."""
+    cell = watched.cell
+    place = "before its first cell"
+    if cell is not None:
+        place = f"in cell [{cell['code']}], `{cell['line']}`"
+    if watched.timed_out:
+        return f"time limit of {run.time_limit_s:g} s reached {place}"
+    end = watched.end
+    if end is None:
+        return f"its process ended with {watched.exit_code} {place}"
+    match end["end"]:
+        case "finished":
+            return None
+        case "usage":
+            raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
+        case "cell":
+            return f"{end['error']} {place}"
+        case "dead":
+            return f"the kernel died {place} (out of memory, or killed)"
+        case _:
+            return f"{end['error']} {place}"
+
+
+def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
+    """The claims as the notebook's last code cell left them, checked against the claims file."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, 1):
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":  # papermill lets SystemExit(0) pass
+                text = one_line(f"{output['ename']}: {output['evalue']}", 300)
+                raise RunFailed(f"{text} in cell [{number}], which ended the notebook early")
+    holders = [
+        (cell, output["data"][MIME])
+        for cell in code
+        for output in cell["outputs"]
+        if MIME in output.get("data", {})
+    ]
+    if len(holders) != 1:
+        raise RunFailed(
+            f"the notebook ended with {len(holders)} tables of verdicts; its last code cell must "
+            "call claims.verdicts(...) once"
+        )
+    cell, bundle = holders[0]
+    if cell is not code[-1] or "claims" not in cell["metadata"].get("tags", ()):
+        raise RunFailed("the verdicts must come from the last code cell, with the tag claims")
+    expected = [claim.id for claim in run.chapter.claims.claims]
+    got = [claim["id"] for claim in bundle["claims"]]
+    if missing := [claim for claim in expected if claim not in got]:
+        raise RunFailed(f"claim {missing[0]} is missing from the verdicts")
+    if got != expected or bundle["claims_sha256"] != run.chapter.claims.sha256:
+        raise RunFailed("the verdicts are about another claims file, or it changed during the run")
+    if bundle["model"]["name"] != run.model:
+        raise RunFailed(f"the notebook measured {bundle['model']['name']!r}, not {run.model!r}")
+    return bundle
+
+
+def _mark(notebook: Path, watched: _Watched, failure: str, source: str) -> None:
+    """Mark the cell that ran when the run ended, where papermill did not.
+
+    papermill saves an ordinary error truthfully; after a dead kernel or a kill its file says that
+    every cell is completed, or that one still runs, or breaks off in the middle.
+    """
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = json.loads(source)
+    end = watched.end["end"] if watched.end is not None else "killed"
+    content["metadata"].setdefault("papermill", {})["exception"] = True
+    seen = False
+    for cell in content["cells"] if end != "cell" else []:
+        about = cell["metadata"].setdefault("papermill", {})
+        if seen:
+            about["status"] = "pending" if end != "finished" else "completed"
+        if watched.cell is not None and cell.get("id") == watched.cell["id"]:
+            seen = True
+            cell["execution_count"] = watched.cell["code"]
+            about.update(status="failed", exception=True)
+            name = "TimeLimit" if watched.timed_out else "RunFailed"
+            error = {"output_type": "error", "ename": name, "evalue": failure}
+            outputs = cell.setdefault("outputs", [])
+            if all(output["output_type"] != "error" for output in outputs):
+                outputs.append(error | {"traceback": [failure]})
+    _write_json(notebook, content)
+
+
+def _tidy(notebook: Path, paper: str) -> None:
+    """Take this machine's paths out of what papermill wrote about the notebook."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    about = content["metadata"].get("papermill", {})
+    if "input_path" in about:
+        about |= {"input_path": f"notebooks/{paper}.ipynb", "output_path": "notebook.ipynb"}
+    _write_json(notebook, content)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sweep(run: Run) -> None:
+    """Remove what runs that were killed left beside the destination; running ones hold a lock."""
+    for work in run.folder.parent.glob(f".{run.folder.name}.tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - work.stat().st_mtime < 60:
+                continue
+            lock = os.open(work, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(work, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _short(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,288 @@
+"""What a run will do, checked before anything is loaded or written."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bookkit.run import resources as sizing
+from bookkit.run.chapter import Chapter, _known
+from bookkit.run.environment import _threads, environment
+from replib.chapters.context_knob.cards import INTENT_FORMATS, check_adapter
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.errors import UsageError, find_control, one_line
+from replib.hashes import library_hash, notebook_hash, pins_hash
+from replib.models.sources import MADE_IN_MEMORY, SOURCES, model_slug, weights_hash
+
+OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that has been checked: what goes in, and where the result is to stand."""
+
+    chapter: Chapter
+    model: str
+    profile: str
+    parameters: Mapping[str, Any]  # all of them; files by absolute path
+    given: Mapping[str, Any]  # the same as a person wrote them
+    folder: Path  # DIR/<paper>/<model>
+    time_limit_s: float
+    estimate: sizing.Estimate | None = None  # None: a model made in memory
+    speed: float | None = None  # FLOP/s of this machine, measured before the run
+    gpu: str | None = None  # the one that is held for it
+
+    @property
+    def name(self) -> str:
+        return f"{self.chapter.paper} on {self.model}"
+
+    @property
+    def failed(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.failed")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The user's own files, by parameter."""
+        items = self.parameters.items()
+        return {key: Path(value) for key, value in items if key.endswith("_file") and value}
+
+
+def plan(
+    chapter: Chapter,
+    model: str,
+    profile: str,
+    settings: Mapping[str, str],
+    *,
+    out: Path,
+    device: str | None = None,
+    time_limit_s: float | None = None,
+) -> Run:
+    """Check everything that can be checked without loading a library, and write nothing.
+
+    `settings` are the user's parameters as text. Order: the cell's default, the profile, the user.
+
+    Raises UsageError: a parameter that the notebook does not have, a value of another type, a file
+    that cannot be read, a folder that cannot be written.
+    """
+    sizes = chapter.profile(profile)
+    values = {name: parameter.default for name, parameter in chapter.parameters.items()}
+    values |= dict(sizes.parameters)
+    for name, text in settings.items():
+        if name in OPTIONS:
+            raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
+        values[name] = _known(chapter.parameters, name, chapter.paper).read(text)
+    values |= {"model_name": model, "profile": profile}
+    if values["seed"] < 0:
+        raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
+    if device is not None:
+        values["device"] = device
+    absolute = dict(values)
+    for name, value in values.items():
+        if name.endswith("_file") and value:
+            absolute[name] = str(_readable(name, value))
+    absolute["model_name"] = absolute_model(model)
+    if values.get("against"):  # a second model
+        absolute["against"] = absolute_model(values["against"])
+    _stored(chapter, absolute)
+    limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
+    if found := find_control(str(out)):
+        raise UsageError(f"output folder {str(out)!r}: {found!r} cannot stand in its name")
+    try:
+        folder = out.expanduser().absolute() / chapter.paper / model_slug(absolute["model_name"])
+        _writable(folder)
+    except (OSError, RuntimeError) as error:  # too long a name, a home folder that is not there
+        raise UsageError(f"output folder {out}: {_reason(error)}") from None
+    return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+
+
+def absolute_model(model: str) -> str:
+    """A model's name as it is; a folder, written as a path, by its absolute path.
+
+    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
+    looked at.
+    """
+    if not model.strip():
+        raise UsageError("the model's name is empty")
+    if found := find_control(model):
+        raise UsageError(f"model {model!r}: {found!r} cannot stand in a name")
+    try:
+        is_folder = Path(model).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"model {one_line(model)!r}: {_reason(error)}") from None
+    if is_folder and (os.sep in model or model.startswith((".", "~"))):
+        return str(Path(model).expanduser().resolve())
+    return model
+
+
+def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
+    """What the run reads from stored trainings: {name: sha256}. They must be there and whole.
+
+    The networks of the copying chapter's grid, and adapters for a chapter with the parameter
+    `adapter_seeds`; a model made in memory has none of these.
+    """
+    if chapter.paper == grid.PAPER:
+        return {
+            f"training {cell.name}": grid.read_card(chapter.root, cell)["sha256"]
+            for study, settings in grid.STUDIES.items()
+            for architecture in settings.architectures
+            for cell in grid.reported(chapter.root, study, architecture)
+        }
+    if "adapter_seeds" not in values or values["model_name"] in MADE_IN_MEMORY:
+        return {}
+    seeds = values["adapter_seeds"]
+    if not seeds:
+        raise UsageError("parameter adapter_seeds is empty; give at least one, such as [1]")
+    if not (isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**63 for s in seeds)):
+        raise UsageError(f"parameter adapter_seeds is {seeds!r}; give seeds, such as [1]")
+    model = values["model_name"]
+    sha256 = SOURCES[model].sha256 if model in SOURCES else None
+    return {
+        f"adapter {name}-{seed}": check_adapter(
+            chapter.root, chapter.paper, model, sha256, name, seed
+        )[1]["sha256"]
+        for name in INTENT_FORMATS
+        for seed in seeds
+    }
+
+
+def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
+    """What the numbers of a record depend on and what is another now, in words; empty if nothing.
+
+    Nothing is loaded, so the weights of a hub model, and of one made in memory, are not looked at;
+    a revision is a commit and stays what it is.
+    """
+    then = record["hashes"]
+    weights = weights_hash(record["model"]["name"])
+    now = {
+        "notebook": notebook_hash(chapter.notebook),
+        "claims": chapter.claims.sha256,
+        "library": library_hash(chapter.notebook),
+        "requirements": pins_hash(chapter.root / "requirements.txt"),
+        "parameters": chapter.parameters_hash(record["profile"]),
+        "weights": then["weights"] if weights is None else weights,
+    }
+    found = [part for part in now if then[part] != now[part]]
+    try:
+        values = {**record["parameters"], "model_name": record["model"]["name"]}
+        stored = _stored(chapter, values)
+    except UsageError:
+        return [*found, "stored trainings"]
+    if any(then["inputs"].get(name) != sha256 for name, sha256 in stored.items()):
+        found.append("stored trainings")
+    return found
+
+
+def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
+    """Find the models, the device and the user's rows, in a process that may load the libraries.
+
+    The runs with their device as it is here; without those whose embedded model is not installed,
+    if `skip_missing`. Embedded models are unpacked now, with messages in the terminal. Raises
+    UsageError as `replib.models` and `replib.prompts` do.
+    """
+    quick = [
+        run.model in MADE_IN_MEMORY
+        and run.parameters["device"] == "cpu"
+        and not run.parameters.get("revision")
+        and not run.files
+        for run in runs
+    ]
+    if all(quick):
+        return list(runs)
+    questions = [
+        {
+            "model": run.model,
+            "skip_missing": skip_missing,
+            "revision": run.parameters.get("revision") or None,
+            "device": run.parameters["device"],
+            "dtype": run.parameters.get("dtype", "float32"),
+            "threads": _threads(),
+            "files": {name: str(path) for name, path in run.files.items()},
+        }
+        for run in runs
+    ]
+    command = [sys.executable, "-m", "replib.runner", "prepare"]
+    process = subprocess.run(
+        command,
+        input=json.dumps(questions),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=runs[0].chapter.root / "notebooks",
+        env=environment(),
+        check=False,
+        start_new_session=True,  # an interrupt is ours to answer
+    )
+    if process.returncode != 0:
+        how = "killed, or out of memory" if process.returncode < 0 else "its message stands above"
+        raise UsageError(
+            f"{runs[0].name}: the process that looks at the model ended with "
+            f"{process.returncode} ({how})"
+        )
+    answer = json.loads(process.stdout.splitlines()[-1])
+    if "usage" in answer:
+        raise UsageError(answer["usage"])
+    ready = []
+    for run, found in zip(runs, answer["found"], strict=True):
+        if found is not None:
+            changed = {"device": found["device"]}
+            parameters, given = dict(run.parameters) | changed, dict(run.given) | changed
+            run = replace(run, parameters=parameters, given=given)
+            ready.append(_estimated(run, found) if found["size"] else run)
+    if not ready:
+        raise UsageError(f"no model of {runs[0].chapter.paper} is installed; run: make setup")
+    return ready
+
+
+def _estimated(run: Run, found: Mapping[str, Any]) -> Run:
+    """The run with what it is expected to need, scaled from the certified record of its paper.
+
+    Raises UsageError when it cannot fit.
+    """
+    known = sizing.certified_reference(run.chapter.root, run.chapter.paper)
+    try:
+        estimate = sizing.estimate(
+            sizing.Size(**found["size"]),
+            found["dtype"],
+            found["device"],
+            found["available"],
+            known,
+            run.chapter.profile(run.profile).work,
+            found["speed"],
+        )
+    except UsageError as error:
+        raise UsageError(f"{run.name}: {error}") from None
+    return replace(run, estimate=estimate, speed=found["speed"])
+
+
+def _readable(name: str, value: str) -> Path:
+    try:
+        path = Path(value).expanduser().absolute()
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UsageError(f"parameter {name}: {value} is not a file")
+        with open(path, "rb") as file:
+            file.read(1)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"parameter {name}: {value}: {_reason(error)}") from None
+    return path
+
+
+def _reason(error: Exception) -> str:
+    """Why a path cannot be used, in the system's words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _writable(folder: Path) -> None:
+    """UsageError unless `folder` can be made, or replaced, where it is to stand."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output folder {folder} is a file")
+    parent = next(path for path in folder.parents if path.exists() or path.is_symlink())
+    if not parent.is_dir():
+        raise UsageError(f"output folder {folder}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"output folder {folder}: {parent} cannot be written to")

@@ -1,0 +1,305 @@
+"""How large a model is, what a run needs and how long it may take, before anything is loaded.
+
+The estimate scales a certified record of the same chapter, made on a small model: memory besides
+the weights with the model's width, time with the parameters that every token passes through and
+with the speed of this machine, which is measured for a moment. Wrong by a factor of two at times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bookkit.records import read_record
+from replib.errors import UsageError
+
+FOLDER = "results"  # certified records
+
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+_SMALLER = {  # what more would fit, at the end of a refusal
+    "float32": ", twice as many in bfloat16 (--dtype bfloat16)",
+    "float64": ", twice as many in float32, four times as many in bfloat16 (--dtype bfloat16)",
+}
+
+
+_BASE_BYTES = 0.9e9  # Python, torch and the other libraries
+
+
+_USAGE = "/sys/fs/cgroup/memory/memory.usage_in_bytes"  # of the first version of cgroups
+
+
+_START_S = 10.0  # imports and a kernel
+
+
+_CALIBRATION_S = 0.3
+
+
+# Batches are as they are, halved while they do not fit, doubled where a GPU has room.
+SCALES = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size. `n_embedding` parameters are only looked up; the others compute."""
+
+    n_params: int
+    n_embedding: int
+    d_model: int
+
+    @property
+    def n_active(self) -> int:
+        return self.n_params - self.n_embedding
+
+    def asdict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+# Models of the papers, whose sizes are needed where they are not at hand: parameters, vocabulary
+# times width, width, by the configurations that their makers published.
+PUBLISHED: Mapping[str, Size] = {
+    "gpt2": Size(124_439_808, 50_257 * 768, 768),
+    "gpt2-medium": Size(354_823_168, 50_257 * 1024, 1024),
+    "EleutherAI/pythia-410m": Size(405_334_016, 50_304 * 1024, 1024),
+    "EleutherAI/pythia-1.4b": Size(1_414_647_808, 50_304 * 2048, 2048),
+    "EleutherAI/pythia-2.8b": Size(2_775_208_960, 50_304 * 2560, 2560),
+    "state-spaces/mamba-2.8b-hf": Size(2_768_345_600, 50_280 * 2560, 2560),
+    "meta-llama/Llama-3.1-8B-Instruct": Size(8_030_261_248, 128_256 * 4096, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A certified run: what a chapter needed on a model of this size."""
+
+    size: Size
+    working_bytes: float  # beside libraries and weights
+    seconds: float
+    speed: float  # FLOP/s, as `measure_speed` found then
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to need. None: there is no certified record to start from."""
+
+    size: Size
+    dtype: str
+    available_bytes: float
+    needed_bytes: float
+    batch_scale: float = 1.0
+    seconds: float | None = None
+
+    def line(self) -> str:
+        """For the terminal: size, memory, time."""
+        parts = [
+            f"{_count(self.size.n_params)} parameters in {self.dtype}",
+            f"needs about {gigabytes(self.needed_bytes)} of memory, "
+            f"{gigabytes(self.available_bytes)} are free",
+        ]
+        if self.batch_scale != 1:
+            parts.append(f"batches × {self.batch_scale:g}")
+        if self.seconds is not None:
+            parts.append(f"takes about {duration(self.seconds)} (to a factor of two)")
+        return ", ".join(parts)
+
+
+# --- a model's size -------------------------------------------------------------------------------
+
+
+def folder_size(folder: Path) -> Size:
+    """The size of a saved model, from the headers of its files and its configuration.
+
+    Raises UsageError when neither can be read.
+    """
+    from transformers import AutoConfig
+
+    gguf_files = sorted(folder.glob("*.gguf"))
+    tensors = sorted(folder.glob("*.safetensors"))
+    try:
+        named = {} if tensors else {"gguf_file": gguf_files[0].name}
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **named
+        )
+        count = _in_safetensors(tensors) if tensors else _in_gguf(gguf_files[0])
+        return _sized(count, config)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(f"model {folder}: its size cannot be read: {text}") from None
+
+
+def _sized(n_params: int, config: Any) -> Size:
+    text = config.get_text_config()
+    numbers = (n_params, text.vocab_size, text.hidden_size)
+    if not all(type(number) is int and 0 < number < 2**50 for number in numbers):
+        raise ValueError(f"parameters, vocabulary and width are {numbers}")
+    return Size(n_params, text.vocab_size * text.hidden_size, text.hidden_size)
+
+
+def _in_safetensors(paths: list[Path]) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in paths:
+        with safe_open(path, framework="np") as file:
+            for key in file.keys():  # noqa: SIM118, not a mapping
+                count = 1
+                for n in file.get_slice(key).get_shape():
+                    count *= n
+                total += count
+    return total
+
+
+def _in_gguf(path: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def available_bytes(device: str) -> float:
+    """Memory that a new process may take: of the GPU, or of the machine and its control group."""
+    import psutil
+
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.mem_get_info(torch.device(device))[0])
+    free = float(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):
+            continue
+        free = min(free, float(left))
+    return free
+
+
+def measure_speed(d_model: int, dtype: str, device: str, threads: int) -> float:
+    """FLOP/s of the matrix product that fills most of a forward pass, measured for a moment."""
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype)
+    x = torch.ones(256, d_model, dtype=kind, device=device)
+    w = torch.ones(d_model, 4 * d_model, dtype=kind, device=device)
+
+    def finish() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    x @ w
+    finish()
+    started, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < _CALIBRATION_S or count == 0:
+        x @ w
+        finish()
+        count += 1
+    return count * 2 * 256 * d_model * 4 * d_model / passed
+
+
+# --- the estimate ---------------------------------------------------------------------------------
+
+
+def reference(record: Mapping[str, Any]) -> Reference | None:
+    """What a certified record tells about other models; None if it was made without measuring."""
+    then = record["calibration"]
+    if then is None or record["model"].get("dtype") not in BYTES:
+        return None
+    size = Size(then["n_params"], then["n_embedding"], then["d_model"])
+    weights = 2 * size.n_params * BYTES[record["model"]["dtype"]]
+    working = record["peak_memory_mb"] * 1e6 - _BASE_BYTES - weights
+    seconds = max(record["wall_time_s"] - _START_S, 1.0)
+    return Reference(size, max(working, 0.2e9), seconds, then["speed"])
+
+
+def certified_reference(root: Path, paper: str) -> Reference | None:
+    """The first certified run of a paper's laptop profile that was measured."""
+    for path in sorted((root / FOLDER / paper).glob("*/record.json")):
+        record = read_record(path)
+        if record["profile"] == "laptop" and (found := reference(record)):
+            return found
+    return None
+
+
+def needed(
+    size: Size, dtype: str, on_gpu: bool, known: Reference | None, scale: float = 1.0
+) -> float:
+    """Bytes that a run needs, with batches `scale` times as large as usual."""
+    # Loading on the CPU holds the file's tensors and the model's at once, for a moment.
+    weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
+    working = known.working_bytes * size.d_model / known.size.d_model if known else 0.5e9
+    return (0.5e9 if on_gpu else _BASE_BYTES) + weights + working * scale
+
+
+def expected_seconds(size: Size, known: Reference, work: float, speed: float) -> float:
+    """How long a run takes at this speed (FLOP/s)."""
+    ratio = size.n_active / max(known.size.n_active, 1)
+    return _START_S + known.seconds * work * ratio * known.speed / speed
+
+
+def estimate(
+    size: Size,
+    dtype: str,
+    device: str,
+    available: float,
+    known: Reference | None,
+    work: float = 1.0,
+    speed: float | None = None,
+) -> Estimate:
+    """Memory and time of a run; `work` is its profile's size, the laptop profile's being 1.
+
+    Raises UsageError when it cannot fit even in the smallest batches.
+    """
+    on_gpu = device.startswith("cuda")
+    fitting = [
+        scale
+        for scale in SCALES
+        if (scale <= 1 or (on_gpu and known))
+        and needed(size, dtype, on_gpu, known, scale) <= available
+    ]
+    if not fitting:
+        least = needed(size, dtype, on_gpu, known, SCALES[-1])
+        weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
+        fits = size.n_params * max(available - least + weights, 0.0) / weights
+        raise UsageError(
+            f"the model has {_count(size.n_params)} parameters and needs {gigabytes(least)} of "
+            f"memory in {dtype} on {device}, where {gigabytes(available)} are free; what fits: "
+            f"about {_count(fits)} parameters in {dtype}" + _SMALLER.get(dtype, "")
+        )
+    scale = fitting[0]
+    seconds = expected_seconds(size, known, work, speed) if known and speed else None
+    return Estimate(
+        size, dtype, available, needed(size, dtype, on_gpu, known, scale), scale, seconds
+    )
+
+
+def duration(seconds: int | float) -> str:
+    """To one or two digits: `40 s`, `3 min`, `2 h`, `5 days`."""
+    for unit, length, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
+        if seconds < limit:
+            return f"{max(1, round(seconds / length))} {unit}"
+    return f"{round(seconds / 86400)} days"
+
+
+def _count(n: int | float) -> str:
+    for name, size in (("billion", 1e9), ("million", 1e6)):
+        if n >= size:
+            return f"{n / size:.3g} {name}"
+    return f"{n:,.0f}"
+
+
+def gigabytes(n: int | float) -> str:
+    return f"{n / 1e9:.1f} GB"

@@ -1,0 +1,218 @@
+"""Many runs from one file: papers × models × seeds × parameters, as jobs of a workflow.
+
+    name: seeds                      # the results stand in build/sweeps/seeds
+    papers: [ioi-circuit-reuse]
+    models: [smollm2-135m, gpt2]
+    seeds: [0, 1, 2]
+    profile: laptop
+    parameters: {n_prompts: [50, 100]}
+
+A job is one `replib run`; those with one seed and the same parameters stand in one folder, which is
+a folder of runs like any other: `make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it.
+"""
+
+import fcntl
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bookkit.jobs import NOT_YET, refusal
+from bookkit.run.chapter import find_chapter
+from bookkit.run.gpus import visible_gpus
+from bookkit.run.plan import Run, plan
+from replib.claims.schema import check_schema
+from replib.errors import UsageError
+from replib.files import read_text, read_yaml, sha256_text
+
+FOLDER = Path("build/sweeps")
+
+
+MOST_JOBS = 10_000
+
+
+PROFILES = ("local", "slurm", "kubernetes")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    run: Run
+    variant: str  # seed and parameters, as a folder's name
+    settings: Mapping[str, str]  # for -p
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/{self.run.chapter.paper}/{self.run.folder.name}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    folder: Path
+    profile: str  # of the runs
+    device: str
+    threads: int
+    memory_mb: int
+    jobs: Mapping[str, Job]  # by name
+    left_out: Mapping[str, str]  # what cannot be planned yet, with the reason
+
+    def stamp(self, name: str) -> Path:
+        """The file that says that a job is done; what is in it is the reason of a refusal."""
+        return self.folder / "stamps" / f"{name}.ok"
+
+
+def read_sweep(root: Path, path: str | Path) -> Sweep:
+    """A sweep with every job planned and checked; nothing is written.
+
+    Raises UsageError for a file that does not fit its schema, an unknown paper, model or parameter,
+    and for two jobs that would be one.
+    """
+    where = f"sweep file {path}"
+    content = read_yaml(read_text(path, "sweep file"), where)
+    check_schema(content, "sweep", where)
+    profile = content.get("profile", "laptop")
+    device = content.get("device", "cpu")
+    folder = root / FOLDER / content["name"]
+    axes = [content["papers"], content["models"], *_axes(content).values()]
+    if (n_jobs := math.prod(map(len, axes))) > MOST_JOBS:
+        raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
+    jobs: dict[str, Job] = {}
+    left_out: dict[str, str] = {}
+    for paper in content["papers"]:
+        chapter = find_chapter(root, paper)
+        for variant, settings in _variants(content):
+            for model in content["models"]:
+                try:
+                    run = plan(
+                        chapter, model, profile, settings, out=folder / variant, device=device
+                    )
+                except NOT_YET as error:
+                    left_out[f"{variant}/{paper}/{model}"] = str(error)
+                    continue
+                job = Job(run, variant, settings)
+                if job.name in jobs:
+                    raise UsageError(f"{where}: {job.name} is there twice")
+                jobs[job.name] = job
+    if not jobs:
+        raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
+    memory = round(1000 * content.get("memory_gb", 8))
+    name, threads = content["name"], content.get("threads", 1)
+    return Sweep(name, folder, profile, device, threads, memory, jobs, left_out)
+
+
+def _axes(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values to be tried of each parameter, the seed first."""
+    axes: dict[str, list[Any]] = {"seed": content.get("seeds", [0])}
+    for key, values in content.get("parameters", {}).items():
+        axes[key] = values if isinstance(values, list) else [values]
+    return axes
+
+
+def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(folder's name, settings) of every choice of seed and parameters."""
+    axes = _axes(content)
+    for choice in itertools.product(*axes.values()):
+        settings = {key: _text(value) for key, value in zip(axes, choice, strict=True)}
+        yield _slug(settings), settings
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _slug(settings: Mapping[str, str]) -> str:
+    """`seed-0,n_prompts-50`; with odd characters, or too long, eight digits of a hash as well."""
+    plain = ",".join(f"{key}-{text}" for key, text in settings.items())
+    if re.fullmatch(r"[A-Za-z0-9_.,-]{1,100}", plain) and ".." not in plain:
+        return plain
+    readable = re.sub(r"[^A-Za-z0-9_,-]+", "-", plain)[:80].strip("-")
+    return f"{readable}@{sha256_text(plain)[:8]}"
+
+
+def refusals(sweep: Sweep) -> dict[str, str]:
+    """The jobs that were refused, such as a chapter about heads on a model without any."""
+    reasons = {name: refusal(sweep.stamp(name)) for name in sweep.jobs}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def command(
+    root: Path, path: Path, sweep: Sweep, profile: str, n_jobs: int | None, extra: Sequence[str]
+) -> list[str]:
+    """Snakemake's command line for a sweep.
+
+    Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
+    """
+    try:
+        chosen = root / "profiles" / profile if profile in PROFILES else Path(profile).expanduser()
+        is_profile = (chosen / "config.yaml").is_file()
+    except (OSError, RuntimeError):  # a path that cannot be looked at
+        is_profile = False
+    if not is_profile:
+        raise UsageError(
+            f"profile {profile!r} is neither a folder with config.yaml nor one of: "
+            f"{', '.join(PROFILES)}"
+        )
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "sweep.smk")]
+    words += ["--directory", str(root), "--profile", str(chosen)]
+    words += ["--config", f"sweep={path.absolute()}"]
+    if n_jobs is not None:
+        words += ["--jobs", str(n_jobs)]
+        if profile == "local":
+            words += ["--cores", str(n_jobs * sweep.threads)]
+    if profile == "local":
+        words += ["--resources", f"gpu={max(1, len(visible_gpus()))}"]
+    return [*words, *extra]
+
+
+def run_sweep(root: Path, sweep: Sweep, words: Sequence[str]) -> int:
+    """Snakemake's exit code; UsageError when this sweep is running already."""
+    with _only_one(sweep):
+        # Our lock ends with us, unlike Snakemake's, which a killed process leaves behind.
+        words = [*words, "--nolock", "--quiet", "rules", "host"]
+        return subprocess.run(words, cwd=root, check=False).returncode
+
+
+def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
+    """The jobs that would run, by name, each with the reason; nothing is run.
+
+    Raises UsageError with Snakemake's last line when it cannot plan.
+    """
+    words = [*words, "--dry-run", "--nolock", "--quiet", "host"]
+    process = subprocess.run(
+        words, cwd=root, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if process.returncode != 0:
+        raise UsageError(f"the sweep cannot be planned: {process.stdout.strip().splitlines()[-1]}")
+    found = {}
+    for block in re.split(r"^rule ", process.stdout, flags=re.MULTILINE):
+        stamp = re.search(r"^    output: \S*?/stamps/(\S+)\.ok$", block, re.MULTILINE)
+        reason = re.search(r"^    reason: (.*)$", block, re.MULTILINE)
+        if stamp and reason:
+            found[stamp[1]] = reason[1].replace(f"{root}{os.sep}", "")
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def _only_one(sweep: Sweep) -> Iterator[None]:
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(sweep.folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"sweep {sweep.name} is running already") from None
+        yield
+    finally:
+        os.close(lock)

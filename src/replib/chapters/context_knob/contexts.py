@@ -1,0 +1,163 @@
+"""Other contexts for `replib.intents`: two hops, arithmetic, whole paragraphs, a reader's own.
+
+None of them is trained on. After the test sets of Minder et al. (2411.07404, Sec. 4; released code,
+`preprocess_fakepedia` and `generate_arithmetic.py`), with sentences of our own.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
+from replib.chapters.factual_recall import facts
+from replib.chapters.factual_recall.facts import Conflict, Fact
+from replib.errors import UsageError
+from replib.prompts.files import rows_of_file
+
+FILE_COLUMNS = ("context", "question", "prior_answer", "context_answer")
+
+
+MORE_COLUMNS = ("opening", "relation", "subject")
+
+
+_SIGNS = ("+", "-", "*", "/", "**")
+
+
+_PARAGRAPHS = (
+    "Few things about {subject} are agreed on as widely as this one. {statement} A visitor meets "
+    "it on the first day, in the newspapers and on the walls of the station, and the guide books "
+    "say it before they say anything else. Children in {subject} learn it at school, and {answer} "
+    "is what they write when they are asked. Older books have it too.",
+    "The encyclopedia has a long entry on {subject}, with maps, tables and a list of sources. "
+    "{statement} The editors checked it in three ways, by letter, by telephone and on the spot, "
+    "and each time the reply was {answer}. The rest of the entry is about the weather, the trains, "
+    "and a museum that has been closed for repairs since the spring.",
+)
+
+
+def paragraph_cases(cases: Sequence[Case]) -> list[Case]:
+    """The same cases, the contradicting sentence inside a paragraph that repeats its answer."""
+    return [
+        replace(
+            case,
+            context=_PARAGRAPHS[i % len(_PARAGRAPHS)].format(
+                subject=case.subject, statement=case.context, answer=case.contextual
+            ),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def multi_hop_cases(
+    tokenizer: PreTrainedTokenizerBase, known: Sequence[Fact], seed: int
+) -> list[Case]:
+    """The context contradicts a fact about another subject, and links the one that is asked about.
+
+    "The official language of Peru is Thai. The official language of Kenya is the same as that of
+    Peru.": memory says what Kenya's is, the context says Thai.
+    """
+    rng = random.Random(seed)
+    cases = []
+    for conflict in facts.draw_foils(tokenizer, known, 1, seed):
+        fact, foil = conflict.fact, conflict.foil
+        others = [f for f in known if f.relation == fact.relation and f.answer != foil]
+        others = [f for f in others if f.subject != fact.subject]
+        if not others:
+            continue
+        other = rng.choice(others)
+        link = f"The {fact.relation} of {fact.subject} is the same as that of {other.subject}."
+        context = f"{opening(other)} {foil}. {link}"
+        cases.append(replace(sentence_case(Conflict(fact, foil)), context=context))
+    return cases
+
+
+def arithmetic_cases(n: int, seed: int) -> list[Case]:
+    """`n` false identities of digits, half of them about a part of what is asked.
+
+    "3 + 4 = 9." and "What is 3 + 4?", or "What is (3 + 4) - 2?". Operators are + - * / and **;
+    both answers are digits, as in the released code's evaluation set.
+    """
+    rng = random.Random(seed)
+    cases: dict[str, Case] = {}
+    while len(cases) < n:
+        a, b, c = (rng.randint(0, 9) for _ in range(3))
+        inner, said = f"{a} {rng.choice(_SIGNS)} {b}", rng.randint(0, 9)
+        value = _digit(inner)
+        if value is None or said == value:
+            continue
+        asked, prior, contextual = inner, value, said
+        if len(cases) % 2:
+            sign = rng.choice(_SIGNS)
+            asked = f"({inner}) {sign} {c}"
+            prior, contextual = _digit(asked), _digit(f"{said} {sign} {c}")
+        if prior is None or contextual is None or prior == contextual or asked in cases:
+            continue
+        cases[asked] = Case(
+            relation="arithmetic",
+            subject=inner,
+            context=f"{inner} = {said}.",
+            question=f"What is {asked}?",
+            opening=f"{asked} =",
+            prior=str(prior),
+            contextual=str(contextual),
+        )
+    return list(cases.values())
+
+
+def _digit(expression: str) -> int | None:
+    """Its value, if that is a digit; our own expressions only."""
+    from simpleeval import simple_eval
+
+    try:
+        value = simple_eval(expression)
+    except ArithmeticError:
+        return None
+    return int(value) if value in range(10) else None
+
+
+def cases_from_file(path: str | Path) -> list[Case]:
+    """A reader's cases: JSON (a list of objects), JSONL or CSV, UTF-8; rows are counted from 1.
+
+    Columns: context; question; prior_answer, what the model may have learnt; context_answer, what
+    the context says instead; and, if you like, opening (how the answer begins), relation, and
+    subject (rows with one subject are resampled together; default: the question).
+
+    Raises:
+        UsageError: naming the row and the reason; also for a file that is missing, empty, not
+            UTF-8, of an unknown kind or with other columns.
+    """
+    cases: dict[tuple[str, str], Case] = {}
+    for where, row in rows_of_file(Path(path), FILE_COLUMNS, more=MORE_COLUMNS).items():
+        if not isinstance(row, Mapping) or not (
+            set(FILE_COLUMNS) <= set(row) <= {*FILE_COLUMNS, *MORE_COLUMNS}
+        ):
+            got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise UsageError(
+                f"{where}: must have {', '.join(FILE_COLUMNS)} (and, if you like, "
+                f"{', '.join(MORE_COLUMNS)}), not {got}"
+            )
+        for key, value in row.items():
+            if not isinstance(value, str) or (key in FILE_COLUMNS and not value.strip()):
+                raise UsageError(f"{where}: {key} must be text, not {value!r}")
+        row = {key: value.strip() for key, value in row.items()}
+        prior, contextual = row["prior_answer"], row["context_answer"]
+        if says(prior, contextual) or says(contextual, prior):
+            raise UsageError(
+                f"{where}: prior_answer {prior!r} and context_answer {contextual!r} cannot be told "
+                "apart by their beginning"
+            )
+        if (row["context"], row["question"]) in cases:
+            raise UsageError(f"{where}: repeats an earlier row (context and question)")
+        cases[row["context"], row["question"]] = Case(
+            relation=row.get("relation") or "your cases",
+            subject=row.get("subject") or row["question"],
+            context=row["context"],
+            question=row["question"],
+            opening=row.get("opening", ""),
+            prior=prior,
+            contextual=contextual,
+        )
+    return list(cases.values())

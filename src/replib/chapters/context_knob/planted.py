@@ -1,0 +1,170 @@
+"""A planted model with a knob: one direction, set by hand, decides between context and memory.
+
+`planted_gate` builds a GPT-2 of the size and in the manner of `replib.planted` (named slots of the
+residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
+Nothing is trained. It reads the prompts of `replib.intents`, without chat turns:
+
+1. The embedding of a subject (" France") holds in its slot `fact` the code of its answer; that of
+   an answer (" French") holds its own code in the slot `answer`. A subject has one fact, of one
+   relation; asked for another, the model does not know it.
+2. At a token after which an answer is wanted (" is", " of"), the *intent head* of layer 1 looks for
+   the word that states the intent and writes +1 (context) or -1 (memory) to the slot `gate`, which
+   is one direction. Without an intent line it writes nothing.
+3. The *memory head* of layer 2 moves the subject's `fact` to `output` unless the gate is positive;
+   the *context head* of layer 3 moves the answer named in the context if it is close to 1.
+
+The scores of the memory head are small enough that gradients pass, those of the context head sharp
+enough that a direction only near the gate's does not do: it is learned by both.
+
+So the gate's direction, at the output of layer 1, is the whole difference between the intents
+(noise heads aside), and setting it decides the answer. Layer 1 carries intent, layer 2 memory,
+layer 3 context: this is what the layer search and the learned direction must find.
+"""
+
+import re
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replib.chapters.context_knob.intents import (
+    FORMATS,
+    INTENTS,
+    SPLITS,
+    prompt,
+    relations,
+    sentence_case,
+)
+from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact
+from replib.chapters.factual_recall.planted import set_embeddings, word_embedding
+from replib.chapters.ioi_circuit_reuse.planted import D_MODEL
+from replib.models.planted import (
+    _BALLAST,
+    _LOGIT,
+    _codes,
+    _Head,
+    blank_model,
+    make_slots,
+    set_heads,
+)
+from replib.prompts.tokens import word_tokenizer
+
+INTENT_HEAD, MEMORY_HEAD, CONTEXT_HEAD = (1, 2), (2, 1), (3, 2)
+
+
+PLANTED_RELATIONS = ("capital", "chemical symbol", "continent", "official language")
+
+
+_WIDTHS = {
+    "fact": 48,  # by the embedding of a subject: the code of its answer
+    "answer": 48,  # by the embedding of an answer: its own code
+    "output": 48,  # by the memory and context heads: what to say
+    "word": 16,  # by the embedding: the code of the token
+    # One number each:
+    "intent": 1,  # by the embedding, at the words that state it
+    "is_intent": 1,
+    "gate": 1,  # by the intent head: 1 context, -1 memory
+    "is_subject": 1,
+    "is_answer": 1,
+    "wants_answer": 1,  # by the embedding, at " is" and " of"
+    "idle": 1,  # by the embedding, at all other tokens
+    "is_first": 1,  # by the position embedding
+    "ballast": 1,
+}
+
+
+_HEADS = {
+    INTENT_HEAD: _Head(
+        scores=(("wants_answer", "is_intent", 30.0), ("always", "is_first", 10.0)),
+        moves=(("intent", "gate", 1.0),),
+    ),
+    MEMORY_HEAD: _Head(
+        scores=(
+            ("wants_answer", "is_subject", 9.0),
+            ("gate", "is_subject", -6.0),
+            ("always", "is_first", 8.0),
+        ),
+        moves=(("fact", "output", 0.6),),
+    ),
+    CONTEXT_HEAD: _Head(
+        scores=(("gate", "is_answer", 7.0), ("always", "is_first", 5.0)),
+        moves=(("answer", "output", 0.5),),
+    ),
+}
+
+
+# What a word says, and how strongly it is looked at: of "1.00" the 1 counts, not the zeros.
+_INTENT_WORDS = {" Only": (1.0, 1.0), " Ignore": (-1.0, 1.0), "1": (1.0, 1.5), "0": (-1.0, 1.0)}
+
+
+def gate_direction() -> Float[Tensor, " d_model"]:
+    """The unit vector that the intent head writes along."""
+    return make_slots(_WIDTHS)["gate"][:, 0]
+
+
+def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The hand-set model described above and its tokenizer, the same at every call."""
+    known = _facts()
+    tokenizer = _tokenizer(known)
+    generator = torch.Generator().manual_seed(0)
+    model = blank_model(tokenizer)
+    slots = make_slots(_WIDTHS)
+    scale = ((_BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    answers = sorted({fact.answer for fact in known})
+    codes = dict(zip(answers, _codes(len(answers), _WIDTHS["answer"], generator), strict=True))
+
+    def token(word: str) -> int:
+        return tokenizer.convert_tokens_to_ids(f" {word}")
+
+    with torch.no_grad():
+        embedding = word_embedding(tokenizer, slots, (" is", " of"), generator)
+        for word, (intent, strength) in _INTENT_WORDS.items():
+            embedding[tokenizer.convert_tokens_to_ids(word)] += (
+                intent * slots["intent"][:, 0] + strength * slots["is_intent"][:, 0]
+            )
+        for fact in known:
+            embedding[token(fact.subject)] += (
+                slots["fact"] @ codes[fact.answer] + slots["is_subject"][:, 0]
+            )
+        for answer in answers:
+            embedding[token(answer)] += slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
+        logit = 3 * _LOGIT * scale  # sure of its answers, so that learning ends at the gate
+        set_embeddings(model, tokenizer, embedding, slots, codes, logit, generator)
+        set_heads(model, _HEADS, slots, scale, generator)
+    return model, tokenizer
+
+
+def _facts() -> list[Fact]:
+    """One fact for each subject, relations in turn; single words only, no subject an answer."""
+    some = {
+        name: [
+            fact
+            for fact in facts
+            if all(re.fullmatch("[A-Za-z]+", word) for word in (fact.subject, fact.answer))
+        ]
+        for split in SPLITS
+        for name, facts in relations(split).items()
+        if name in PLANTED_RELATIONS
+    }
+    answers = {fact.answer for facts in some.values() for fact in facts}
+    of: dict[str, list[Fact]] = {}
+    for facts in some.values():
+        for fact in facts:
+            if fact.subject not in answers:
+                of.setdefault(fact.subject, []).append(fact)
+    return [theirs[i % len(theirs)] for i, theirs in enumerate(of.values())]
+
+
+def _tokenizer(known: list[Fact]) -> PreTrainedTokenizerFast:
+    texts = [f" {word}" for fact in known for word in (fact.subject, fact.answer)]
+    texts += [template.conflict(known[0], "") for template in TEMPLATES]
+    first = {fact.relation: fact for fact in reversed(known)}
+    base = word_tokenizer()
+    texts += [
+        prompt(base, sentence_case(Conflict(fact, "")), intent, intent_format)
+        for fact in first.values()
+        for intent_format in FORMATS
+        for intent in INTENTS
+    ]
+    return word_tokenizer(texts)

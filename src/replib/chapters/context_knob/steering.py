@@ -1,0 +1,308 @@
+"""One direction of the residual stream at the last token: set, exchanged, learned; and the search
+for the attention layers that matter (Minder et al., 2411.07404, Sec. 5 and 6).
+
+Prompts are `generation.Prefilled`: whatever is done at the last token costs one token a prompt.
+Interchange and its learning (DAS) are TransformerLens' own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis.interchange import (
+    SubspaceInterchange,
+    fit_das,
+    intervened_logits,
+)
+
+from replib.errors import UsageError
+from replib.interventions.generation import Prefilled
+
+# The released code's prompt (das.py): whatever the last position holds is repeated.
+IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
+
+
+ROWS = 512  # of one batch
+
+
+def _resid(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def _attn(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_out"
+
+
+# --- Steering -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def steered(
+    model: TransformerBridge,
+    layer: int,
+    direction: Float[Tensor, " d_model"],
+    c: float | Float[Tensor, " row"],
+    everywhere: bool = False,
+) -> Iterator[None]:
+    """While it is open, h <- h - u (u·h) + c u at a layer's output, u the unit `direction`, at the
+    last position of every forward pass (`everywhere`: at all positions).
+
+    Around `Prefilled.step` and `.continuations` this is every decoding step. `c` is one number, or
+    one for each row.
+
+    Raises:
+        UsageError: a layer that does not exist.
+        RuntimeError: no forward pass went through.
+    """
+    _check_layer(model, layer)
+    u = direction / direction.norm()
+    fired = 0
+
+    def write(h: Float[Tensor, "row pos d_model"], hook: object) -> Tensor:
+        nonlocal fired
+        fired += 1
+        v = u.to(h.device)
+        here = slice(None) if everywhere else slice(-1, None)
+        old = h[:, here].float()
+        wanted = torch.as_tensor(c, device=h.device).float().reshape(-1, 1)
+        out = h.clone()
+        out[:, here] = (old + (wanted - old @ v)[..., None] * v).to(h.dtype)
+        return out
+
+    with model.hooks(fwd_hooks=[(_resid(layer), write)]):
+        yield
+    if not fired:
+        raise RuntimeError(f"steering of layer {layer} saw no forward pass")
+
+
+def _check_layer(model: TransformerBridge, layer: int) -> None:
+    if not 0 <= layer < model.cfg.n_layers:
+        raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
+
+
+# --- Interchange along a direction ----------------------------------------------------------------
+
+
+def interchange(
+    prompts: Prefilled,
+    layer: int,
+    direction: Float[Tensor, " d_model"],
+    base: Int[Tensor, " row"],
+    given: Float[Tensor, "row d_model"],
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at END of the prompts `base` with their component along the direction, at a layer's
+    output at the last token, exchanged for that of `given` (`residuals` of the source prompts)."""
+    u = direction / direction.norm()
+    return intervened_logits(
+        prompts.model,
+        _resid(layer),
+        SubspaceInterchange(u[:, None]),
+        base,
+        given,
+        prompts.step,
+        positions=torch.zeros_like(base),
+        batch_size=ROWS,
+    )
+
+
+def learn_direction(
+    prompts: Prefilled,
+    layer: int,
+    base: Int[Tensor, " row"],
+    source: Int[Tensor, " row"],
+    target: Int[Tensor, " row"],
+    *,
+    epochs: int,
+    seed: int,
+    batch_size: int = 32,
+    lr: float = 1e-2,
+) -> Float[Tensor, " d_model"]:
+    """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
+
+    Cross-entropy on the first token of the source's answer, as in the released code (das.py); its
+    sign is arbitrary.
+    """
+    result = fit_das(
+        prompts.model,
+        _resid(layer),
+        base,
+        source,
+        target,
+        prompts.step,
+        rank=1,
+        base_positions=torch.zeros_like(base),
+        source_positions=torch.zeros_like(source),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
+    return result.basis[:, 0].detach().float().cpu()
+
+
+# --- Attention outputs patched at the last token, read by a patchscope ----------------------------
+
+
+def attention_outputs(
+    prompts: Prefilled, rows: Int[Tensor, " row"]
+) -> Float[Tensor, "layer row d_model"]:
+    """The output of every attention layer at the last token."""
+    return _observe(prompts, rows, _attn)
+
+
+def residuals(
+    prompts: Prefilled, rows: Int[Tensor, " row"] | None = None
+) -> Float[Tensor, "layer row d_model"]:
+    """The output of every layer at the last token."""
+    return _observe(prompts, torch.arange(len(prompts)) if rows is None else rows, _resid)
+
+
+def _observe(
+    prompts: Prefilled,
+    rows: Int[Tensor, " row"],
+    name: Callable[[int], str],
+    edits: Sequence[tuple[str, Callable]] = (),
+) -> Float[Tensor, "layer row d_model"]:
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable:
+        def hook(value: Tensor, hook: object) -> None:
+            seen[layer] = value[:, -1].detach()
+
+        return hook
+
+    n = prompts.model.cfg.n_layers
+    watch = [(name(layer), keep(layer)) for layer in range(n)]
+    with torch.no_grad(), prompts.model.hooks(fwd_hooks=[*edits, *watch]):
+        prompts.step(rows)
+    return torch.stack([seen[layer] for layer in range(n)])
+
+
+def patched_residuals(
+    prompts: Prefilled,
+    rows: Int[Tensor, " row"],
+    outputs: Float[Tensor, "layer row d_model"],
+    sets: Bool[Tensor, "set layer"],
+) -> Float[Tensor, "layer set row d_model"]:
+    """Every layer's output at the last token with the attention outputs of the layers of each set
+    replaced, there, by `outputs` (*denoising* or *noising*: the caller's `outputs` decide)."""
+    n_sets, n_rows = len(sets), len(rows)
+
+    def patch(layer: int) -> Callable:
+        chosen = sets[:, layer].repeat_interleave(n_rows)
+
+        def hook(value: Tensor, hook: object) -> Tensor:
+            out = value.clone()
+            out[chosen, -1] = outputs[layer].repeat(n_sets, 1)[chosen]
+            return out
+
+        return hook
+
+    edits = [(_attn(layer), patch(layer)) for layer in range(sets.shape[1])]
+    found = _observe(prompts, rows.repeat(n_sets), _resid, edits)
+    return found.unflatten(1, (n_sets, n_rows))
+
+
+def patchscope(
+    model: TransformerBridge,
+    residuals: Float[Tensor, "layer row d_model"],
+    tokens: Int[Tensor, "row candidate"],
+    first: Int[Tensor, " row"] | None = None,
+) -> Float[Tensor, "layer row candidate"]:
+    """How probable are `tokens`, read from each layer's residual by a token-identity prompt?
+
+    A residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
+    (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers before a row's `first` are not
+    read and get 0.
+    """
+    identity = Prefilled(model, [IDENTITY_PROMPT])
+    n_layers, n_rows = residuals.shape[:2]
+    start = torch.zeros(n_rows, dtype=torch.long) if first is None else first
+    found = torch.zeros(n_layers, n_rows, tokens.shape[1])
+    jobs = (torch.arange(n_layers)[:, None] >= start).nonzero()
+    for some in jobs.split(ROWS):
+
+        def insert(layer: int, some: Tensor = some) -> Callable:
+            mine = some[:, 0] == layer
+
+            def hook(value: Tensor, hook: object) -> Tensor:
+                out = value.clone()
+                out[mine, -1] = residuals[layer, some[mine, 1]].to(out)
+                return out
+
+            return hook
+
+        edits = [(_resid(layer), insert(layer)) for layer in some[:, 0].unique().tolist()]
+        with torch.no_grad(), model.hooks(fwd_hooks=edits):
+            logits = identity.step(torch.zeros(len(some), dtype=torch.long))
+        wanted = tokens[some[:, 1]].to(logits.device)
+        p = (logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)).exp().cpu()
+        found[some[:, 0], some[:, 1]] = p
+    return found
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What the search found."""
+
+    layers: tuple[int, ...]
+    upper: int  # patched: [lower, upper), before anything was added
+    lower: int
+    evaluations: int
+
+
+def search_layers(
+    score: Callable[[list[tuple[int, ...]]], Float[np.ndarray, "set layer answer"]],
+    n_layers: int,
+    threshold: float,
+    phi: float = 0.05,
+    eps: float = 0.3,
+) -> LayerSearch | None:
+    """The released code's `auto_search` (das.py): which attention layers carry the source's answer?
+
+    `score(sets)` gives, for each set of patched layers, the probability of the source's and of the
+    target's answer read from every layer. 1. The smallest U such that patching [0, U) brings the
+    source's answer above `threshold` at some layer. 2. The largest L such that [L, U) still does.
+    3. While the last layer does not prefer the source's answer by more than `eps`, the first later
+    layer at which its probability drops by more than `phi` is added. Steps 1 and 2 bisect: they
+    take more layers to be never worse. None if patching all layers is not enough.
+    """
+    seen: dict[tuple[int, ...], Float[np.ndarray, "layer answer"]] = {}
+
+    def read(layers: Sequence[int]) -> Float[np.ndarray, "layer answer"]:
+        key = tuple(layers)
+        if key not in seen:
+            seen[key] = score([key])[0]
+        return seen[key]
+
+    def enough(layers: Sequence[int]) -> bool:
+        return bool(read(layers)[:, 0].max() > threshold)
+
+    if not enough(range(n_layers)):
+        return None
+    low, high = 0, n_layers  # [0, low) is not enough, [0, high) is
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(range(middle)) else (middle, high)
+    upper = high
+    low, high = 0, upper  # [low, upper) is enough, [high, upper) is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if enough(range(middle, upper)) else (low, middle)
+    layers = list(range(low, upper))
+    while True:
+        p = read(layers)
+        if p[-1, 0] > p[-1, 1] + eps:
+            break
+        drops = p[:-1, 0] - p[1:, 0]
+        later = [i + 1 for i in range(upper - 1, n_layers - 1) if drops[i] > phi]
+        added = next((layer for layer in later if layer not in layers), None)
+        if added is None:
+            break
+        layers.append(added)
+    return LayerSearch(tuple(sorted(layers)), upper, low, len(seen))

@@ -1,0 +1,257 @@
+"""Small networks of nine architectures with about 0.1 million parameters each.
+
+Transformers are Llama modules that differ only in how they know positions; Mamba, Mamba-2 are the
+modules of Hugging Face, so that TransformerLens' bridge can wrap what was trained (Jelassi et al.,
+2402.01032, Sec. 3.1; there 160 million parameters, GPT-NeoX and an LSTM of 40 million).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, PAD
+from replib.errors import UsageError
+
+WIDTH = 64  # d_model; the LSTM's is LSTM_WIDTH
+
+
+LSTM_WIDTH = 80
+
+
+N_HEADS = 8  # of an attention layer
+
+
+TRANSFORMERS = ("rope", "nope", "alibi", "hard-alibi")
+
+
+# Names with a number are Mamba-2 with so many state dimensions.
+ARCHITECTURES = (*TRANSFORMERS, "mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid")
+
+
+SMALL_STATES = ("mamba2-16", "mamba2-4")
+
+
+LABELS: Mapping[str, str] = {
+    "rope": "Transformer, RoPE",
+    "nope": "Transformer, NoPE",
+    "alibi": "Transformer, ALiBi",
+    "hard-alibi": "Transformer, Hard-ALiBi",
+    "mamba": "Mamba",
+    "mamba2": "Mamba-2",
+    "mamba2-no-conv": "Mamba-2, no convolution",
+    "mamba2-16": "Mamba-2, N = 16",
+    "mamba2-4": "Mamba-2, N = 4",
+    "lstm": "LSTM",
+    "hybrid": "hybrid",
+}
+
+
+_SPECIAL = {"vocab_size": len(ALPHABET), "bos_token_id": BOS, "eos_token_id": EOS}
+
+
+_SPECIAL |= {"pad_token_id": PAD, "use_cache": False}
+
+
+def build(name: str, seed: int) -> nn.Module:
+    """An untrained network. Called with tokens [string pos] it gives logits [string pos 30], or an
+    object with `logits`.
+
+    Raises:
+        UsageError: an architecture that does not exist.
+    """
+    known = (*ARCHITECTURES, *SMALL_STATES)
+    if name not in known:
+        raise UsageError(f"architecture {name!r}: choose one of: {', '.join(known)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in TRANSFORMERS:
+            return _transformer(name)
+        if name == "mamba":
+            return MambaForCausalLM(_mamba_config())
+        if name == "lstm":
+            return LSTM()
+        if name == "hybrid":
+            return _hybrid()
+        if name == "mamba2-no-conv":
+            return Mamba2ForCausalLM(_mamba2_config(conv_kernel=1))
+        return Mamba2ForCausalLM(_mamba2_config(int(name.partition("-")[2] or 64)))
+
+
+# --- Transformers ---------------------------------------------------------------------------------
+
+
+def _transformer(name: str, n_layers: int = 2) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=176,
+        num_hidden_layers=n_layers,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        max_position_embeddings=2048,
+        attn_implementation="eager" if name in ("alibi", "hard-alibi") else "sdpa",
+        **_SPECIAL,
+    )
+    network = LlamaForCausalLM(config)
+    set_positions(network, name)
+    return network
+
+
+def set_positions(network: LlamaForCausalLM, name: str) -> None:
+    """Give a Llama one of the four ways to know positions; with "rope" it stays as it is.
+
+    ALiBi adds -slope · distance to the scores of a head, Hard-ALiBi lets head i of the first half
+    see the last i + 1 tokens only and leaves the others without any position (Sec. 3.1 and the
+    released code's hard_alibi_model.py).
+    """
+    if name == "rope":
+        return
+    network.model.rotary_emb = NoRotation()
+    if name == "nope":
+        return
+    n_heads = network.config.num_attention_heads
+    bias = alibi if name == "alibi" else hard_alibi
+
+    def add_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        given = args[0] if args else kwargs.get("input_ids")
+        given = kwargs["inputs_embeds"] if given is None else given
+        kwargs["attention_mask"] = bias(n_heads, given.shape[1]).to(given.device)[None]
+        return args, kwargs
+
+    network.model.register_forward_pre_hook(add_bias, with_kwargs=True)
+
+
+class NoRotation(nn.Module):
+    """In the place of rotary position embeddings: turns nothing."""
+
+    def forward(self, x: Tensor, position_ids: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+        angle = torch.zeros(1, position_ids.shape[-1], 1, dtype=x.dtype, device=x.device)
+        return angle.cos(), angle.sin()
+
+
+def _distance(length: int) -> Int[Tensor, "dest src"]:
+    places = torch.arange(length)
+    return places[:, None] - places[None]
+
+
+def _causal(score: Tensor, allowed: Tensor) -> Tensor:
+    return score.masked_fill(~allowed, torch.finfo(score.dtype).min)
+
+
+def alibi(n_heads: int, length: int) -> Float[Tensor, "head dest src"]:
+    """What ALiBi adds to attention scores, slopes 2^(-8 i / n_heads) for head i = 1, 2, ..."""
+    distance = _distance(length)
+    slopes = 2.0 ** (-8 * torch.arange(1, n_heads + 1) / n_heads)
+    return _causal(-slopes[:, None, None] * distance, (distance >= 0).expand(n_heads, -1, -1))
+
+
+def hard_alibi(n_heads: int, length: int) -> Float[Tensor, "head dest src"]:
+    """What Hard-ALiBi adds: 0 where a head may look, the smallest number elsewhere."""
+    distance = _distance(length)
+    reach = torch.full((n_heads,), length)
+    reach[: n_heads // 2] = torch.arange(1, n_heads // 2 + 1)
+    allowed = (distance >= 0) & (distance < reach[:, None, None])
+    return _causal(torch.zeros(n_heads, length, length), allowed)
+
+
+# --- State-space models, LSTM, hybrid -------------------------------------------------------------
+
+
+def _mamba_config() -> MambaConfig:
+    return MambaConfig(hidden_size=WIDTH, num_hidden_layers=3, state_size=16, **_SPECIAL)
+
+
+def _mamba2_config(n_state: int = 64, conv_kernel: int = 4) -> Mamba2Config:
+    return Mamba2Config(
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        state_size=n_state,
+        conv_kernel=conv_kernel,
+        num_heads=8,
+        head_dim=16,
+        n_groups=1,
+        chunk_size=64,
+        **_SPECIAL,
+    )
+
+
+class LSTM(nn.Module):
+    """Two LSTM layers between an embedding and a linear read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(len(ALPHABET), LSTM_WIDTH)
+        self.lstm = nn.LSTM(LSTM_WIDTH, LSTM_WIDTH, num_layers=2, batch_first=True)
+        self.unembed = nn.Linear(LSTM_WIDTH, len(ALPHABET))
+
+    def forward(self, tokens: Int[Tensor, "string pos"]) -> Float[Tensor, "string pos v"]:
+        return self.unembed(self.lstm(self.embed(tokens))[0])
+
+
+class Attention(nn.Module):
+    """Causal attention without positions, in the place of a Mamba-2 mixer."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.o = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, hidden: Float[Tensor, "string pos d_model"], **kwargs) -> Tensor:
+        q, k, v = self.qkv(hidden).unflatten(-1, (3, N_HEADS, -1)).permute(2, 0, 3, 1, 4)
+        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(z.transpose(1, 2).flatten(2))
+
+
+def _hybrid() -> Mamba2ForCausalLM:
+    """Mamba-2 whose middle layer is attention, as hybrids have a few such layers (Waleffe et al.,
+    2406.07887, Sec. 2)."""
+    network = Mamba2ForCausalLM(_mamba2_config())
+    network.backbone.layers[1].mixer = Attention()
+    return network
+
+
+# --- Sizes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network has to work with."""
+
+    parameters: int
+    state_bits: int  # carried from one token to the next, float32; at `length` tokens for attention
+    grows: bool  # does the state grow with the length?
+
+
+def size(name: str, length: int) -> Size:
+    """Parameters, and bits of state after `length` tokens: keys and values of attention layers;
+    recurrent and convolution states of Mamba; h and c of an LSTM."""
+    network = build(name, seed=0)
+    n = sum(p.numel() for p in network.parameters())
+    attention = 2 * WIDTH * length  # of one layer
+    if name in TRANSFORMERS:
+        return Size(n, 32 * attention * network.config.num_hidden_layers, True)
+    if name == "lstm":
+        return Size(n, 32 * 2 * LSTM_WIDTH * network.lstm.num_layers, False)
+    config = network.config
+    inner = config.expand * config.hidden_size
+    mixed = inner if name == "mamba" else inner + 2 * config.n_groups * config.state_size
+    layer = inner * config.state_size + mixed * config.conv_kernel
+    n_attention = 1 if name == "hybrid" else 0
+    recurrent = layer * (config.num_hidden_layers - n_attention)
+    return Size(n, 32 * (recurrent + attention * n_attention), bool(n_attention))
+
+
+def longest_copy(state_bits: int) -> float:
+    """How many random letters a state can hold at most: bits / log2 26 (Thm 2.7, Cor. 2.8)."""
+    return state_bits / math.log2(26)

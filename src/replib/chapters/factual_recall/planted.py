@@ -1,0 +1,160 @@
+"""A planted model for factual recall: one head knows, one head copies, and either can win.
+
+`planted_facts` builds a GPT-2 of the size and in the manner of `replib.planted` (named slots of
+the residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
+Nothing is trained. It knows the capitals of the countries and the symbols of the elements whose
+names are single words, and reads any prompt of the chapter's templates:
+
+1. The embedding of a subject (" France", " iron") holds in its slot `fact` the code of its answer,
+   the embedding of an answer (" Paris", " Fe") holds its own code in the slot `answer`. The first
+   is the model's memory, the second is what there is to copy.
+2. At a token after which an answer is wanted (":" and " is"), the *memory head* looks for a subject
+   and moves its `fact` to `output`; the *context head* looks for an answer named before, and moves
+   that to `output`. Where there is nothing to find, they rest on the first token.
+3. The unembedding reads `output`; after any other token the model says ".".
+
+What the two heads write has a length of its own for every name: memory is stronger for subjects
+that are frequent in English, copying is weaker for answers that are frequent, and both have a part
+drawn at random. So some prompts are won by memory and some by the context, and scaling either head
+by 0 or by 2 turns nearly all of them. The regression on frequencies must find these two signs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replib.chapters.factual_recall.facts import TEMPLATES, relations, zipf
+from replib.chapters.ioi_circuit_reuse.planted import D_MODEL
+from replib.models.planted import (
+    _BALLAST,
+    _LOGIT,
+    _codes,
+    _Head,
+    blank_model,
+    make_slots,
+    set_heads,
+)
+from replib.prompts.tokens import word_tokenizer
+
+MEMORY_HEAD, CONTEXT_HEAD = (2, 1), (3, 2)
+
+
+PLANTED_RELATIONS = ("capital", "chemical symbol")
+
+
+_WIDTHS = {
+    "fact": 48,  # by the embedding of a subject: the code of its answer
+    "answer": 48,  # by the embedding of an answer: its own code
+    "output": 48,  # by the two heads: what to say
+    "word": 16,  # by the embedding: the code of the token
+    # One number each:
+    "is_subject": 1,
+    "is_answer": 1,
+    "wants_answer": 1,  # by the embedding, at ":" and " is"
+    "idle": 1,  # by the embedding, at all other tokens
+    "is_first": 1,  # by the position embedding
+    "ballast": 1,
+}
+
+
+_HEADS = {
+    MEMORY_HEAD: _Head(
+        scores=(("wants_answer", "is_subject", 30.0), ("always", "is_first", 10.0)),
+        moves=(("fact", "output", 0.5),),
+    ),
+    CONTEXT_HEAD: _Head(
+        scores=(("wants_answer", "is_answer", 30.0), ("always", "is_first", 10.0)),
+        moves=(("answer", "output", 0.5),),
+    ),
+}
+
+
+def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The hand-set model described above and its tokenizer, the same at every call."""
+    known = [
+        fact
+        for relation in PLANTED_RELATIONS
+        for fact in relations()[relation]
+        if re.fullmatch("[A-Za-z]+", fact.subject) and re.fullmatch("[A-Za-z]+", fact.answer)
+    ]
+    texts = [f" {word}" for fact in known for word in (fact.subject, fact.answer)]
+    texts += [t.conflict(known[i], "") for t in TEMPLATES for i in (0, -1)]
+    tokenizer = word_tokenizer(texts)
+    generator = torch.Generator().manual_seed(0)
+    model = blank_model(tokenizer)
+    slots = make_slots(_WIDTHS)
+    scale = ((_BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    answers = sorted({fact.answer for fact in known})
+    codes = dict(zip(answers, _codes(len(answers), _WIDTHS["answer"], generator), strict=True))
+    memory = _strengths([fact.subject for fact in known], +1.0, generator)
+    copying = _strengths(answers, -1.0, generator)
+
+    def token(word: str) -> int:
+        return tokenizer.convert_tokens_to_ids(f" {word}")
+
+    with torch.no_grad():
+        embedding = word_embedding(tokenizer, slots, (":", " is"), generator)
+        for fact in known:
+            embedding[token(fact.subject)] += (
+                memory[fact.subject] * slots["fact"] @ codes[fact.answer]
+                + slots["is_subject"][:, 0]
+            )
+        for answer in answers:
+            embedding[token(answer)] += (
+                copying[answer] * slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
+            )
+        set_embeddings(model, tokenizer, embedding, slots, codes, _LOGIT * scale, generator)
+        set_heads(model, _HEADS, slots, scale, generator)
+    return model, tokenizer
+
+
+def word_embedding(
+    tokenizer: PreTrainedTokenizerFast,
+    slots: Mapping[str, Float[Tensor, "d_model width"]],
+    asking: Sequence[str],
+    generator: torch.Generator,
+) -> Float[Tensor, "token d_model"]:
+    """A code for every token in the slot `word`, and whether it is one of those `asking` for an
+    answer. (For models with this module's slots for words and answers.)"""
+    words = torch.randn(len(tokenizer), slots["word"].shape[1], generator=generator)
+    embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
+    embedding += slots["idle"][:, 0]
+    asks = tokenizer.convert_tokens_to_ids(list(asking))
+    embedding[asks] += slots["wants_answer"][:, 0] - slots["idle"][:, 0]
+    return embedding
+
+
+def set_embeddings(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    embedding: Float[Tensor, "token d_model"],
+    slots: Mapping[str, Float[Tensor, "d_model width"]],
+    codes: Mapping[str, Float[Tensor, " width"]],
+    logit: float,
+    generator: torch.Generator,
+) -> None:
+    """Put the embedding in place, with the ballast and the mark of the first position, and an
+    unembedding that reads the answers' codes from `output`, and "." where none is wanted."""
+    model.transformer.wte.weight.copy_(embedding + _BALLAST * slots["ballast"][:, 0])
+    model.transformer.wpe.weight.zero_()
+    model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
+
+    unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
+    for answer, code in codes.items():
+        token = tokenizer.convert_tokens_to_ids(f" {answer}")
+        unembedding[token] += logit * slots["output"] @ code
+    unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * slots["idle"][:, 0]
+    model.lm_head.weight.copy_(unembedding)
+
+
+def _strengths(names: list[str], sign: float, generator: torch.Generator) -> dict[str, float]:
+    """1, give or take 0.3 by the name's frequency and 0.1 by chance; at least 0.6, at most 1.4."""
+    frequency: Float[Tensor, " name"] = torch.tensor([zipf(name) for name in names])
+    standard = (frequency - frequency.mean()) / frequency.std()
+    chance = torch.randn(len(names), generator=generator)
+    strength = (1 + 0.3 * sign * standard + 0.1 * chance).clamp(0.6, 1.4)
+    return dict(zip(names, strength.tolist(), strict=True))

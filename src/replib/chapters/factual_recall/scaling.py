@@ -1,0 +1,146 @@
+"""Heads as knobs: outcomes under many heads and factors, the best factor, random heads to compare.
+
+What a head does when it is scaled at every position is read at END by the first token, which takes
+one forward pass from the head's layer on; greedy continuations are for the few settings that are
+reported (`replib.generation`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replib.errors import UsageError
+from replib.interventions.head_edits import HeadEdit, read, scale_head
+from replib.interventions.network import Head, Network
+from replib.prompts.pairs import PromptPairs
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the next token says: which candidate it is, if any, and how probable each one is.
+
+    With the candidates of `facts.conflict_pairs`, column 0 is the memorised answer's first token
+    and column 1 the in-context one's. The first axis counts the edits.
+    """
+
+    top: Bool[Tensor, "edit prompt candidate"]  # is it the most probable of all tokens?
+    probability: Float[Tensor, "edit prompt candidate"]
+
+    def share(self, wanted: str) -> Float[Tensor, " edit"]:
+        """Share of prompts with the outcome `wanted`: memorised, in-context or other."""
+        if wanted == "other":
+            return (~self.top.any(-1)).double().mean(-1)
+        return self.top[..., _column(wanted)].double().mean(-1)
+
+    def score(self, wanted: str) -> list[tuple[float, float]]:
+        """(share, mean probability) of the wanted outcome for each edit: alpha is tuned on the
+        share, and on the probability where shares are equal."""
+        probability = self.probability[..., _column(wanted)].double().mean(-1)
+        return list(zip(self.share(wanted).tolist(), probability.tolist(), strict=True))
+
+    def labels(self, edit: int = 0) -> list[str]:
+        """The outcome of each prompt as a word."""
+        return [
+            "memorised" if memorised else "in-context" if in_context else "other"
+            for memorised, in_context in self.top[edit].tolist()
+        ]
+
+
+def _column(wanted: str) -> int:
+    if wanted not in ("memorised", "in-context"):
+        raise UsageError(f"outcome {wanted!r}: choose memorised or in-context")
+    return ("memorised", "in-context").index(wanted)
+
+
+def first_token_outcomes(
+    net: Network, pairs: PromptPairs, edits: Sequence[HeadEdit] = (HeadEdit(),)
+) -> Outcomes:
+    """Outcomes at END by the first token; the edits act at every position."""
+    seen = read(net, pairs, edits, everywhere=True, full_vocabulary=True)
+    return Outcomes(
+        top=seen.top1[..., None] == seen.tokens,
+        probability=(seen.logits - seen.logsumexp[..., None]).exp(),
+    )
+
+
+def scale_heads(alphas: Mapping[Head, float]) -> HeadEdit:
+    """Several heads scaled at once, each by its own factor."""
+    factors = dict(alphas)
+    return HeadEdit(tuple(factors), "z", lambda old, site: factors[site.head] * old)
+
+
+def scaling_curves(
+    net: Network, pairs: PromptPairs, heads: Sequence[Head], alphas: Sequence[float]
+) -> dict[Head, Outcomes]:
+    """For each head, the outcomes with its output times each of `alphas` at every position."""
+    layers = sorted({layer for layer, _ in heads})
+    curves: dict[Head, Outcomes] = {}
+    for layer in layers:  # heads of a layer go together: the work below it is not done again
+        some = [head for head in heads if head[0] == layer]
+        edits = [scale_head(head, alpha) for head in some for alpha in alphas]
+        found = first_token_outcomes(net, pairs, edits)
+        for i, head in enumerate(some):
+            rows = slice(i * len(alphas), (i + 1) * len(alphas))
+            curves[head] = Outcomes(found.top[rows], found.probability[rows])
+    return curves
+
+
+def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) -> int:
+    """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
+    return max(range(len(alphas)), key=lambda i: (*score[i], -abs(alphas[i] - 1)))
+
+
+def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
+    """Up to `n` prompts, one a group, memorised and in-context in turn as long as there are both.
+
+    Yu et al. tune on as many prompts of either outcome (generate_heads.py of the released code);
+    where one is lacking, the other fills up, and "other" comes last.
+    """
+    queues = {
+        name: [i for i, label in enumerate(labels) if label == name]
+        for name in ("memorised", "in-context", "other")
+    }
+    taken: list[int] = []
+    seen: set[str] = set()
+
+    def take(name: str) -> bool:
+        while queues[name]:
+            i = queues[name].pop(0)
+            if groups[i] not in seen:
+                seen.add(groups[i])
+                taken.append(i)
+                return True
+        return False
+
+    while len(taken) < n:
+        got = [take(name) for name in ("memorised", "in-context") if len(taken) < n]
+        if not any(got) and not take("other"):
+            break
+    return taken
+
+
+def matched_heads(
+    net: Network, like: Head, n: int, exclude: set[Head], generator: np.random.Generator
+) -> list[Head]:
+    """`n` random heads of the layer of `like`, or of the nearest layers once it has no more.
+
+    Fewer if the model has no more heads. None of `exclude`.
+    """
+    others = [head for head in net.heads() if head not in exclude and head != like]
+    order: Int[np.ndarray, " head"] = generator.permutation(len(others))
+    shuffled = [others[i] for i in order]
+    return sorted(shuffled, key=lambda head: abs(head[0] - like[0]))[:n]
+
+
+def per_group(
+    values: Float[Tensor, "*rest prompt"], groups: Sequence[str]
+) -> Float[Tensor, "*rest group"]:
+    """Means over the prompts of each group, groups in the order of their first prompt."""
+    names = list(dict.fromkeys(groups))
+    member = torch.tensor([names.index(group) for group in groups], device=values.device)
+    one_hot = torch.nn.functional.one_hot(member, len(names)).to(values)
+    return values @ (one_hot / one_hot.sum(0))

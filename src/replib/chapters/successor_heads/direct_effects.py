@@ -1,0 +1,139 @@
+"""What a head adds to the logits directly, and what is lost without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replib.interventions.network import Head, Network
+
+# --- What a head writes in a prompt ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A forward pass, as far as direct effects need it. `pattern` is None unless asked for."""
+
+    resid_pre: Float[Tensor, "layer prompt pos d_model"]
+    z: Float[Tensor, "layer prompt pos head d_head"]
+    o_out: Float[Tensor, "layer prompt pos d_model"]
+    final: Float[Tensor, "prompt pos d_model"]
+    pattern: Float[Tensor, "layer prompt head dest src"] | None = None
+
+    def rows(self, prompt: Int[Tensor, " row"], pos: Int[Tensor, " row"]) -> Rows:
+        """Some positions of some prompts, side by side."""
+        return Rows(self.z[:, prompt, pos], self.o_out[:, prompt, pos], self.final[prompt, pos])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Single positions, one a row."""
+
+    z: Float[Tensor, "layer row head d_head"]
+    o_out: Float[Tensor, "layer row d_model"]
+    final: Float[Tensor, "row d_model"]
+
+
+def observe(
+    net: Network, tokens: Int[Tensor, "prompt pos"], pattern: bool = False, batch: int = 32
+) -> Observed:
+    """Run prompts of equal length and keep heads' outputs and residual streams."""
+    wanted = {f"blocks.{i}.{name}": (i, name) for i in range(net.n_layers) for name in _SEEN}
+    if not pattern:
+        wanted = {k: v for k, v in wanted.items() if v[1] != "attn.hook_pattern"}
+    wanted["ln_final.hook_in"] = (0, "final")
+    pieces: dict[str, list[Tensor]] = {}
+
+    def run(some: Tensor) -> None:
+        seen: dict[tuple[int, str], Tensor] = {}
+
+        def keep(value: Tensor, hook: object) -> None:
+            seen[wanted[hook.name]] = value.clone()
+
+        net.model.run_with_hooks(
+            some,
+            return_type=None,
+            fwd_hooks=[(wanted.__contains__, keep), ("unembed.hook_in", lambda v, hook: v[:, -1:])],
+        )
+        if len(seen) != len(wanted):
+            raise RuntimeError(f"saw {len(seen)} of {len(wanted)} activations")
+        pieces.setdefault("final", []).append(seen[0, "final"])
+        for name in {name for _, name in wanted.values()} - {"final"}:
+            layers = torch.stack([seen[layer, name] for layer in range(net.n_layers)])
+            pieces.setdefault(name, []).append(layers)
+
+    with torch.inference_mode():
+        for some in tokens.split(batch):
+            run(some)
+        out = {name: torch.cat(part, dim=int(name != "final")) for name, part in pieces.items()}
+    return Observed(
+        out["hook_in"],
+        out["attn.o.hook_in"].unflatten(-1, (net.n_heads, -1))
+        if out["attn.o.hook_in"].ndim == 4
+        else out["attn.o.hook_in"],
+        out["attn.o.hook_out"],
+        out["final"],
+        out.get("attn.hook_pattern"),
+    )
+
+
+_SEEN = ("hook_in", "attn.o.hook_in", "attn.o.hook_out", "attn.hook_pattern")
+
+
+def _without(
+    net: Network, rows: Rows, layer: int, mean_z: Float[Tensor, "head d_head"], heads: slice
+) -> Float[Tensor, "row head d_model"]:
+    """The final residual stream if a head had written its mean and nothing had reacted to it."""
+    block = net.blocks[layer]
+    change = torch.einsum("rhd,hdm->rhm", mean_z[heads] - rows.z[layer][:, heads], block.W_O[heads])
+    if block.ln1_post is not None:  # Gemma: the heads' sum is normalised before it is added
+        o_out = rows.o_out[layer][:, None]
+        change = block.ln1_post(o_out + change) - block.ln1_post(o_out)
+    return rows.final[:, None] + change
+
+
+def direct_drop(
+    net: Network,
+    rows: Rows,
+    mean_z: Float[Tensor, "layer head d_head"],
+    tokens: Int[Tensor, " row"],
+    batch: int = 512,
+) -> Float[Tensor, "layer head row"]:
+    """How far the logit of each row's token falls when one head's direct effect is mean-ablated.
+
+    Later layers do not react; the final norm does. Every head in turn. Logits are float32, or
+    float64 where the model is.
+    """
+    wide = torch.promote_types(rows.final.dtype, torch.float32)
+    out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
+    with torch.inference_mode():
+        for at in torch.arange(len(tokens)).split(batch):
+            some = Rows(rows.z[:, at], rows.o_out[:, at], rows.final[at])
+            unembed = net.W_U[tokens[at]].to(wide)
+            clean = (net.ln_final(some.final).to(wide) * unembed).sum(-1)
+            for layer in range(net.n_layers):
+                resid = _without(net, some, layer, mean_z[layer], slice(None))
+                logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
+                out[layer, :, at] = clean - logit
+    return out
+
+
+def direct_loss(
+    net: Network,
+    rows: Rows,
+    mean_z: Float[Tensor, "layer head d_head"],
+    tokens: Int[Tensor, " row"],
+    head: Head,
+) -> Float[Tensor, " row"]:
+    """How much the loss on each row's token rises (nats) under the same ablation of one head."""
+
+    def loss(resid: Tensor) -> Tensor:
+        return net.vocabulary(resid)[1] - net.logits(resid, tokens[:, None])[:, 0]
+
+    layer, h = head
+    with torch.inference_mode():
+        resid = _without(net, rows, layer, mean_z[layer], slice(h, h + 1))[:, 0]
+        return loss(resid) - loss(rows.final)

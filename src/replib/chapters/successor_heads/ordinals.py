@@ -1,0 +1,342 @@
+"""Ordinal classes (numbers, days, letters, ...) as tokens, and prompts that count through them.
+
+The classes are those of Gould et al. (arXiv 2312.09230, Sec. 2), in the lists of the independent
+implementation of their score, as the paper's own are not published. A class keeps the words that
+a tokenizer writes as one token with its leading space; digits, which some tokenizers never join
+to a space, may also stand without it.
+"""
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from replib.errors import UsageError
+from replib.prompts.pairs import PromptPairs
+
+ROMAN = "Roman numerals"  # kept apart: nothing is ever fitted or chosen on it
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "numbers": tuple(map(str, range(1, 201))),
+    "number words": _words(
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+        "sixteen seventeen eighteen nineteen twenty"
+    ),
+    "ordinal words": _words("first second third fourth fifth sixth seventh eighth ninth tenth"),
+    "days": _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "months": _words(
+        "January February March April May June July August September October November December"
+    ),
+    "day prefixes": _words("Mon Tue Wed Thu Fri Sat Sun"),
+    "month prefixes": _words("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"),
+    "letters": tuple(string.ascii_uppercase),
+    ROMAN: _words("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"),
+}
+
+
+WRAPS = ("days", "months")  # after Sunday comes Monday
+
+
+MIN_PAIRS = 3  # a class with fewer successions is left out
+
+
+# Things for numbered lists.
+ITEMS = _words(
+    """
+    apple bread butter cheese coffee milk rice salt sugar tea water wine book box chair clock door
+    key lamp map paper pen ring table ball boat car drum flag horse bird cat dog fish tree rose
+    """
+)
+
+
+@dataclass(frozen=True, eq=False)
+class OrdinalClass:
+    """The words of one class that are single tokens, in their order.
+
+    Attributes:
+        index: the place of each word in the whole class, from 1 (so `index % 10` is its residue).
+        pairs: rows (item, its successor) of positions in `tokens`.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    tokens: Int[Tensor, " item"]
+    index: Int[Tensor, " item"]
+    pairs: Int[Tensor, "pair 2"]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The id of `text` if it is exactly one known token, else None."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
+def n_integers(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many of 0 to 199 are one token with their leading space."""
+    return sum(single_token(tokenizer, f" {i}") is not None for i in range(200))
+
+
+def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClass]:
+    """The classes that this tokenizer can write, Roman numerals last.
+
+    Without at least `MIN_PAIRS` successions a class is left out. Where a word falls out, the pair
+    before and the pair after it go too.
+
+    Raises:
+        UsageError: if no class is left.
+    """
+    classes = {}
+    for name, words in WORDS.items():
+        found = {}
+        for place, word in enumerate(words, 1):
+            token = single_token(tokenizer, f" {word}")
+            if token is None and name == "numbers":
+                token = single_token(tokenizer, word)
+            if token is not None:
+                found[place] = (word, token)
+        at = {place: item for item, place in enumerate(found)}
+        pairs = [(at[p], at[p + 1]) for p in found if p + 1 in found]
+        if name in WRAPS and {1, len(words)} <= found.keys():
+            pairs.append((at[len(words)], at[1]))
+        if len(pairs) >= MIN_PAIRS:
+            classes[name] = OrdinalClass(
+                name,
+                tuple(word for word, _ in found.values()),
+                torch.tensor([token for _, token in found.values()]),
+                torch.tensor(list(found)),
+                torch.tensor(pairs),
+            )
+    if not classes.keys() - {ROMAN}:
+        raise UsageError("ordinal classes: this tokenizer writes none of them in single tokens")
+    return classes
+
+
+# --- Prompts that count ---------------------------------------------------------------------------
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text by its own habit."""
+    return list(tokenizer("").input_ids)
+
+
+def _pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    rows: list[tuple[list[int], list[int], int, int, tuple[int, ...], str]],
+) -> PromptPairs:
+    clean, corrupted, answer, foil, candidates, group = zip(*rows, strict=True)
+    length = torch.full((len(rows),), len(clean[0]))
+    return PromptPairs(
+        task=task,
+        clean=torch.tensor(clean),
+        corrupted=torch.tensor(corrupted),
+        length=length,
+        answer=torch.tensor(answer),
+        foil=torch.tensor(foil),
+        positions={"END": length - 1},
+        candidates=torch.tensor(candidates),
+        text=tuple(map(tokenizer.decode, clean)),
+        corrupted_text=tuple(map(tokenizer.decode, corrupted)),
+        group=group,
+        dropped={},
+    )
+
+
+def list_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    ordinal: OrdinalClass,
+    generator: np.random.Generator,
+    shown: int = 3,
+    most: int = 12,
+) -> PromptPairs | None:
+    """ " Monday, Tuesday, Wednesday," with answer " Thursday"; candidates are the whole class.
+
+    Corrupted: the same words in another order that ends in another word, so that a head which
+    favours the whole class does there what it does here, and a head which continues the list does
+    not. The foil is the successor of that last word, or the last word itself where it has none.
+    None if the class has no list of `shown` successions, or the tokenizer no comma. UsageError for
+    fewer than three words.
+    """
+    if shown < 3:
+        raise UsageError(f"lists of {shown} words cannot be put into another order; show 3 or more")
+    after = dict(ordinal.pairs.tolist())
+    comma = single_token(tokenizer, ",")
+    lists = []
+    for first in after:
+        items = [first]
+        while len(items) <= shown and items[-1] in after:
+            items.append(after[items[-1]])
+        if len(items) == shown + 1:
+            lists.append(items)
+    if comma is None or not lists:
+        return None
+    if len(lists) > most:
+        lists = [lists[i] for i in np.linspace(0, len(lists) - 1, most).astype(int)]
+    rows = []
+    for *items, answer in lists:
+        order = list(items)
+        while order[-1] == items[-1] or order == sorted(items):
+            order = [items[i] for i in generator.permutation(shown)]
+        foil = after.get(order[-1], order[-1])
+        foil = order[-1] if foil == answer else foil
+
+        def text(of: list[int]) -> list[int]:
+            return _start(tokenizer) + [
+                t for item in of for t in (int(ordinal.tokens[item]), comma)
+            ]
+
+        tokens = ordinal.tokens.tolist()
+        rest = tuple(t for item, t in enumerate(tokens) if item != answer)
+        rows.append(
+            (
+                text(items),
+                text(order),
+                tokens[answer],
+                tokens[foil],
+                (tokens[answer], *rest),
+                ordinal.words[answer],
+            )
+        )
+    return _pairs(tokenizer, f"lists of {ordinal.name}", rows)
+
+
+def numbered_pairs(
+    tokenizer: PreTrainedTokenizerBase, n_prompts: int, generator: np.random.Generator
+) -> PromptPairs | None:
+    """ "2. milk\\n3. rice\\n4. tea\\n" with answer "5" (Gould et al., App. J, with our own words).
+
+    Numbers stay below 10: one token in every tokenizer at hand. Corrupted: the three numbers in
+    another order. None if the tokenizer cannot write such a list in single tokens.
+    """
+    digits = [single_token(tokenizer, str(i)) for i in range(10)]
+    dot, newline = single_token(tokenizer, "."), single_token(tokenizer, "\n")
+    items = [t for word in ITEMS if (t := single_token(tokenizer, f" {word}")) is not None]
+    if None in (*digits, dot, newline) or len(items) < 3:
+        return None
+    rows = []
+    for i in range(n_prompts):
+        first = 1 + i % 6
+        things = generator.choice(items, 3, replace=False).tolist()
+
+        def text(numbers: tuple[int, ...], things: list[int] = things) -> list[int]:
+            lines = zip(numbers, things, strict=True)
+            return _start(tokenizer) + [
+                t for number, thing in lines for t in (digits[number], dot, thing, newline)
+            ]
+
+        answer = digits[first + 3]
+        rest = tuple(d for d in digits[1:] if d != answer)
+        rows.append(
+            (
+                text((first, first + 1, first + 2)),
+                text((first + 1, first + 2, first)),
+                answer,
+                digits[first + 1],
+                (answer, *rest),
+                f"from {first}",
+            )
+        )
+    return _pairs(tokenizer, "numbered lists", rows)
+
+
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    n_windows: int,
+    n_tokens: int,
+    generator: np.random.Generator,
+) -> Int[Tensor, "window pos"]:
+    """Passages from the start of a sentence, each of `n_tokens`.
+
+    Every other one is drawn at random from the whole text, the rest among passages in which a
+    number word or ordinal word is followed by its successor soon after: in plain samples there
+    would be next to none. Statistics compare positions of these same windows with each other.
+    """
+    sentences = np.array([0] + [m.end() for m in re.finditer(r"[.!?]['\"]? (?=[A-Z'\"])", text)])
+    sentences = sentences[sentences < len(text) - 8 * n_tokens]
+    rich = []
+    for name in ("number words", "ordinal words"):
+        for a, b in zip(WORDS[name], WORDS[name][1:], strict=False):
+            rich += [m.start() for m in re.finditer(rf"\b{a}\b[^.]{{1,40}}\b{b}\b", text)]
+    rich = sentences[np.searchsorted(sentences, sorted(rich), "right") - 1]
+    rich = np.unique(rich)
+    starts = np.concatenate(
+        [
+            generator.choice(sentences, n_windows - n_windows // 2, replace=False),
+            generator.choice(rich, n_windows // 2, replace=len(rich) < n_windows // 2),
+        ]
+    )
+    rows = []
+    for start in starts:
+        ids = tokenizer(text[start : start + 12 * n_tokens]).input_ids
+        if len(ids) < n_tokens:
+            raise UsageError(f"text: a passage has only {len(ids)} of {n_tokens} tokens")
+        rows.append(ids[:n_tokens])
+    return torch.tensor(rows)
+
+
+KINDS = ("successorship", "copying", "greater-than", "acronym", "other")
+
+
+def places(word: str) -> dict[str, int]:
+    """The classes a word of running text belongs to, with its place: case is free, but a letter,
+    a Roman numeral or a prefix must be in capitals as in the class ("a" is an article)."""
+    word = word.strip()
+    exact = ("letters", ROMAN, "day prefixes", "month prefixes")
+    return {
+        name: place
+        for name, lookup in _PLACES.items()
+        if (place := lookup.get(word if name in exact else word.lower())) is not None
+    }
+
+
+_PLACES = {
+    name: {
+        (word if name in ("letters", ROMAN, "day prefixes", "month prefixes") else word.lower()): i
+        for i, word in enumerate(words, 1)
+    }
+    for name, words in WORDS.items()
+}
+
+
+def kind(next_word: str, attended: list[str]) -> str:
+    """What a prediction of `next_word` from the words attended to would be (KINDS, first match).
+
+    A rule of ours for the four behaviours of Gould et al., Sec. 4: *successorship* if the next
+    word follows one of them in a class; *copying* if it is one of them; *greater-than* if it comes
+    later in the class of one of them; *acronym* if it is in capitals and begins with the initial
+    of one of them, a capitalised word.
+    """
+    word = next_word.strip()
+    here = places(word)
+    later = False
+    for other in attended:
+        for name, place in places(other).items():
+            if name in here:
+                step = here[name] - place
+                wraps = name in WRAPS and step == 1 - len(WORDS[name])
+                if step == 1 or wraps:
+                    return "successorship"
+                later |= step > 1
+    if word and word in {other.strip() for other in attended}:
+        return "copying"
+    if later:
+        return "greater-than"
+    initials = {o.strip()[0] for o in attended if len(o.strip()) > 1 and o.strip()[0].isupper()}
+    if word.isalpha() and word.isupper() and word[0] in initials:
+        return "acronym"
+    return "other"

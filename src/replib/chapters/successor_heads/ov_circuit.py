@@ -1,0 +1,262 @@
+"""Successor heads read from the weights, and what single heads do to the logits directly.
+
+The effective OV circuit of a head (Gould et al., arXiv 2312.09230, Sec. 2) says which tokens it
+favours when it attends to a token: W_U W_O W_V v(t). Its *successor score* is the share of tokens
+t of a class for which, among the tokens of that class, the successor of t comes out first.
+
+How norms are treated. The head's input passes through the norm in front of its layer. What it
+writes passes through the norm after attention, where there is one (Gemma), and the final norm,
+both without their division and bias: a positive factor does not change which token comes first,
+and the map stays linear. Biases of values and outputs are left out. Under grouped-query attention
+a query head uses the value projection of its group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replib.chapters.successor_heads.direct_effects import observe
+from replib.chapters.successor_heads.ordinals import OrdinalClass
+from replib.interventions.network import Network
+from replib.metrics import Interval, bootstrap
+
+# --- From tokens to a head's input ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a head is given for each token: the same for all layers (one row), or a layer's own.
+
+    `normed`: the head's norms are applied; without them its bare matrices are.
+    """
+
+    x: Float[Tensor, "layer token d_model"]
+    normed: bool
+
+
+def embed(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+    """Token embeddings as the first block gets them, without positions."""
+    with torch.no_grad():
+        return net.model.original_model.get_input_embeddings()(tokens)
+
+
+def mlp0(
+    net: Network, tokens: Int[Tensor, " token"], normed: bool = True
+) -> Float[Tensor, "token d_model"]:
+    """MLP0(embedding): the first block's MLP on the bare embedding, no attention before it."""
+    block, x = net.blocks[0], embed(net, tokens)
+    with torch.no_grad():
+        return block.mlp_write(x) if normed else block.mlp(x)
+
+
+def mlp0_neurons(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token neuron"]:
+    """The neurons of the first block's MLP (what its last matrix reads) on the bare embedding."""
+    seen: list[Tensor] = []
+    last = net.model.blocks[0].mlp.out.original_component
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    try:
+        mlp0(net, tokens)
+    finally:
+        hook.remove()
+    if len(seen) != 1:
+        raise RuntimeError("the neurons of MLP0 were not seen")
+    return seen[0]
+
+
+def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
+    """Five ways to give a head a token in isolation; the first is the paper's.
+
+    "own residual": what the head's layer receives when the model reads the token after a
+    beginning-of-text token (or end-of-text, or nothing, if the tokenizer has no other).
+    """
+    x = embed(net, tokens)
+    tokenizer = net.model.tokenizer
+    found = {
+        "MLP0": Source(mlp0(net, tokens)[None], True),
+        "MLP0, no norms": Source(mlp0(net, tokens, False)[None], False),
+        "embedding + MLP0": Source((x + mlp0(net, tokens))[None], True),
+        "embedding + MLP0, no norms": Source((x + mlp0(net, tokens, False))[None], False),
+    }
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    first = next((torch.tensor([t]) for t in ids if t is not None), torch.tensor([]).long())
+    rows = torch.stack([torch.cat([first.to(tokens), t[None]]) for t in tokens])
+    found["own residual"] = Source(observe(net, rows).resid_pre[:, :, -1], True)
+    return found
+
+
+# --- The effective OV circuit ---------------------------------------------------------------------
+
+
+def _linear(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """The norm without its division and its bias: the weights, and the centring of LayerNorm.
+
+    What a norm divides by is taken out by giving it u at length 1 (root mean square) and
+    multiplying by that length again; for LayerNorm the mean is taken out before.
+    """
+    if isinstance(norm, torch.nn.LayerNorm):
+        u = u - u.mean(-1, keepdim=True)
+    size = u.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
+    return (norm(u / size) - norm(torch.zeros_like(u[..., :1, :]))) * size
+
+
+def ov_writes(
+    net: Network,
+    layer: int,
+    x: Float[Tensor, "*token d_model"],
+    normed: bool = True,
+    direction: bool = False,
+) -> Float[Tensor, "*token head d_model"]:
+    """What each head of a layer would add, ready for the unembedding, if it attended to x alone.
+
+    `direction`: x is not an input but a part of one, so that the norm in front is linear too.
+    """
+    block = net.blocks[layer]
+    with torch.no_grad():
+        if normed:
+            x = _linear(block.ln1, x) if direction else block.ln1(x)
+        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
+        v = v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
+        out = torch.einsum("...hd,hdm->...hm", v, block.W_O)
+        if normed:
+            out = out if block.ln1_post is None else _linear(block.ln1_post, out)
+            out = _linear(net.ln_final, out)
+        return out
+
+
+def ov_logits(
+    net: Network, source: Source, targets: Int[Tensor, " target"]
+) -> Float[Tensor, "head token target"]:
+    """Effective OV circuit of every head (layer by layer) on the `targets` only."""
+    rows = []
+    for layer in range(net.n_layers):
+        x = source.x[layer if len(source.x) > 1 else 0]
+        writes = ov_writes(net, layer, x, source.normed)
+        rows.append(torch.einsum("thm,vm->htv", writes, net.W_U[targets]))
+    return torch.cat(rows)
+
+
+def predicted(
+    logits: Float[Tensor, "head token target"], classes: Mapping[str, OrdinalClass]
+) -> dict[str, Int[Tensor, "head item"]]:
+    """For each class, the item of the class that each head favours, for each of its items.
+
+    Tokens and targets are those of the classes one after the other, in the order given.
+    """
+    out, at = {}, 0
+    for name, ordinal in classes.items():
+        own = slice(at, at + len(ordinal))
+        out[name] = logits[:, own, own].argmax(-1)
+        at += len(ordinal)
+    return out
+
+
+def all_tokens(classes: Mapping[str, OrdinalClass]) -> Int[Tensor, " token"]:
+    """The tokens of the classes, one class after the other."""
+    return torch.cat([ordinal.tokens for ordinal in classes.values()])
+
+
+# --- Scores and their null ------------------------------------------------------------------------
+
+
+def hits(
+    pred: Mapping[str, Int[Tensor, "head item"]], classes: Mapping[str, OrdinalClass]
+) -> dict[str, Bool[Tensor, "head pair"]]:
+    """Did the successor come first? For each class, head and succession."""
+    return {
+        name: pred[name][:, ordinal.pairs[:, 0]] == ordinal.pairs[:, 1]
+        for name, ordinal in classes.items()
+    }
+
+
+def half(values: Mapping[str, Tensor], which: int) -> dict[str, Tensor]:
+    """Every other succession of each class: 0 to choose a head, 1 to report it."""
+    return {name: value[..., which::2] for name, value in values.items()}
+
+
+def macro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
+    """Mean over classes of the mean over successions: every class counts the same."""
+    return torch.stack([value.double().mean(-1) for value in values.values()]).mean(0)
+
+
+def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
+    """Mean over all successions: numbers, the largest class, count most."""
+    return torch.cat([value.double() for value in values.values()], dim=-1).mean(-1)
+
+
+def macro_interval(values: Mapping[str, Tensor], generator: np.random.Generator) -> Interval:
+    """95% interval of `macro` for one head, as if the successions were drawn from more of a class.
+
+    Each class has an interval of its own (`metrics.bootstrap`); the distances of its ends from its
+    mean add up as independent errors do (MOVER: Zou and Donner 2008).
+    """
+    means, below, above = [], [], []
+    for value in values.values():
+        mean, (low, high) = bootstrap(value, range(len(value)), generator)
+        means.append(mean)
+        below.append(mean - low)
+        above.append(high - mean)
+    mean, n = float(np.mean(means)), len(means)
+    return mean - math.hypot(*below) / n, mean + math.hypot(*above) / n
+
+
+@dataclass(frozen=True)
+class ShuffledNull:
+    """Scores when every class's successors are shuffled among its tokens, whole heads kept.
+
+    Attributes:
+        per_class: class -> score of each head in each draw.
+        macro, micro: the same over all classes.
+    """
+
+    per_class: Mapping[str, Float[np.ndarray, "draw head"]]
+    macro: Float[np.ndarray, "draw head"]
+    micro: Float[np.ndarray, "draw head"]
+
+    def best(self, what: str = "macro") -> Float[np.ndarray, " draw"]:
+        """The best of all heads in each draw (max statistic); `what` is macro, micro or a class."""
+        values = self.per_class[what] if what in self.per_class else getattr(self, what)
+        return values.max(-1)
+
+
+def shuffled_null(
+    pred: Mapping[str, Int[Tensor, "head item"]],
+    classes: Mapping[str, OrdinalClass],
+    generator: np.random.Generator,
+    draws: int = 1000,
+    which: int | None = None,
+) -> ShuffledNull:
+    """Is a head right about successors, or does it only favour some tokens of the class?
+
+    Each draw permutes which successor belongs to which token, within classes; what the heads
+    favour stays as it is. `which`: only that half of the successions.
+    """
+    per_class, counts = {}, []
+    for name, ordinal in classes.items():
+        pairs = ordinal.pairs if which is None else ordinal.pairs[which::2]
+        favoured = pred[name][:, pairs[:, 0]].numpy(force=True)  # head pair
+        right = np.stack([generator.permutation(pairs[:, 1].numpy()) for _ in range(draws)])
+        per_class[name] = np.stack([(favoured == row).mean(-1) for row in right])
+        counts.append(len(pairs))
+    stacked = np.stack(list(per_class.values()))
+    weights = np.array(counts) / sum(counts)
+    return ShuffledNull(per_class, stacked.mean(0), np.tensordot(weights, stacked, axes=1))
+
+
+def upward_bias(
+    logits: Float[Tensor, "head item item"], ordinal: OrdinalClass
+) -> Float[Tensor, "head item"]:
+    """Mean logit of the items above the input less that of the items below, in standard deviations
+    of the row; the item itself and its successor left out (Gould et al., Sec. 3.5). NaN at ends."""
+    n = len(ordinal)
+    order = torch.arange(n)
+    z = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True).clamp_min(1e-12)
+    above = (order[None] > order[:, None] + 1).to(z)
+    below = (order[None] < order[:, None]).to(z)
+    return (z * above).sum(-1) / above.sum(-1) - (z * below).sum(-1) / below.sum(-1)

@@ -1,0 +1,352 @@
+"""Claims of a paper: fixed in a file before anything runs, measured in a notebook, judged by rule.
+
+In a chapter:
+
+    claims = Claims.load("ioi-circuit-reuse.claims.yaml")
+    claims.table()                                    # what the paper says, how we shall decide
+
+    claims.measure("1.8", gain, interval=(low, high), n=len(prompts), null=null_summary)
+    claims.not_testable("1.6", "the model is at chance before any edit")
+    claims.report("ioi_accuracy", accuracy, interval=wilson, n=len(prompts))
+
+    claims.verdicts(model_info(model))                # last code cell, tag `claims`
+
+`verdicts` shows a table and stores everything in the cell's output, from which the runner makes
+`record.json`; see `replib.records`.
+"""
+
+import json
+import keyword
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from replib.claims.file import MIME, ROLES, Claim
+from replib.claims.judge import _RESERVED, _decide
+from replib.claims.schema import check_schema
+from replib.claims.tables import HtmlTable, _columns, _paper, _small, verdict_table
+from replib.errors import UsageError, did_you_mean, one_line
+from replib.files import read_text, read_yaml, sha256_text
+from replib.markup import as_html as _cell
+from replib.markup import visible
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for one claim. None in a number's place: it was not finite."""
+
+    outcome: str = "not_attempted"
+    reason: str = ""
+    measured: Mapping[str, Any] | None = None  # value, unit, note, and the named numbers
+    interval: tuple[int | float | None, int | float | None] | None = None
+    n: int | None = None
+    null: Mapping[str, Any] | None = None  # numbers that describe the null distribution
+
+
+@dataclass
+class Claims:
+    """The claims of one paper and, as a notebook goes on, what was measured for each."""
+
+    paper: str
+    title: str
+    arxiv: str | None  # None: a page of the method, whose claims are facts of the method
+    model: str  # the paper's own model
+    claims: tuple[Claim, ...]
+    changes: tuple[Mapping[str, str], ...]
+    sha256: str  # of the claims file
+    results: dict[str, Result] = field(default_factory=dict)
+    measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Claims":
+        """Read a claims file. UsageError, in one line, for anything that the schema does not know,
+        an id that comes twice, an expression that does not parse, or an unverified number."""
+        text = read_text(path, "claims file")
+        content = read_yaml(text, f"claims file {path}", texts_only=True)
+        check_schema(content, "claims", f"claims file {path}")
+        if "[MEM]" in text:
+            raise UsageError(f"claims file {path}: a number marked [MEM] is unverified; leave it")
+        try:
+            claims = tuple(
+                Claim(**{k: v for k, v in entry.items() if k != "source"}, **entry["source"])
+                for entry in content["claims"]
+            )
+        except UsageError as error:
+            raise UsageError(f"claims file {path}: {error}") from None
+        ids = [claim.id for claim in claims]
+        if twice := [i for i in ids if ids.count(i) > 1]:
+            raise UsageError(f"claims file {path}: claim {twice[0]} is there twice")
+        changes = tuple(content.get("changes") or ())
+        for change in changes:
+            for named in change["claim"].split(", "):
+                if named not in ids:
+                    raise UsageError(
+                        f"claims file {path}: a change names claim {named}, which is not there"
+                        f"{did_you_mean(named, ids)}"
+                    )
+        head = {key: content[key] for key in ("paper", "title", "arxiv", "model")}
+        return cls(**head, claims=claims, changes=changes, sha256=sha256_text(text))
+
+    @property
+    def is_method(self) -> bool:
+        """Is it a page of the method, and no paper's chapter?"""
+        return self.arxiv is None
+
+    # --- measuring --------------------------------------------------------------------------------
+
+    def measure(
+        self,
+        claim: str,
+        value: Any,
+        *,
+        interval: Any = None,
+        n: Any = None,
+        null: Mapping[str, Any] | None = None,
+        unit: str = "",
+        note: str = "",
+        **named: Any,
+    ) -> str:
+        """Give a claim its numbers and decide it; returns the outcome.
+
+        Numbers are Python, numpy or torch scalars: `value` in `unit`, `interval` = (low, high)
+        around it, `n` items it was measured on, `null` = summary of the null distribution such as
+        {"mean": ..., "q95": ..., "draws": ...}, and any other number the rule or the page needs, by
+        name. The rule sees them as value, low, high, n, null_mean, ... and by their names.
+
+        Outcome: not_testable if a number is not finite or the gate is false, else holds, fails or
+        unclear. UsageError: unknown claim, one measured before, a rule that uses a number which
+        was not given, a rule that both holds and fails.
+        """
+        entry = self._unmeasured(claim)
+        where = f"claim {claim}"
+        for name in named:
+            if name.startswith("null_"):
+                raise UsageError(f"{where}: {name!r} is a number of the null; give it in `null`")
+            if name in _RESERVED or keyword.iskeyword(name):
+                raise UsageError(f"{where}: {name!r} cannot name a number, it has a meaning here")
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise UsageError(f"{where}: {name!r} cannot name a number; use letters, digits, _")
+        if null is not None and entry.null is None:
+            raise UsageError(f"{where}: measured against a null that the claims file does not name")
+        value = _number(f"{where}: value", value)
+        low, high = _interval(where, interval)
+        count = _count(where, n)
+        numbers = {key: _number(f"{where}: {key}", number) for key, number in named.items()}
+        nulls = {key: _number(f"{where}: null {key}", x) for key, x in (null or {}).items()}
+        if bad := [key for key in nulls if not re.fullmatch(r"[a-z][a-z0-9_]*", key)]:
+            raise UsageError(f"{where}: null has a number named {bad[0]!r}; use letters, digits, _")
+        if "description" in nulls:
+            raise UsageError(f"{where}: 'description' cannot name a number of the null")
+        seen = {"value": value, **numbers, **{f"null_{key}": x for key, x in nulls.items()}}
+        if interval is not None:
+            seen |= {"low": low, "high": high}
+        if count is not None:
+            seen["n"] = count
+        outcome, reason = _decide(entry, seen)
+        result = Result(
+            outcome=outcome,
+            reason=reason,
+            measured={"value": _finite(value), "unit": visible(unit), "note": visible(note)}
+            | {key: _finite(number) for key, number in numbers.items()},
+            interval=None if interval is None else (_finite(low), _finite(high)),
+            n=count,
+            null={key: _finite(x) for key, x in nulls.items()} if null is not None else None,
+        )
+        self.results[claim] = result
+        return outcome
+
+    def not_testable(self, claim: str, reason: str) -> str:
+        """Say why this model cannot test a claim; nothing is measured for it."""
+        self._unmeasured(claim)
+        if not reason.strip():
+            raise UsageError(f"claim {claim}: not_testable needs a reason")
+        self.results[claim] = Result(outcome="not_testable", reason=visible(reason))
+        return "not_testable"
+
+    def report(
+        self, key: str, value: Any, *, interval: Any = None, n: Any = None, unit: str = ""
+    ) -> None:
+        """Store a number that the page shows and that is not a claim's own, under `key`."""
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", key):
+            raise UsageError(f"measurement {key!r}: a key is letters, digits and _")
+        if key in self.measurements:
+            raise UsageError(f"measurement {key} is reported twice")
+        number = _number(f"measurement {key}", value)
+        low, high = _interval(f"measurement {key}", interval)
+        self.measurements[key] = {
+            "value": _finite(number),
+            "interval": None if interval is None else [_finite(low), _finite(high)],
+            "n": _count(f"measurement {key}", n),
+            "unit": visible(unit),
+        }
+
+    def role(self, role: str, heads: Iterable[tuple[int, int]], rule: str) -> None:
+        """Store which heads, (layer, head), play one of ROLES, and by which rule that was decided.
+
+        No head is a result too. UsageError for another role, one given twice, or no rule.
+        """
+        if role not in ROLES:
+            raise UsageError(
+                f"role {role!r}{did_you_mean(role, ROLES)} (roles: {', '.join(ROLES)})"
+            )
+        if role in self.heads:
+            raise UsageError(f"role {role} is given twice")
+        if not rule.strip():
+            raise UsageError(f"role {role} needs the rule that decided")
+        pairs = sorted({(int(layer), int(head)) for layer, head in heads})
+        self.heads[role] = {"heads": [list(pair) for pair in pairs], "rule": visible(rule)}
+
+    def outcome(self, claim: str) -> str:
+        """One of OUTCOMES; not_attempted until the claim is measured."""
+        self._claim(claim)
+        return self.results.get(claim, Result()).outcome
+
+    def _claim(self, claim: str) -> Claim:
+        known = {entry.id: entry for entry in self.claims}
+        if claim not in known:
+            near = did_you_mean(str(claim), known)
+            raise UsageError(f"no claim {claim!r} for {self.paper}{near}")
+        return known[claim]
+
+    def _unmeasured(self, claim: str) -> Claim:
+        entry = self._claim(claim)
+        if claim in self.results:
+            raise UsageError(f"claim {claim} is measured twice; run the notebook from its start")
+        return entry
+
+    # --- showing ----------------------------------------------------------------------------------
+
+    def table(self) -> "HtmlTable":
+        """The claims before anything is measured: statement, the paper's number, our rule."""
+        rows = [
+            (
+                _cell(claim.id),
+                _cell(claim.statement),
+                _paper(claim.reported, claim.mark, claim.where),
+                _cell(claim.decision)
+                + _small("Null", claim.null)
+                + _small("Testable if", claim.gate_text),
+            )
+            for claim in self.claims
+        ]
+        head = ("claim", "the paper says", "its number", "we decide")
+        return HtmlTable(*_columns(head, rows, self.is_method), "claims")
+
+    def history(self) -> "HtmlTable":
+        """What was changed after the claims were first written, with date and reason."""
+        rows = [
+            tuple(_cell(" ".join(str(change[key]).split())) for key in ("date", "claim", "reason"))
+            for change in self.changes
+        ]
+        head = ("date", "claim", "what was changed, and why")
+        return HtmlTable(head, rows or [("–", "–", "nothing")], "history")
+
+    def verdicts(self, model: Any) -> None:
+        """Show what became of every claim, and store it in the cell's output for the record.
+
+        `model` is what `replib.models.model_info(model)` returns, or a mapping of the same fields.
+        """
+        from IPython.display import display
+
+        display(self.bundle(model), raw=True)
+
+    def bundle(self, model: Any) -> dict[str, Any]:
+        """The output of `verdicts`: an HTML table, a plain one, and under MIME all the numbers."""
+        info = dict(model if isinstance(model, Mapping) else model.asdict())
+        if missing := [key for key in ("name", "sha256") if key not in info]:
+            raise UsageError(f"verdicts: the model's information lacks {missing[0]!r}")
+        content = {
+            "paper": self.paper,
+            "title": self.title,
+            "arxiv": self.arxiv,
+            "paper_model": self.model,
+            "model": info,
+            "claims": [self._entry(claim) for claim in self.claims],
+            "measurements": self.measurements,
+            "heads": self.heads,
+            "changes": [dict(change) for change in self.changes],
+            "claims_sha256": self.sha256,
+        }
+        json.dumps(content, allow_nan=False)  # raises here, in the cell, not later in the runner
+        plain = "\n".join(f"{claim.id}  {self.outcome(claim.id)}" for claim in self.claims)
+        table = verdict_table(content["claims"], self.is_method)._repr_html_()
+        return {"text/plain": plain, "text/html": table, MIME: content}
+
+    def _entry(self, claim: Claim) -> dict[str, Any]:
+        result = self.results.get(claim.id, Result())
+        null = None
+        if claim.null is not None or result.null is not None:
+            null = {"description": claim.null} | dict(result.null or {})
+        return {
+            "id": claim.id,
+            "statement": claim.statement,
+            "reported": claim.reported,
+            "source": {"mark": claim.mark, "where": claim.where},
+            "measured": None if result.measured is None else dict(result.measured),
+            "interval": None if result.interval is None else list(result.interval),
+            "n": result.n,
+            "null": null,
+            "decision_rule": {
+                "text": claim.decision,
+                "gate": claim.gate,
+                "gate_text": claim.gate_text,
+                "holds_if": claim.holds_if,
+                "fails_if": claim.fails_if,
+            },
+            "outcome": result.outcome,
+            "reason": result.reason,
+        }
+
+
+def _number(where: str, value: Any) -> int | float | bool:
+    """A plain number from a Python, numpy or torch scalar; may be infinite or not a number, and is
+    infinite where a whole number is larger than any float."""
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) != 1:
+        raise UsageError(f"{where} is an array of shape {shape}; give one number")
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, int) and abs(plain) > sys.float_info.max:
+        return math.inf if plain > 0 else -math.inf
+    if isinstance(plain, bool | int | float):
+        try:
+            math.isfinite(plain)
+        except OverflowError:
+            return math.copysign(math.inf, plain > 0 or -1)
+        return plain
+    raise UsageError(
+        f"{where} is {one_line(repr(value))}, a {type(value).__name__}; give one number"
+    )
+
+
+def _interval(where: str, interval: Any) -> tuple[Any, Any]:
+    """(low, high) as floats; (None, None) for no interval."""
+    if interval is None:
+        return None, None
+    try:
+        low, high = interval
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{where}: interval is {one_line(repr(interval))}; give (low, high)"
+        ) from None
+    low, high = float(_number(f"{where}: low", low)), float(_number(f"{where}: high", high))
+    if low > high:
+        raise UsageError(f"{where}: interval has low {low} above high {high}")
+    return low, high
+
+
+def _count(where: str, n: Any) -> int | None:
+    if n is None:
+        return None
+    count = _number(f"{where}: n", n)
+    if isinstance(count, bool) or not math.isfinite(count) or count < 0 or count != int(count):
+        raise UsageError(f"{where}: n is {count}; give a count, 0 or more")
+    return int(count)
+
+
+def _finite(number: int | float | bool) -> int | float | bool | None:
+    return number if math.isfinite(number) else None

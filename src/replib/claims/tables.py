@@ -1,0 +1,95 @@
+"""Claims, changes and verdicts as tables that a notebook shows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replib.markup import as_html as _cell
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class HtmlTable:
+    """A table that a notebook shows; cells are HTML already, made by the functions below."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    kind: str  # claims, history or verdicts, a class name for the book's style sheet
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: a table of {len(self.rows)} rows"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{_cell(title)}</th>" for title in self.head)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in self.rows
+        )
+        return (
+            '<div class="table-scroll" style="overflow-x: auto">\n'
+            f'<table class="{self.kind}-table">'
+            f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>"
+        )
+
+
+def _small(label: str, text: str | None) -> str:
+    if not text:
+        return ""
+    return f"<br><small>{_cell(f'{label}: {text}' if label else text)}</small>"
+
+
+def _paper(reported: str | None, mark: str, where: str | None) -> str:
+    shown = "–" if reported is None else _cell(reported)
+    places = [text for text in (mark, where) if text and text != "none"]
+    return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
+
+
+def _columns(
+    head: tuple[str, ...], rows: list[tuple[str, ...]], is_method: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; of a method no paper says anything, so the column for its number goes."""
+    if not is_method:
+        return head, rows
+    return (head[0], "what must hold", *head[3:]), [row[:2] + row[3:] for row in rows]
+
+
+def verdict_table(claims: Iterable[Mapping[str, Any]], is_method: bool = False) -> HtmlTable:
+    """What became of every claim, from the entries of a record."""
+    rows = []
+    for claim in claims:
+        outcome = claim["outcome"]
+        word = f'<span class="outcome outcome-{outcome}">{outcome.replace("_", " ")}</span>'
+        rows.append(
+            (
+                _cell(claim["id"]),
+                _cell(claim["statement"]),
+                _paper(claim["reported"], **claim["source"]),
+                _measured(claim),
+                _cell(claim["decision_rule"]["text"]),
+                word + _small("", claim["reason"]),
+            )
+        )
+    head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
+    return HtmlTable(*_columns(head, rows, is_method), "verdicts")
+
+
+def _measured(claim: Mapping[str, Any]) -> str:
+    measured = claim["measured"]
+    if measured is None:
+        return "–"
+    text = _show(measured["value"], measured["unit"])
+    if claim["interval"] is not None:
+        text += f" [{_show(claim['interval'][0])}, {_show(claim['interval'][1])}]"
+    if claim["n"] is not None:
+        text += f", n = {claim['n']}"
+    numbers = {k: x for k, x in (claim["null"] or {}).items() if k != "description"}
+    null = ", ".join(f"{key} {_show(number)}" for key, number in numbers.items())
+    return _cell(text) + _small("null", null) + _small("", measured["note"])
+
+
+def _show(number: Any, unit: str = "") -> str:
+    if number is None:
+        return "not finite"
+    if isinstance(number, float):
+        number = f"{number:.3g}"
+    return f"{number} {unit}".strip()

@@ -1,0 +1,344 @@
+"""Edits of single attention heads, and what the model then says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replib.errors import UsageError
+from replib.interventions.forward import (
+    MAX_ROWS,
+    Run,
+    _chunks,
+    _forward,
+    _Past,
+    _past,
+    _positions,
+    _run,
+    logit_diff,
+)
+from replib.interventions.network import Head, Network
+from replib.interventions.path_patching import _window
+from replib.prompts.pairs import PromptPairs
+
+# --- Edits of heads at one position --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an edit is applied: which head, which prompts of the set."""
+
+    head: Head
+    prompts: slice | Int[Tensor, " prompt"]
+    corrupted: Run | None
+
+
+@dataclass(frozen=True)
+class HeadEdit:
+    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`).
+
+    `apply` maps the value the head would have, [prompt, dest, src] or [prompt, dest, d_head],
+    to the one it is given. No heads: an edit that changes nothing, the baseline.
+    """
+
+    heads: tuple[Head, ...] = ()
+    at: Literal["pattern", "z"] = "z"
+    apply: Callable[[Tensor, Site], Tensor] | None = None
+    needs_corrupted: bool = False
+
+
+def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
+    """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
+
+    Raises:
+        UsageError: if a row is negative somewhere or does not sum to 1.
+    """
+    sums = row.sum(-1)
+    if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
+    return HeadEdit(
+        tuple(heads),
+        "pattern",
+        lambda old, site: row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old),
+    )
+
+
+def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> HeadEdit:
+    """The heads cannot attend to `src` (−1 pads); their rows are scaled to sum to 1 again."""
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        cut = src[site.prompts]
+        kept = torch.ones(old.shape[0], old.shape[-1] + 1, dtype=old.dtype, device=old.device)
+        kept = kept.scatter(-1, torch.where(cut < 0, old.shape[-1], cut), 0.0)[:, None, :-1]
+        return old * kept / (old * kept).sum(-1, keepdim=True).clamp_min(1e-9)
+
+    return HeadEdit(tuple(heads), "pattern", apply)
+
+
+def zero_ablate(heads: Iterable[Head]) -> HeadEdit:
+    """The heads write nothing."""
+    return HeadEdit(tuple(heads), "z", lambda old, site: torch.zeros_like(old))
+
+
+def mean_ablate(heads: Iterable[Head], mean_z: Float[Tensor, "layer head d_head"]) -> HeadEdit:
+    """The heads write their mean output over other prompts (see `mean_z`)."""
+    return HeadEdit(tuple(heads), "z", lambda old, site: mean_z[site.head].to(old).expand_as(old))
+
+
+def resample_ablate(heads: Iterable[Head]) -> HeadEdit:
+    """The heads write what they wrote on the corrupted prompt, at the same position."""
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        return site.corrupted.z[site.head[0]][:, :, site.head[1]]  # kept at the same positions
+
+    return HeadEdit(tuple(heads), "z", apply, needs_corrupted=True)
+
+
+def scale_head(head: Head, alpha: float) -> HeadEdit:
+    """One head's output times `alpha`: its `z`, since a value vector may serve several heads."""
+    return HeadEdit((head,), "z", lambda old, site: alpha * old)
+
+
+@dataclass
+class _Seen:
+    """What passed at one position, layer by layer."""
+
+    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
+    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
+
+
+class _EditHeads:
+    """Applies each edit to its own row; with `capture`, keeps what passes at the last position."""
+
+    def __init__(
+        self,
+        edits: Sequence[HeadEdit],
+        site: Callable[[Head], Site],
+        capture: bool,
+    ):
+        edited = [layer for edit in edits for layer, _ in edit.heads]
+        self.start = 0 if capture or not edited else min(edited)
+        self.site = site
+        self.seen = _Seen() if capture else None
+        self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
+        for row, edit in enumerate(edits):
+            for layer, head in edit.heads:
+                self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
+
+    def acts_at(self, layer: int) -> bool:
+        return self.seen is not None or any(at == layer for _, at in self.todo)
+
+    def k_or_v_per_head(self, layer: int) -> bool:
+        return False  # these edits act on what comes after
+
+    def wants_pattern(self, layer: int) -> bool:
+        return self.seen is not None or ("pattern", layer) in self.todo
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
+        todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
+        if todo is not None:
+            value = value.clone()
+        for row, head, edit in todo or ():
+            here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
+            value[here] = edit.apply(value[here], self.site((layer, head)))
+        if self.seen is not None and name in ("pattern", "z"):
+            at_end = value[..., -1, :] if name == "pattern" else value[:, :, -1]
+            getattr(self.seen, name).append(at_end)
+        return value
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the model says at END after each edit.
+
+    Attributes:
+        tokens: the candidates of the prompts, or (answer, foil) where they have none.
+        logits: of `tokens`.
+        correct: is the answer the most probable token of the full vocabulary? (None unless asked)
+        top1, logsumexp: most probable token, and log-sum-exp of the logits, over the full
+            vocabulary (None unless asked for); log p(token) is its logit less the log-sum-exp.
+        pattern: attention from END, every head (None unless captured).
+        attribution: direct effect of each head on the logits of `tokens`, the norms frozen at the
+            scale they have in that run (None unless captured).
+    """
+
+    logit_diff: Float[Tensor, "edit prompt"]
+    tokens: Int[Tensor, "prompt token"]
+    logits: Float[Tensor, "edit prompt token"]
+    top1: Int[Tensor, "edit prompt"] | None = None
+    logsumexp: Float[Tensor, "edit prompt"] | None = None
+    correct: Bool[Tensor, "edit prompt"] | None = None
+    pattern: Float[Tensor, "edit prompt layer head src"] | None = None
+    attribution: Float[Tensor, "edit prompt layer head token"] | None = None
+
+
+def read(
+    net: Network,
+    pairs: PromptPairs,
+    edits: Sequence[HeadEdit] = (HeadEdit(),),
+    everywhere: bool = False,
+    correct: bool = False,
+    full_vocabulary: bool = False,
+    capture: bool = False,
+) -> Readout:
+    """Run the clean prompts under each edit and read the next token at END.
+
+    The edits act at END (or at every position); later heads and MLPs are free.
+
+    Raises:
+        UsageError: a head that does not exist.
+    """
+    net.check_heads(head for edit in edits for head in edit.heads)
+    tokens = pairs.candidates
+    if tokens is None:
+        tokens = torch.stack([pairs.answer, pairs.foil], dim=-1)
+    needs_corrupted = any(edit.needs_corrupted for edit in edits)
+    columns: list[list[dict[str, Tensor]]] = []
+    order: list[Tensor] = []
+    starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
+    with torch.inference_mode():
+        for prompts, chunk in _chunks(pairs, starts):
+            order.append(prompts)
+            dest = _window(starts[prompts], chunk.length - 1)
+            past = _past(net, pairs, prompts)
+            clean = _run(net, pairs, "clean", prompts, past, dest)
+            corrupted = None
+            if needs_corrupted:
+                corrupted = _run(net, pairs, "corrupted", prompts, past, dest)
+            site = partial(Site, prompts=prompts, corrupted=corrupted)
+            batch = max(1, MAX_ROWS // dest.numel())
+            columns.append([])
+            for start in range(0, len(edits), batch):
+                some = edits[start : start + batch]
+                resid, seen = _edited(net, past, clean, some, site, capture)
+                out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
+                out["logit_diff"] = logit_diff(net, resid, chunk)
+                if correct:
+                    out["correct"] = net.is_top1(resid, chunk.answer.expand(resid.shape[:-1]))
+                if full_vocabulary:
+                    out["top1"], out["logsumexp"] = net.vocabulary(resid)
+                if capture:
+                    out["pattern"] = torch.stack(seen.pattern, dim=2).float()
+                    out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
+                columns[-1].append(out)
+
+    def whole(name: str) -> Tensor | None:
+        if name not in columns[0][0]:
+            return None
+        pieces = [torch.cat([batch[name] for batch in column]) for column in columns]
+        return torch.cat(pieces, dim=1)[:, torch.cat(order).argsort()]
+
+    return Readout(
+        whole("logit_diff"),
+        tokens,
+        whole("logits"),
+        whole("top1"),
+        whole("logsumexp"),
+        whole("correct"),
+        whole("pattern"),
+        whole("attribution"),
+    )
+
+
+def _edited(
+    net: Network,
+    past: _Past,
+    clean: Run,
+    edits: Sequence[HeadEdit],
+    site: Callable[[Head], Site],
+    capture: bool,
+) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
+    """The final residual stream at END under each edit, and what `capture` asks for."""
+    editor = _EditHeads(edits, site, capture)
+    resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
+    for layer in range(editor.start, net.n_layers):
+        resid = _forward(net, past, resid, clean.dest, layer, editor)
+    if editor.todo:
+        raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
+    return resid[:, :, -1], editor.seen
+
+
+def _frozen_norm(
+    norm: Callable[[Tensor], Tensor], at: Float[Tensor, "*batch d_model"]
+) -> Callable[[Tensor], Tensor]:
+    """The norm as the linear map that it is while its scale stays what it is at `at`.
+
+    For y = (x − mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w:
+    applied to the terms of a sum it gives terms that add up to y (less b).
+    """
+    centred = isinstance(norm, torch.nn.LayerNorm)
+    out = (norm(at) - norm.bias if centred and norm.bias is not None else norm(at)).float()
+    exact, at = at.dtype == torch.float32, at.float()
+    base = at - at.mean(-1, keepdim=True) if centred else at
+    # s·w elementwise; where x is 0 the quotient is undefined, so w comes from the module.
+    weight = norm.weight.float() + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+    weighted = base * weight
+    scale = (out * weighted).sum(-1, keepdim=True) / (weighted**2).sum(-1, keepdim=True)
+    close = 1e-3 if exact else 2e-2
+    if not torch.allclose(scale * weighted, out, rtol=close, atol=close * float(out.abs().max())):
+        raise UsageError(f"direct logit attribution does not know the norm {type(norm).__name__}")
+
+    def apply(u: Tensor) -> Tensor:
+        extra = (1,) * (u.ndim - at.ndim)
+        s = scale.view(*scale.shape[:-1], *extra, 1)
+        return (u - u.mean(-1, keepdim=True) if centred else u) * s * weight
+
+    return apply
+
+
+def _attribution(
+    net: Network,
+    seen: _Seen,
+    resid: Float[Tensor, "edit prompt d_model"],
+    tokens: Int[Tensor, "prompt token"],
+) -> Float[Tensor, "edit prompt layer head token"]:
+    """Direct logit attribution at END (Elhage et al. 2021): each head's write through the final
+    norm, frozen at its scale in this run, onto the tokens' unembedding. Where the attention output
+    is normalised before it is added (Gemma), that norm is frozen in the same way."""
+    final = _frozen_norm(net.ln_final, resid)
+    layers = []
+    for block, z in zip(net.blocks, seen.z, strict=True):
+        writes = torch.einsum("ephd,hdm->ephm", z.float(), block.W_O.float())
+        if block.ln1_post is not None:
+            writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
+        layers.append(torch.einsum("ephm,ptm->epht", final(writes), net.W_U[tokens].float()))
+    return torch.stack(layers, dim=2)
+
+
+def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head"]:
+    """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
+    total = 0.0
+    with torch.inference_mode():
+        for prompts, chunk in _chunks(pairs, pairs.length - 1):
+            past = _past(net, pairs, prompts)
+            run = _run(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
+            total = total + torch.stack([z[:, 0].float().sum(0) for z in run.z])
+    return total / len(pairs)
+
+
+def attention_from(
+    net: Network, pairs: PromptPairs, position: str = "END"
+) -> Float[Tensor, "prompt layer head src"]:
+    """Attention pattern of every head from one position of the clean prompts.
+
+    Raises:
+        UsageError: a position that does not exist, or a set of positions.
+    """
+    if (at := _positions(pairs, position)).shape[1] != 1:
+        raise UsageError(f"attention is read from one position, {position!r} is a set of them")
+    rows = []
+    with torch.inference_mode():
+        for prompts, _ in _chunks(pairs, pairs.length - 1):
+            dest = at[prompts]
+            site = partial(Site, prompts=prompts, corrupted=None)
+            past = _past(net, pairs, prompts)
+            run = _run(net, pairs, "clean", prompts, past, dest)
+            _, seen = _edited(net, past, run, [HeadEdit()], site, capture=True)
+            rows.append(torch.stack(seen.pattern, dim=2)[0].float())
+    return torch.cat(rows)

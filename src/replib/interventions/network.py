@@ -1,0 +1,227 @@
+"""Exact interventions on attention heads: path patching, attention edits, ablation, scaling.
+
+Everything here is computed on residual streams held in memory, with the model's own norm,
+projection and MLP modules; no hook is ever placed, so an intervention leaves the model
+bit-identical by construction. The saving over running the whole model once per head: attention
+is causal and an edit starts at one layer and at one position, so what lies below that layer or
+before that position is read from the unedited run (keys and values included), and only the rest
+is computed again. No step is approximate. `tests/reference.py` does the same with hooks and whole
+forward passes, as slowly and obviously as possible; the tests hold the two together.
+
+Axes: `edit` counts interventions carried out side by side (one sender head each, in path
+patching), `prompt` the prompts, `dest` the positions that are computed again, `src` attended
+positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformer_lens.model_bridge import TransformerBridge
+
+from replib.errors import UsageError
+
+Head = tuple[int, int]
+
+
+Component = Literal["q", "k", "v"]
+
+
+Residual = tuple[Literal["resid_post"], int]  # the residual stream after a layer
+
+
+# --- The model, seen as modules ------------------------------------------------------------------
+
+
+class _Block:
+    """The modules of one transformer block, unwrapped from their bridge."""
+
+    def __init__(self, block: torch.nn.Module, cfg: object):
+        part = dict(block.named_children())
+        if "attn" not in part:
+            raise UsageError("this model has no attention heads, which this chapter is about")
+        if not {"ln1", "attn", "ln2", "mlp"} <= part.keys():
+            raise UsageError(
+                f"path patching needs blocks with ln1, attn, ln2 and mlp; this model's have "
+                f"{', '.join(sorted(set(part) & {'ln1', 'attn', 'ln2', 'mlp', 'mixer'})) or 'none'}"
+            )
+        if part["mlp"].original_component is block.original_component:  # OPT
+            raise UsageError("path patching needs an MLP that is a module of its own")
+        attn = dict(part["attn"].named_children())
+        hf_attn = part["attn"].original_component
+        if {"q", "k", "v", "o"} - attn.keys():
+            raise UsageError("path patching needs attention with separate q, k, v and o hooks")
+
+        def module(parent: dict, name: str) -> Callable[[Tensor], Tensor] | None:
+            return parent[name].original_component if name in parent else None
+
+        self.ln1, self.ln2 = module(part, "ln1"), module(part, "ln2")
+        self.ln1_post, self.ln2_post = module(part, "ln1_post"), module(part, "ln2_post")
+        self.mlp = module(part, "mlp")
+        self.q, self.k, self.v, self.o = (module(attn, name) for name in "qkvo")
+        self.q_norm, self.k_norm = module(attn, "q_norm"), module(attn, "k_norm")
+        self.W_O = part["attn"].W_O  # [head, d_head, d_model]
+        self.n_heads, self.d_head = self.W_O.shape[:2]
+        self.scale = float(getattr(hf_attn, "scaling", None) or self.d_head**-0.5)
+        self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
+
+    def write(self, o_out: Tensor) -> Tensor:
+        """What the attention adds to the residual: Gemma normalises it after the projection."""
+        return o_out if self.ln1_post is None else self.ln1_post(o_out)
+
+    def mlp_write(self, resid: Tensor) -> Tensor:
+        out = self.mlp(self.ln2(resid))
+        return out if self.ln2_post is None else self.ln2_post(out)
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_head))
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What depends on the prompt length only: rotary angles and who may attend to whom."""
+
+    cos: list[Float[Tensor, "pos d_rotary"] | None]
+    sin: list[Float[Tensor, "pos d_rotary"] | None]
+    allowed: list[Bool[Tensor, "pos src"]]
+
+    def rotate(self, x: Tensor, layer: int, at: Int[Tensor, "prompt dest"]) -> Tensor:
+        """Rotary position embedding of the first d_rotary coordinates (the rest pass).
+
+        `x` is [edit, prompt, dest, head, d_head].
+        """
+        if self.cos[layer] is None:
+            return x
+        cos, sin = (t[layer][at].unsqueeze(-2) for t in (self.cos, self.sin))
+        rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        half = cos.shape[-1] // 2
+        turned = torch.cat([-rotated[..., half:], rotated[..., :half]], dim=-1)
+        return torch.cat([rotated * cos + turned * sin, rest], dim=-1)
+
+
+class Network:
+    """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
+
+    Raises:
+        UsageError: if the model has no attention heads, or caps its logits (Gemma 2).
+    """
+
+    def __init__(self, model: TransformerBridge):
+        hf_config = model.original_model.config
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if getattr(hf_config, cap, None):
+                raise UsageError(f"this model has {cap}, which exact path patching does not do yet")
+        self.model = model
+        self.blocks = [_Block(block, model.cfg) for block in model.blocks]
+        self.n_layers, self.n_heads = len(self.blocks), self.blocks[0].n_heads
+        self.ln_final = model.ln_final.original_component
+        unembed = model.unembed.original_component
+        self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]
+        self._geometry: dict[int, _Geometry] = {}
+        self.kept = WeakTensorKeyDictionary()  # prompts -> their unedited runs, see `_run`
+
+    def heads(self, below: int | None = None) -> list[Head]:
+        """All heads of the layers under `below` (all layers if None), in order."""
+        layers = range(self.n_layers if below is None else below)
+        return [(layer, head) for layer in layers for head in range(self.n_heads)]
+
+    def check_heads(self, heads: Iterable[Head]) -> None:
+        for layer, head in heads:
+            if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
+                raise UsageError(
+                    f"no head L{layer}H{head}: this model has {self.n_layers} layers of "
+                    f"{self.n_heads} heads"
+                )
+
+    def geometry(self, tokens: Int[Tensor, "prompt pos"]) -> _Geometry:
+        n_pos = tokens.shape[1]
+        if n_pos not in self._geometry:
+            seen = _look(
+                self.model,
+                tokens[:1],
+                lambda name: name.endswith(("hook_cos", "hook_sin", "hook_attn_scores")),
+            )
+
+            def at(layer: int, name: str) -> Tensor | None:
+                value = seen.get(f"blocks.{layer}.attn.{name}")
+                return None if value is None else value[0]
+
+            layers = range(self.n_layers)
+            scores = [at(layer, "hook_attn_scores") for layer in layers]
+            self._geometry[n_pos] = _Geometry(
+                cos=[at(layer, "hook_cos") for layer in layers],
+                sin=[at(layer, "hook_sin") for layer in layers],
+                # A masked score is -inf or the dtype's minimum: far below any real one.
+                allowed=[s[0] > torch.finfo(s.dtype).min / 10 for s in scores],
+            )
+        return self._geometry[n_pos]
+
+    def logits(
+        self, resid: Float[Tensor, "*batch d_model"], tokens: Int[Tensor, "*batch token"]
+    ) -> Float[Tensor, "*batch token"]:
+        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost.
+
+        Always float32: two logits near 20 that differ by 0.05 are the same number in bfloat16.
+        """
+        x, W_U = self.ln_final(resid).float(), self.W_U[tokens].float()
+        out = torch.einsum("...d,...td->...t", x, W_U)
+        return out if self.b_U is None else out + self.b_U[tokens]
+
+    def vocabulary(
+        self, resid: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """Most probable next token over the full vocabulary, and the logits' log-sum-exp."""
+        top1, logsumexp = [], []
+        for rows in self.ln_final(resid).flatten(0, -2).split(256):
+            logits = torch.nn.functional.linear(rows, self.W_U, self.b_U).float()
+            top1.append(logits.argmax(-1))
+            logsumexp.append(logits.logsumexp(-1))
+        shape = resid.shape[:-1]
+        return torch.cat(top1).view(shape), torch.cat(logsumexp).view(shape)
+
+    def is_top1(
+        self, resid: Float[Tensor, "*batch d_model"], token: Int[Tensor, "*batch"]
+    ) -> Bool[Tensor, "*batch"]:
+        """Is `token` the most probable of the full vocabulary?
+
+        Rows in which one of the usual winners clearly beats it are settled by those few logits;
+        only the others are compared with every token. The answer is the same.
+        """
+        flat, want = resid.flatten(0, -2), token.flatten()
+        usual = self.vocabulary(flat[:: max(1, len(flat) // 256)])[0].unique()
+        seen = self.logits(flat, torch.cat([want[:, None], usual.expand(len(flat), -1)], dim=-1))
+        rounding = 1e-2 if self.W_U.dtype == torch.float32 else 1.0  # differs between kernels
+        open_ = seen[:, 0] > seen[:, 1:].max(-1).values - rounding
+        best = torch.zeros_like(want, dtype=torch.bool)
+        if open_.any():
+            best[open_] = self.vocabulary(flat[open_])[0] == want[open_]
+        return best.view(token.shape)
+
+
+def _look(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """Activations by bridge name. The readout is cut to one position: logits are not needed."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: object) -> None:
+        seen[hook.name] = value
+
+    def last_only(value: Tensor, hook: object) -> Tensor:
+        return value[:, -1:]
+
+    with torch.inference_mode():
+        model.run_with_hooks(
+            tokens,
+            return_type=None,
+            fwd_hooks=[(wanted, keep), ("unembed.hook_in", last_only)],
+        )
+    if not seen:
+        raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
+    return seen

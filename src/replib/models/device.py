@@ -1,0 +1,74 @@
+"""Where and in which number type a model computes."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from replib.errors import UsageError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,  # a reference for the rounding of the others
+}
+
+
+def find_device(device: str) -> torch.device:
+    """ "auto" picks cuda, then mps, then cpu; any other device must be there.
+
+    Raises UsageError for a device that torch does not know or this machine does not have.
+    """
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
+    if torch.cuda.is_available():
+        here.insert(0, "cuda")
+    if device == "auto":
+        return torch.device(here[0])
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is not None and found.type in here:
+        count = torch.cuda.device_count() if found.type == "cuda" else 1
+        if (found.index or 0) < count:
+            return found
+    raise UsageError(
+        f"device {device!r} is not available here; choose one of: auto, {', '.join(here)}"
+    )
+
+
+def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the processor multiplies it, else float32.
+
+    Raises UsageError for another name than "auto" and those of `DTYPES`, and for float64 on mps,
+    which has none.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(
+                f"dtype {dtype!r} is not known; choose one of: auto, {', '.join(DTYPES)}"
+            )
+        if dtype == "float64" and device.type == "mps":
+            raise UsageError("dtype 'float64' does not exist on mps; give --device cpu")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _set_threads() -> None:
+    """All processors, unless REPLIB_THREADS or OMP_NUM_THREADS says otherwise."""
+    wanted = os.environ.get("REPLIB_THREADS")
+    if wanted is not None:
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", wanted):
+            raise UsageError(f"REPLIB_THREADS={wanted!r} is not a whole number from 1 to 9999")
+        torch.set_num_threads(int(wanted))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)

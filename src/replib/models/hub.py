@@ -1,0 +1,138 @@
+"""Models from the Hugging Face hub, asked for by name and revision."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import tqdm
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from replib.errors import UsageError
+from replib.models.load import _gguf_file, _Where
+from replib.models.sources import KNOWN
+
+HUB_SECONDS = 8.0  # longest wait for the hub's first answer
+
+
+HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def _check_revision(name: str, revision: str | None) -> None:
+    if revision is not None and (name in KNOWN or Path(name).expanduser().is_dir()):
+        raise UsageError(f"revision {revision!r}: only a Hugging Face id has one, not {name!r}")
+
+
+def _from_hub(
+    name: str, revision: str | None, before_download: Callable[[int], None] | None
+) -> _Where:
+    """A hub model's snapshot at one commit: safetensors, configuration and tokenizer only.
+
+    Without a network the copy in the Hugging Face cache is used, if there is one.
+    """
+    known = f"known models: {', '.join(KNOWN)}; or a local folder, or a Hugging Face id"
+    at = "" if revision is None else f" at revision {revision!r}"
+    try:
+        info = _within(
+            HUB_SECONDS,
+            lambda: huggingface_hub.HfApi().model_info(name, revision=revision, timeout=5),
+        )
+    except HFValidationError:
+        raise UsageError(
+            f"model {name!r} is not known, and there is no such folder; {known}"
+        ) from None
+    except RevisionNotFoundError:
+        raise UsageError(f"model {name!r} has no revision {revision!r} on the hub") from None
+    except RepositoryNotFoundError:
+        raise UsageError(f"model {name!r} is not known, and not on the hub; {known}") from None
+    except Exception as error:
+        try:
+            folder = _snapshot(name, revision, local_files_only=True)
+        except Exception:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise UsageError(
+                f"model {name!r} is not known, and the hub could not be reached to look for it"
+                f"{at} ({reason}); {known}"
+            ) from None
+        return _hub_snapshot(name, folder)
+    if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
+        raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
+    if before_download is not None and getattr(info, "safetensors", None) is not None:
+        before_download(info.safetensors.total)
+    try:
+        folder = _snapshot(name, revision, local_files_only=False)
+    except GatedRepoError:
+        raise UsageError(
+            f"model {name!r} is gated: accept its terms on the hub and log in (hf auth login)"
+        ) from None
+    except Exception as error:
+        raise UsageError(f"model {name!r}: download failed: {_first_line(error)}") from error
+    return _hub_snapshot(name, folder)
+
+
+def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:
+    """The folder of the hub model's files, downloaded where that is allowed and needed."""
+    return Path(
+        huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=["*/*"],
+            tqdm_class=_TerminalBar,
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _hub_snapshot(name: str, folder: Path) -> _Where:
+    return _Where(
+        source=f"Hugging Face hub, {name}",
+        note="",
+        folder=folder,
+        gguf_file=_gguf_file(folder),
+        revision=folder.name,  # a snapshot folder is named by its commit
+    )
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The call's result or exception; TimeoutError when there is none in time.
+
+    Name servers and dropped packets have time limits of their own, longer than anyone would wait.
+    """
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append((call(), None))
+        except Exception as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    result, error = done[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _TerminalBar(tqdm.tqdm):
+    """A progress bar on a terminal, nothing in a notebook or a log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": None}))

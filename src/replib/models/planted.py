@@ -1,0 +1,220 @@
+"""A transformer whose weights are set by hand, so that what a method should find is known.
+
+`planted_ioi` builds a GPT-2 (5 layers of 4 heads, LayerNorm, learned positions; its MLPs write
+nothing) that does indirect object identification with the circuit of Wang et al. (2211.00593) as
+Merullo et al. (2310.08744, Sec. 3) find it in GPT2-medium. Nothing is trained.
+
+**The residual stream is a row of named slots** (`_WIDTHS`), each a set of directions of its own,
+orthogonal to every other slot. A slot holds a vector: `name` the code of the name at this
+position, `position` the code of the place, `is_name` a one if the token is a name. Attention heads
+copy what is in a slot at one position to another slot at another position. How the model knows
+which tokens are names is part of the embedding: the slots `name` and `is_name` are filled for the
+names of the task only. Codes of different names are nearly orthogonal.
+
+**A head is two short lists** (`_HEADS`). Its scores: the attention score of a position is the sum,
+over (query slot, key slot, weight), of weight times the dot product of the query slot at the
+reading position and the key slot at the position looked at. Its moves: for (from, to, weight) it
+adds weight times what it finds in the slot `from` to the slot `to` of the reading position. A head
+that finds nothing rests on the first token, where no name ever stands, and so writes nothing.
+
+Take "When Mary and John arrived at the park, John handed the lemon to" (S = John, IO = Mary):
+
+1. The *previous-token head* writes at every position the name that stands just before it, to
+   `previous`. At " arrived" (S1+1) that is John.
+2. The *duplicate-token head* looks for an earlier position with the same name. At the second
+   " John" (S2) it finds the first, and writes John to `duplicated`.
+3. The *induction head* looks for a position whose `previous` is this name. At S2 it finds
+   " arrived" (S1+1), and adds John to `duplicated` too. Each of the two heads writes half of the
+   signal "John is the one named twice", by ways of its own.
+4. The *inhibition heads* look, from a token that wants a name next (" to"), for a position where
+   something is duplicated. At END they find S2, and write John to `inhibited`: each half.
+5. The *name movers* look for names (wanted by step 4's signal), but not for the name in
+   `inhibited`. At END they find Mary, and copy it to `output`, which the unembedding reads.
+6. The *negative mover* looks for the position where something is duplicated, finds S2, and
+   subtracts a part of John from `output`.
+
+The remaining heads are small seeded noise: they attend and write, and hardly matter.
+
+LayerNorm is harmless by two choices: all slots are orthogonal to the all-ones vector, so that
+subtracting the mean does nothing, and a constant `ballast` much longer than everything else keeps
+the length of the stream nearly the same, so that dividing by it is nearly a constant factor.
+
+With S2 replaced by the IO name (this book's corrupted prompts) every step from 2 on is about Mary,
+and the answer becomes John. The previous-token head sees no difference: S2 comes after S1+1. Its
+part shows when it is ablated, or given the activations of a prompt with other names.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replib.chapters.ioi_circuit_reuse.planted import (
+    _WIDTHS,
+    D_HEAD,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    N_POSITIONS,
+)
+
+
+class _Head(NamedTuple):
+    """What a head looks for and what it copies; slots by name. A query slot "always" is a one."""
+
+    scores: tuple[tuple[str, str, float], ...]  # (query slot, key slot, weight)
+    moves: tuple[tuple[str, str, float], ...]  # (from slot, to slot, weight)
+
+
+_BALLAST = 8.0
+
+
+_LOGIT = 6.0  # logit of a name whose code fills `output`
+
+
+_NOISE = 0.3  # length of what a noise head writes, beside codes of length 1
+
+
+def make_slots(
+    widths: Mapping[str, int] = _WIDTHS, d_model: int = D_MODEL
+) -> dict[str, Float[Tensor, "d_model width"]]:
+    """Orthonormal directions for every slot, all orthogonal to the all-ones vector.
+
+    They are columns of the discrete cosine transform, whose first column, left out, is constant.
+    """
+    row, column = torch.arange(d_model, dtype=torch.float64), torch.arange(1, d_model)
+    basis = (math.pi / d_model * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / d_model)
+    starts = [sum(list(widths.values())[:i]) for i in range(len(widths))]
+    return {
+        slot: basis[:, start : start + width].float()
+        for (slot, width), start in zip(widths.items(), starts, strict=True)
+    }
+
+
+def _codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n width"]:
+    """Unit vectors, no two with a cosine beyond 0.45: drawn at random, kept if they fit."""
+    codes = torch.empty(0, width)
+    while len(codes) < n:
+        code = torch.randn(width, generator=generator)
+        code = code / code.norm()
+        if not bool(((codes @ code).abs() > 0.45).any()):
+            codes = torch.cat([codes, code[None]])
+    return codes
+
+
+def position_codes(
+    width: int,
+) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
+    """Unit position codes (sines and cosines) and the matrix that steps one position back.
+
+    With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by
+    one step. The codes of different positions have dot products below 0.4.
+    """
+    n = width // 2
+    frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
+    angle = torch.arange(N_POSITIONS)[:, None] * frequency
+    codes = torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(n)
+    cos, sin = frequency.cos().diag(), frequency.sin().diag()
+    back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+    return codes.float(), back.float()
+
+
+def _head(
+    plan: _Head, slots: Mapping[str, Float[Tensor, "d_model width"]], scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model] and b_Q [d_head] of a plan."""
+    w_q, w_k, w_v = torch.zeros(3, D_MODEL, D_HEAD)
+    w_o, b_q = torch.zeros(D_HEAD, D_MODEL), torch.zeros(D_HEAD)
+    at = 0
+    for query, key, weight in plan.scores:
+        width = slots[key].shape[1]
+        gain = weight * math.sqrt(D_HEAD)  # attention divides by it
+        if query == "always":
+            b_q[at] = gain
+        else:
+            w_q[:, at : at + width] = gain * scale * slots[query]
+        w_k[:, at : at + width] = scale * slots[key]
+        at += width
+    at = 0
+    for source, target, weight in plan.moves:
+        width = slots[source].shape[1]
+        w_v[:, at : at + width] = scale * slots[source]
+        w_o[at : at + width] = weight * slots[target].T
+        at += width
+    return w_q, w_k, w_v, w_o, b_q
+
+
+def noise_head(
+    generator: torch.Generator, d_model: int = D_MODEL, d_head: int = D_HEAD, size: float = _NOISE
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Random weights, in the order of `_head`: scores of about 1, output of about `size` long."""
+    w_q, w_k, w_v = torch.randn(3, d_model, d_head, generator=generator) / math.sqrt(d_model)
+    w_o = torch.randn(d_head, d_model, generator=generator)
+    return w_q, w_k, w_v, w_o * size / math.sqrt(d_head * d_model), torch.zeros(d_head)
+
+
+def set_heads(
+    model: GPT2LMHeadModel,
+    plans: Mapping[tuple[int, int], _Head],
+    slots: Mapping[str, Float[Tensor, "d_model width"]],
+    scale: float,
+    generator: torch.Generator,
+) -> None:
+    """Every head of a model of this module's shape: as planned, the others small noise."""
+    for layer in range(N_LAYERS):
+        for head in range(N_HEADS):
+            plan = plans.get((layer, head))
+            parts = noise_head(generator) if plan is None else _head(plan, slots, scale)
+            set_head(model, layer, head, *parts)
+
+
+def blank_model(
+    tokenizer: PreTrainedTokenizerFast,
+    n_layers: int = N_LAYERS,
+    n_heads: int = N_HEADS,
+    d_model: int = D_MODEL,
+    d_mlp: int = 4,
+) -> GPT2LMHeadModel:
+    """A GPT-2 over a tokenizer's vocabulary, the matrices of its blocks 0."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=N_POSITIONS,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=n_heads,
+        n_inner=d_mlp,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # the library's own initialisation leaves no trace
+        model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    for parameter in model.transformer.h.parameters():
+        if parameter.ndim > 1:
+            parameter.zero_()
+    return model
+
+
+def set_head(
+    model: GPT2LMHeadModel,
+    layer: int,
+    head: int,
+    w_q: Float[Tensor, "d_model d_head"],
+    w_k: Float[Tensor, "d_model d_head"],
+    w_v: Float[Tensor, "d_model d_head"],
+    w_o: Float[Tensor, "d_head d_model"],
+    b_q: Float[Tensor, " d_head"],
+) -> None:
+    """Put a head's matrices where GPT-2 keeps them: [query | key | value], heads side by side."""
+    attention = model.transformer.h[layer].attn
+    d_model, d_head = w_q.shape
+    own = slice(head * d_head, (head + 1) * d_head)
+    for i, matrix in enumerate((w_q, w_k, w_v)):
+        attention.c_attn.weight[:, i * d_model :][:, own] = matrix
+    attention.c_attn.bias[own] = b_q
+    attention.c_proj.weight[own] = w_o

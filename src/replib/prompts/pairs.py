@@ -1,0 +1,266 @@
+"""Prompts in pairs: a clean one, a corrupted one of equal length, and the tokens that matter.
+
+A task is a function of a Hugging Face tokenizer that returns `PromptPairs`: indirect object
+identification (`ioi_pairs`), Colored Objects (`colored_objects_pairs`), two control tasks
+(`greater_than_pairs`, `capital_pairs`), and a reader's own data (`pairs_from_file`,
+`colored_objects_from_file`). `word_tokenizer` is a small tokenizer that has every word of the
+tasks as one token. Whether a prompt starts with a BOS token is the tokenizer's own habit.
+"""
+
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from replib.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """A set of clean and corrupted prompts, token-aligned, with their answers and positions.
+
+    Tokens are padded on the right: with causal attention the padding changes nothing before it.
+    The fields are checked once, here; a bad set cannot be built (`UsageError`).
+    """
+
+    task: str
+    clean: Int[Tensor, "prompt pos"]
+    corrupted: Int[Tensor, "prompt pos"]
+    length: Int[Tensor, " prompt"]  # tokens in each prompt, the same for both; END = length - 1
+    answer: Int[Tensor, " prompt"]  # the right next token of the clean prompt
+    foil: Int[Tensor, " prompt"]  # the token it is compared with
+    # Named positions in the clean prompt; 2-D = a set of positions per prompt, padded with -1.
+    positions: Mapping[str, Int[Tensor, " prompt"] | Int[Tensor, "prompt k"]]
+    # The tokens the answer is chosen among; column 0 is the answer.
+    candidates: Int[Tensor, "prompt candidate"] | None
+    text: tuple[str, ...]
+    corrupted_text: tuple[str, ...]
+    group: tuple[str, ...]  # template or entity of each prompt, for clustered statistics
+    dropped: Mapping[str, int]  # what the tokenizer filter removed, by kind
+
+    def __post_init__(self) -> None:
+        n, width = self.clean.shape
+        if n == 0:
+            raise UsageError(f"{self.task}: a set of prompt pairs needs at least one prompt")
+        if self.corrupted.shape != self.clean.shape:
+            raise UsageError(
+                f"{self.task}: clean {tuple(self.clean.shape)} and corrupted "
+                f"{tuple(self.corrupted.shape)} tokens differ in shape"
+            )
+        for name in ("length", "answer", "foil"):
+            if getattr(self, name).shape != (n,):
+                raise UsageError(
+                    f"{self.task}: {name} must hold one number for each of {n} prompts"
+                )
+        for name in ("text", "corrupted_text", "group"):
+            if len(getattr(self, name)) != n:
+                raise UsageError(
+                    f"{self.task}: {name} has {len(getattr(self, name))} entries for {n} prompts"
+                )
+        self._refuse((self.length < 1) | (self.length > width), f"length is not in 1..{width}")
+        inside = torch.arange(width) < self.length[:, None]
+        differ = self.clean != self.corrupted
+        self._refuse(
+            (differ & ~inside).any(1), "clean and corrupted do not have the same number of tokens"
+        )
+        self._refuse(~(differ & inside).any(1), "clean and corrupted are the same tokens")
+        if not bool(inside.all()):
+            pad = self.clean[~inside][0]
+            self._refuse(((self.clean != pad) & ~inside).any(1), "padding is not one token")
+            last = (self.length - 1)[:, None]
+            for tokens in (self.clean, self.corrupted):
+                self._refuse(
+                    tokens.gather(1, last)[:, 0] == pad,
+                    "clean and corrupted do not have the same number of tokens",
+                )
+        self._refuse(self.answer == self.foil, "answer and foil are the same token")
+        if "END" not in self.positions or bool((self.positions["END"] != self.length - 1).any()):
+            raise UsageError(f"{self.task}: positions must name END, the last token of each prompt")
+        for name, at in self.positions.items():
+            if at.shape[0] != n or at.ndim > 2:
+                raise UsageError(f"{self.task}: position {name!r} must be [prompt] or [prompt, k]")
+            low, at = (0, at[:, None]) if at.ndim == 1 else (-1, at)
+            outside = ((at < low) | (at >= self.length[:, None])).any(1)
+            self._refuse(outside, f"position {name!r} lies outside the prompt")
+        if self.candidates is not None:
+            wrong = self.candidates[:, 0] != self.answer
+            self._refuse(wrong, "the first candidate is not the answer")
+
+    def _refuse(self, bad: Bool[Tensor, " prompt"], reason: str) -> None:
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0, 0])
+            raise UsageError(f"{self.task}: prompt {i} ({self.text[i]!r}): {reason}")
+
+    def __len__(self) -> int:
+        return self.clean.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "PromptPairs":
+        """The prompts at `index` (slice, list of ints, index or boolean tensor), as a set."""
+        rows = torch.arange(len(self))[
+            index if isinstance(index, slice | Tensor) else torch.tensor(index, dtype=torch.long)
+        ]
+        if rows.ndim != 1:
+            raise TypeError(f"index prompts with a slice, a list or a 1-D tensor, not {index!r}")
+        pick = rows.tolist()
+        return replace(
+            self,
+            clean=self.clean[rows],
+            corrupted=self.corrupted[rows],
+            length=self.length[rows],
+            answer=self.answer[rows],
+            foil=self.foil[rows],
+            positions={name: at[rows] for name, at in self.positions.items()},
+            candidates=None if self.candidates is None else self.candidates[rows],
+            text=tuple(self.text[i] for i in pick),
+            corrupted_text=tuple(self.corrupted_text[i] for i in pick),
+            group=tuple(self.group[i] for i in pick),
+        )
+
+    def swapped(self) -> "PromptPairs":
+        """The same prompts with the clean run for the corrupted one, and the other way round."""
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            text=self.corrupted_text,
+            corrupted_text=self.text,
+        )
+
+    def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
+        """Two disjoint sets, drawn at random: (selection, report).
+
+        Args:
+            n: prompts in the first set: a whole number, or a fraction of all (a float below 1).
+            seed: of the draw; the same seed gives the same split.
+
+        Raises:
+            UsageError: if either set would be empty.
+        """
+        first = round(n * len(self)) if isinstance(n, float) else n
+        if not 0 < first < len(self):
+            raise UsageError(
+                f"{self.task}: a split at {n} leaves nothing on one side of {len(self)} prompts"
+            )
+        order = list(range(len(self)))
+        random.Random(seed).shuffle(order)
+        return self[sorted(order[:first])], self[sorted(order[first:])]
+
+
+# --- From text to tokens -----------------------------------------------------------------------
+
+
+class _Pair(NamedTuple):
+    """One pair before tokenization; `marks` are character indices into `clean`."""
+
+    clean: str
+    corrupted: str
+    answer: int  # token id
+    foil: int
+    marks: Mapping[str, int | slice | Sequence[int]]
+    group: str
+    candidates: tuple[int, ...] | None = None
+
+
+def _fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, int]]:
+    """The template with its fields filled, and the index of each field's last character."""
+    text, last = "", {}
+    for literal, field, _, _ in string.Formatter().parse(template):
+        text += literal
+        if field is not None:
+            text += words[field]
+            last[field] = len(text) - 1
+    return text, last
+
+
+def _draw(task: str, n_prompts: int, draw: Callable[[int], _Pair]) -> list[_Pair]:
+    """`n_prompts` different pairs, the i-th from `draw(i)`, drawn again while it repeats one."""
+    pairs: dict[str, _Pair] = {}
+    for i in range(n_prompts):
+        for _ in range(200):
+            pair = draw(i)
+            if pair.clean not in pairs:
+                pairs[pair.clean] = pair
+                break
+        else:
+            raise UsageError(
+                f"{task}: only {len(pairs)} different prompts found, {n_prompts} were asked for"
+            )
+    return list(pairs.values())
+
+
+def _assemble(
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    pairs: Sequence[_Pair],
+    dropped: Mapping[str, int],
+    row_names: Sequence[str] | None = None,
+) -> PromptPairs:
+    """Tokenize the pairs and turn character marks into token positions.
+
+    Raises:
+        UsageError: naming the row, if the two prompts differ in number of tokens or one holds a
+            word that the tokenizer does not know.
+    """
+    names = row_names or [f"prompt {i}" for i in range(len(pairs))]
+    clean = tokenizer([pair.clean for pair in pairs])
+    corrupted = tokenizer([pair.corrupted for pair in pairs])
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    for name, pair, a, b in zip(names, pairs, clean.input_ids, corrupted.input_ids, strict=True):
+        for kind, text, ids in (("clean", pair.clean, a), ("corrupted", pair.corrupted, b)):
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+                raise UsageError(f"{name}: the tokenizer does not know a word of {kind} {text!r}")
+        if len(a) != len(b):
+            raise UsageError(
+                f"{name}: clean has {len(a)} tokens and corrupted {len(b)}; they must be equal"
+            )
+        if a == b:
+            raise UsageError(f"{name}: clean and corrupted are the same tokens")
+        if pair.answer == pair.foil:
+            raise UsageError(f"{name}: answer and foil are the same token")
+
+    length = [len(ids) for ids in clean.input_ids]
+    width = max(length)
+
+    def padded(rows: Sequence[Sequence[int]], size: int, filler: int) -> Tensor:
+        return torch.tensor([[*row, *[filler] * (size - len(row))] for row in rows])
+
+    def tokens_at(row: int, mark: int | slice | Sequence[int]) -> int | list[int]:
+        if isinstance(mark, slice):  # every token from the first character to the last one
+            first, last = (clean.char_to_token(row, c) for c in (mark.start, mark.stop - 1))
+            return list(range(first, last + 1))
+        if isinstance(mark, int):
+            return clean.char_to_token(row, mark)
+        return [clean.char_to_token(row, c) for c in mark]
+
+    positions = {}
+    for key in pairs[0].marks:
+        found = [tokens_at(row, pair.marks[key]) for row, pair in enumerate(pairs)]
+        if isinstance(found[0], int):
+            positions[key] = torch.tensor(found)
+        else:
+            positions[key] = padded(found, max(map(len, found)), -1)
+    positions["END"] = torch.tensor(length) - 1
+    return PromptPairs(
+        task=task,
+        clean=padded(clean.input_ids, width, pad),
+        corrupted=padded(corrupted.input_ids, width, pad),
+        length=torch.tensor(length),
+        answer=torch.tensor([pair.answer for pair in pairs]),
+        foil=torch.tensor([pair.foil for pair in pairs]),
+        positions=positions,
+        candidates=(
+            None
+            if pairs[0].candidates is None
+            else torch.tensor([pair.candidates for pair in pairs])
+        ),
+        text=tuple(pair.clean for pair in pairs),
+        corrupted_text=tuple(pair.corrupted for pair in pairs),
+        group=tuple(pair.group for pair in pairs),
+        dropped=dict(dropped),
+    )
