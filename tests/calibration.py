@@ -306,7 +306,7 @@ for n in (20, 60):
 
 def in_notebook(paper: str, name: str, known: dict[str, Any]) -> Callable:
     """A function that a notebook defines, with what it uses from there."""
-    cells = json.loads((ROOT / "notebooks" / f"{paper}.ipynb").read_text("utf-8"))["cells"]
+    cells = json.loads((ROOT / "notebooks" / f"{paper}/{paper}.ipynb").read_text("utf-8"))["cells"]
     for cell in cells:
         if cell["cell_type"] == "code" and f"def {name}(" in (code := "".join(cell["source"])):
             body = [x for x in ast.parse(code).body if getattr(x, "name", "") == name]

@@ -130,7 +130,7 @@ class Place:
         (self.folder / "requirements.txt").write_text("torch==1\n")
         (self.folder / "site").mkdir()
         (self.folder / "site" / "sitecustomize.py").write_text(SITE)
-        self.notebook = self.folder / "notebooks" / "toy.ipynb"
+        self.notebook = self.folder / "notebooks" / "toy/toy.ipynb"
         self.whole = self.notebook.read_text()
         self.out = self.out or self.folder / "out"
 

@@ -525,7 +525,7 @@ def chapter_files(suffix: str, *, texts_only: bool) -> st.SearchStrategy:
     return some(*_PAPERS).flatmap(of)
 
 
-_NOTEBOOK = json.loads((HERE / "notebooks/toy.ipynb").read_text())
+_NOTEBOOK = json.loads((HERE / "notebooks/toy/toy.ipynb").read_text())
 
 
 def record_of(claims: Claims) -> dict[str, Any]:
@@ -571,7 +571,7 @@ def read_notebook(content: bytes, folder: Path) -> None:
 
 # --- measured numbers and rules -------------------------------------------------------------------
 
-_TOY = (HERE / "notebooks/toy.claims.yaml").read_text()
+_TOY = (HERE / "notebooks/toy/claims.yaml").read_text()
 expressions = st.recursive(
     some("value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"),
     lambda inner: st.one_of(
@@ -609,7 +609,7 @@ def read_numbers(case: tuple, folder: Path) -> None:
     for name, rule in (("holds_if", holds), ("fails_if", fails), ("gate", gate)):
         start, _, rest = text.partition(f"    {name}: ")
         text = f"{start}    {name}: {json.dumps(rule)}\n{rest.partition(chr(10))[2]}"
-    claims = Claims.load(put(folder / "toy.claims.yaml", text))
+    claims = Claims.load(put(folder / "toy/claims.yaml", text))
     try:
         claims.measure("1.1", **numbers_given)
         claims.report(*more)
@@ -913,7 +913,7 @@ _WORDS = {
     "--seed": ["0", "7", "-1", "99999999999999999999"],
     "--revision": ["main", ""],
     "--device": ["cpu", "cuda", "auto"],
-    "--out": ["out", "notebooks/toy.ipynb", "../out", "_toc.yml/out", "~nobody-here/x"],
+    "--out": ["out", "notebooks/toy/toy.ipynb", "../out", "_toc.yml/out", "~nobody-here/x"],
     "--time-limit": ["60", "0", "-1", "nan", "1e400"],
     "--refusal": ["refused", "notebooks", "_toc.yml/refused"],
     "--jobs": ["2", "0", "1000000"],
@@ -1077,7 +1077,7 @@ _CELL = grid.cell_of(
     )
 )
 _CARD = json.loads(grid.card_path(ROOT, _CELL).read_text())
-_ADAPTER = min(ROOT.glob("notebooks/context-knob.adapters/*/*/training.json")).parent
+_ADAPTER = min(ROOT.glob("notebooks/context-knob/adapters/*/*/training.json")).parent
 _ADAPTER_CARD = json.loads((_ADAPTER / adapter_cards.CARD).read_text())
 _ADAPTER_CONFIG = json.loads((_ADAPTER / adapter_cards.CONFIG).read_text())
 _OLD = {"sha256": hashlib.sha256(b"weights").hexdigest()}

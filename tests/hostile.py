@@ -182,7 +182,7 @@ def own_rows(folder: Path) -> list[dict[str, str]]:
 
 def last_value(paper: str, id: str, names: dict[str, Any], whole: bool) -> Any:
     """What a cell of a chapter shows: its last expression, after the rest of it if `whole`."""
-    notebook = json.loads((find_root() / f"notebooks/{paper}.ipynb").read_text())
+    notebook = json.loads((find_root() / f"notebooks/{paper}/{paper}.ipynb").read_text())
     source = next("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == id)
     *rest, last = ast.parse(source).body
     scope = dict(names)
@@ -203,12 +203,12 @@ PROSE = """# A Hostile Paper
 
 def make_hostile(root: Path, png: str) -> None:
     """Add the paper, one finished and one failed run of it to the project in `root`."""
-    (root / "notebooks" / f"{PAPER}.claims.yaml").write_text(claims_file())
+    (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(claims_file())
     profile = {"models": ["tiny"], "parameters": {}}
     profiles = {"smoke": profile, "laptop": profile, "paper": profile}
-    (root / "notebooks" / f"{PAPER}.profiles.yaml").write_text(json.dumps(profiles))
+    (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(json.dumps(profiles))
     record = hostile_record({})
-    claims = Claims.load(root / "notebooks" / f"{PAPER}.claims.yaml")
+    claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
     keys = ("paper", "title", "arxiv", "model", "claims", "measurements", "heads", "changes")
     bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
@@ -236,7 +236,7 @@ def make_hostile(root: Path, png: str) -> None:
     log = f"hostile, profile laptop, 2026-01-02T03:04:05Z\n{text('log')}\n\n"
     (stopped / "run.log").write_text(f"{log}failed: {reason} in cell [6], `fail()`\n")
     source = json.dumps(notebook([one for one in [*sources, last] if one[1][0] != "i"], bare=True))
-    (root / "notebooks" / f"{PAPER}.ipynb").write_text(source)
+    (root / "notebooks" / f"{PAPER}/{PAPER}.ipynb").write_text(source)
     chapter = find_chapter(root, PAPER)
     record["hashes"] |= {"notebook": notebook_hash(source), "library": library_hash(source)}
     record["hashes"] |= {"claims": chapter.claims.sha256, "environment": "0" * 64}

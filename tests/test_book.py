@@ -122,7 +122,7 @@ def code(source: str, count: int, outputs: list | None = None, **metadata: objec
 
 def make_run(root: Path, model: str, gain: float) -> None:
     """`build/runs/fake-paper/<model>/`: a record and a notebook as the runner leaves them."""
-    claims = Claims.load(root / "notebooks" / f"{PAPER}.claims.yaml")
+    claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
     null = {"mean": 0.01, "q95": 0.05}
     claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
     claims.measure("1.2", 0.15, unit="nats")
@@ -170,7 +170,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
     folder = root / "build" / "runs" / PAPER / model
     folder.mkdir(parents=True)
     (folder / "notebook.ipynb").write_text(json.dumps(notebook))
-    source = root / "notebooks" / f"{PAPER}.ipynb"
+    source = root / "notebooks" / f"{PAPER}/{PAPER}.ipynb"
     if not source.exists():
         given = ["injected-parameters"]
         own = [cell for cell in cells if cell["metadata"].get("tags") != given]
@@ -195,8 +195,8 @@ def make_project(root: Path) -> None:
     shutil.copy(ROOT / "CITATION.cff", root)
     (root / "_toc.yml").write_text(TOC)
     (root / "notebooks").mkdir()
-    (root / "notebooks" / f"{PAPER}.claims.yaml").write_text(CLAIMS)
-    (root / "notebooks" / f"{PAPER}.profiles.yaml").write_text(PROFILES)
+    (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(CLAIMS)
+    (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(PROFILES)
     for model, gain in zip(MODELS, (0.3, 0.06), strict=True):
         make_run(root, model, gain)
 

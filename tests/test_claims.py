@@ -46,7 +46,7 @@ def claims_text(**rule):
 @pytest.fixture
 def load(tmp_path):
     def load(text=None, **rule):
-        path = tmp_path / "toy.claims.yaml"
+        path = tmp_path / "toy/claims.yaml"
         path.write_text(claims_text(**rule) if text is None else text)
         return Claims.load(path)
 
@@ -109,7 +109,7 @@ def test_a_file_with_a_mistake_is_refused_in_one_line(load, old, new, message):
         load(text.replace(old, new, 1))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert "toy.claims.yaml" in str(error.value)
+    assert "toy/claims.yaml" in str(error.value)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -148,7 +148,7 @@ def test_yaml_that_is_no_plain_file_is_one_line(load, text, message):
     with pytest.raises(UsageError) as error:
         load(text)
     assert message in str(error.value)
-    assert "toy.claims.yaml" in str(error.value)
+    assert "toy/claims.yaml" in str(error.value)
 
 
 def test_a_tag_or_a_key_of_another_type_where_types_are_read():
@@ -383,7 +383,7 @@ def test_scalars_become_plain_numbers(load, scalar):
     st.floats(allow_nan=True),
 )
 def test_every_outcome_is_the_rule_s(tmp_path_factory, value, low, high, q95):
-    path = tmp_path_factory.getbasetemp() / "every.claims.yaml"
+    path = tmp_path_factory.getbasetemp() / "every/claims.yaml"
     path.write_text(claims_text(gate="null", gate_text="null", fails_if="high < 0.1"))
     claims = Claims.load(path)
     numbers = {"interval": (low, high), "null": {"q95": q95}}
@@ -423,7 +423,7 @@ RULES = ("value / accuracy > null_q95", "n / value * accuracy < high - low", "va
 def test_what_is_stored_is_finite_or_there_is_a_reason(
     tmp_path_factory, value, low, high, accuracy, q95, n, gate, holds
 ):
-    path = tmp_path_factory.getbasetemp() / "stored.claims.yaml"
+    path = tmp_path_factory.getbasetemp() / "stored/claims.yaml"
     path.write_text(claims_text(gate=gate, holds_if=holds, fails_if="false"))
     claims = Claims.load(path)
     given_numbers = {"interval": (low, high), "null": {"q95": q95}, "accuracy": accuracy}

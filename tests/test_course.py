@@ -28,7 +28,7 @@ def known():
     sizes = dict(PARTS.values())
     found = {}
     for part in parts(ROOT):
-        exercises = read_exercises(ROOT / "notebooks" / f"{part}.exercises.yaml")[1]
+        exercises = read_exercises(ROOT / "notebooks" / f"{part}/exercises.yaml")[1]
         if len(exercises) >= sizes.get(part, 0):
             found[part] = {exercise.id: exercise for exercise in exercises}
     return found

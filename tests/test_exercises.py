@@ -21,7 +21,7 @@ MODELS = available_embedded()
 def lesson(request):
     """(exercises, model, what the set-up defines), as the first cells of the class notebook."""
     part, model = request.param
-    setup, found = read_exercises(ROOT / "notebooks" / f"{part}.exercises.yaml")
+    setup, found = read_exercises(ROOT / "notebooks" / f"{part}/exercises.yaml")
     space = {"model_name": model}
     exec(setup, space)
     return found, model, space
@@ -66,7 +66,7 @@ def test_nothing_written_yet_is_not_right(lesson):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_has_enough_of_every_kind(part):
-    _, found = read_exercises(ROOT / "notebooks" / f"{part}.exercises.yaml")
+    _, found = read_exercises(ROOT / "notebooks" / f"{part}/exercises.yaml")
     assert len(found) >= (4 if part == "method" else 6)
     assert {exercise.kind for exercise in found} >= {"predict", "code"}
     if part != "method":

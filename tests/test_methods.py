@@ -28,7 +28,7 @@ CHEAP = "method-residual-stream"
 
 
 def source(method):
-    cells = json.loads((ROOT / f"notebooks/{method}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / f"notebooks/{method}/{method}.ipynb").read_text())["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells)
 
 
@@ -49,8 +49,8 @@ def test_methods_are_told_from_papers_by_their_missing_arxiv_number():
     "line", ["arxiv: null", "arxiv:", "arxiv: ~  # none", 'arxiv: "2001.00001"']
 )
 def test_the_quick_look_at_a_claims_file_agrees_with_its_reader(tmp_path, line):
-    text = (ROOT / f"notebooks/{CHEAP}.claims.yaml").read_text().replace("arxiv: null", line)
-    path = tmp_path / "notebooks" / f"{CHEAP}.claims.yaml"
+    text = (ROOT / f"notebooks/{CHEAP}/claims.yaml").read_text().replace("arxiv: null", line)
+    path = tmp_path / "notebooks" / f"{CHEAP}/claims.yaml"
     path.parent.mkdir()
     path.write_text(text)
     path.with_name(f"{CHEAP}.ipynb").write_text("{}")
@@ -59,8 +59,8 @@ def test_the_quick_look_at_a_claims_file_agrees_with_its_reader(tmp_path, line):
 
 @pytest.mark.parametrize("arxiv", ["none", '""', "0"])
 def test_no_number_is_null_and_nothing_else(tmp_path, arxiv):
-    text = (ROOT / f"notebooks/{CHEAP}.claims.yaml").read_text()
-    path = tmp_path / "x.claims.yaml"
+    text = (ROOT / f"notebooks/{CHEAP}/claims.yaml").read_text()
+    path = tmp_path / "x/claims.yaml"
     path.write_text(text.replace("arxiv: null", f"arxiv: {arxiv}"))
     with pytest.raises(UsageError, match="arxiv"):
         Claims.load(path)
@@ -87,14 +87,14 @@ def test_most_pages_have_a_figure_that_moves_beside_one_that_does_not():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_measured_number_is_typed_into_the_text(method):
-    cells = json.loads((ROOT / f"notebooks/{method}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / f"notebooks/{method}/{method}.ipynb").read_text())["cells"]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     prose = re.sub(r"\{record\}`[^`]*`|\$\$?[^$]*\$\$?|`[^`]*`", "", prose)
     assert not re.search(r"\d\.\d\d|\d\.\d%", prose)
 
 
 def test_the_table_of_claims_speaks_of_no_paper():
-    table = Claims.load(ROOT / f"notebooks/{CHEAP}.claims.yaml").table()._repr_html_()
+    table = Claims.load(ROOT / f"notebooks/{CHEAP}/claims.yaml").table()._repr_html_()
     assert "what must hold" in table and "paper" not in table and "its number" not in table
 
 
@@ -130,7 +130,7 @@ def test_a_stream_with_a_part_left_out_is_seen(tmp_path):
         tmp_path / "notebooks",
         ignore=shutil.ignore_patterns("*.adapters", "*.checkpoints"),
     )
-    path = tmp_path / f"notebooks/{CHEAP}.ipynb"
+    path = tmp_path / f"notebooks/{CHEAP}/{CHEAP}.ipynb"
     text = path.read_text()
     broken = text.replace("parts.sum(0) - stream", "parts[1:].sum(0) - stream")
     broken = broken.replace(", layer).sum(2)", ", layer)[:, :, 1:].sum(2)")

@@ -16,7 +16,7 @@ ROOT = find_root(PACKAGE)
 
 @pytest.mark.parametrize("paper", list_papers(ROOT))
 def test_no_chapter_depends_on_the_command_line_or_the_book(paper):
-    text = (ROOT / "notebooks" / f"{paper}.ipynb").read_text()
+    text = (ROOT / "notebooks" / f"{paper}/{paper}.ipynb").read_text()
     used = {path.stem for path in library_files(text)}
     assert {"models", "claims", "figures"} <= used
     assert not used & {"cli", "runner", "book", "book_gate", "performance"}

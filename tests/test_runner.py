@@ -94,7 +94,7 @@ def test_the_notebook_of_a_finished_run(good):
     assert any("claims-table" in output.get("data", {}).get("text/html", "") for output in outputs)
     assert str(good.parent.parent) not in (good / "notebook.ipynb").read_text()
     assert END in (good / "run.log").read_text()
-    assert files(HERE / "notebooks") == ["toy.claims.yaml", "toy.ipynb", "toy.profiles.yaml"]
+    assert files(HERE / "notebooks") == ["toy/claims.yaml", "toy.ipynb", "toy/profiles.yaml"]
 
 
 def test_two_runs_at_once_both_end_well(tmp_path):
@@ -507,7 +507,7 @@ def project(tmp_path, **texts):
     """A copy of the toy chapter in which some files' texts are changed by a function."""
     shutil.copytree(HERE / "notebooks", tmp_path / "notebooks")
     for kind, change in texts.items():
-        path = tmp_path / "notebooks" / {"profiles": "toy.profiles.yaml"}.get(kind, f"toy.{kind}")
+        path = tmp_path / "notebooks" / {"profiles": "toy/profiles.yaml"}.get(kind, f"toy.{kind}")
         path.write_text(change(path.read_text()))
     return tmp_path
 
@@ -529,7 +529,7 @@ def test_a_profiles_file_that_is_refused(tmp_path, change, message):
     with pytest.raises(UsageError) as error:
         find_chapter(root, "toy")
     assert message in str(error.value)
-    assert "toy.profiles.yaml" in str(error.value)
+    assert "toy/profiles.yaml" in str(error.value)
 
 
 @pytest.mark.parametrize("limit", [".nan", ".inf", "1" + "0" * 400])
@@ -555,7 +555,7 @@ def test_a_default_that_no_float_can_hold(tmp_path):
 def test_papers(tmp_path, monkeypatch):
     assert list_papers(HERE) == ["toy"]
     root = project(tmp_path)
-    (root / "notebooks" / "second.claims.yaml").write_text("paper: second")  # no notebook
+    (root / "notebooks" / "second/claims.yaml").write_text("paper: second")  # no notebook
     (root / "notebooks" / "below").mkdir()
     assert list_papers(root) == ["toy"]
     assert find_root(root / "notebooks" / "below") == root
@@ -565,7 +565,7 @@ def test_papers(tmp_path, monkeypatch):
         find_chapter(root, "toi")
     with pytest.raises(UsageError, match="no paper"):
         find_chapter(root, "../notebooks/toy")
-    (root / "notebooks" / "toy.profiles.yaml").unlink()
+    (root / "notebooks" / "toy/profiles.yaml").unlink()
     with pytest.raises(UsageError, match=r"profiles file .* cannot be read"):
         find_chapter(root, "toy")
 

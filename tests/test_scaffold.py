@@ -52,7 +52,7 @@ def project(tmp_path):
     for name, text in pages.items():
         (root / f"book/{name}.md").write_text(text + "\n")
     (root / "book/references.bib").write_text("")
-    (root / "notebooks/other-paper.claims.yaml").write_text("paper: other-paper\n")
+    (root / "notebooks/other-paper/claims.yaml").write_text("paper: other-paper\n")
     return root
 
 
@@ -62,7 +62,7 @@ def everything(root):
 
 def test_a_new_chapter_runs_and_its_page_passes_the_gate(project, tmp_path):
     written = new_paper(project, "sixth-paper", TITLE, ARXIV)
-    assert [path.name for path in written[:2]] == ["sixth-paper.ipynb", "sixth-paper.claims.yaml"]
+    assert [path.name for path in written[:2]] == ["sixth-paper.ipynb", "sixth-paper/claims.yaml"]
     chapters = yaml.safe_load((project / "_toc.yml").read_text())["parts"][0]["chapters"]
     assert [entry["file"] for entry in chapters][1] == "chapters/sixth-paper/index"
     runs = project / "build/runs"
@@ -170,6 +170,6 @@ def test_the_command_says_what_it_wrote_and_what_to_do_next(project, monkeypatch
     monkeypatch.chdir(project)
     assert main(["new", "sixth-paper", "--title", TITLE, "--arxiv", ARXIV]) == 0
     out = capsys.readouterr().out
-    assert "sixth-paper.claims.yaml" in out and "next: replib run sixth-paper" in out
+    assert "sixth-paper/claims.yaml" in out and "next: replib run sixth-paper" in out
     assert main(["new", "sixth-paper", "--title", TITLE, "--arxiv", ARXIV]) == 2
     assert capsys.readouterr().err.count("\n") == 1

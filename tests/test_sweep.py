@@ -39,8 +39,8 @@ def project(tmp_path_factory):
     for name in ("sweep.smk", "profiles"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, root / name)
     (root / "notebooks").mkdir()
-    (root / "notebooks/small-paper.claims.yaml").write_text(small.CLAIMS)
-    (root / "notebooks/small-paper.profiles.yaml").write_text(yaml.safe_dump(small.PROFILES))
+    (root / "notebooks/small-paper/claims.yaml").write_text(small.CLAIMS)
+    (root / "notebooks/small-paper/profiles.yaml").write_text(yaml.safe_dump(small.PROFILES))
     small.write_notebook(root, small.MEASURE)
     (root / "requirements.txt").write_text("torch==1\n")
     return root
@@ -101,7 +101,7 @@ def test_a_sweep_is_the_product_of_its_lists(project, tmp_path):
 
 
 def test_odd_values_make_folders_that_stay_inside_and_apart(project, tmp_path):
-    notebook = project / "notebooks/small-paper.ipynb"
+    notebook = project / "notebooks/small-paper/small-paper.ipynb"
     before = notebook.read_text()
     notebook.write_text(
         before.replace("n_prompts: int = 10", 'x: str = \\"\\"\\nn_prompts: int = 10')

@@ -47,7 +47,7 @@ def built(tmp_path_factory):
     """model-a is current, with heads; model-b is stale and came without its notebook."""
     root = tmp_path_factory.mktemp("transfer")
     small.make_project(root)
-    notebook = root / "notebooks" / f"{PAPER}.ipynb"
+    notebook = root / "notebooks" / f"{PAPER}/{PAPER}.ipynb"
     more = "Accuracy {record}`claims.1.1.accuracy:.2f`.\\n\\n## Verdicts"
     notebook.write_text(notebook.read_text().replace("## Verdicts", more))
     same = small.notebook_hash(notebook.read_text())

@@ -71,7 +71,7 @@ def test_what_a_table_depends_on(root, monkeypatch):
     (root / "notebooks").mkdir()
 
     def now():
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "paper.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "paper/paper.ipynb")
         return trust.code_hash(root, "faults")
 
     before = now()

@@ -201,7 +201,7 @@ def test_code_that_was_folded_stands_on_paper(real: tuple[Any, str]) -> None:
     text = "".join(text.split())  # without ligatures and spaces
     folded = [
         "".join(unicodedata.normalize("NFKC", cell.source).split())
-        for cell in nbformat.read(ROOT / "notebooks" / "method-nulls.ipynb", 4).cells
+        for cell in nbformat.read(ROOT / "notebooks" / "method-nulls/method-nulls.ipynb", 4).cells
         if "hide-input" in cell.metadata.get("tags", [])
     ]
     assert folded and [code[:30] for code in folded if code[:30] not in text] == []

@@ -36,7 +36,7 @@ seed: int = 0
 profile: str = "laptop"
 n_prompts: int = 10  # prompts"""
 MEASURE = """from replib.claims import Claims
-claims = Claims.load("small-paper.claims.yaml")
+claims = Claims.load("claims.yaml")
 claims.measure("1.1", n_prompts);"""
 VERDICTS = 'claims.verdicts({"name": model_name, "sha256": None})'
 STAMP = "build/stamps/small-paper/tiny.ok"
@@ -52,7 +52,7 @@ def write_notebook(project: Path, measure: str) -> None:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     content = {"cells": cells, "metadata": {"kernelspec": kernel}}
     content |= {"nbformat": 4, "nbformat_minor": 5}
-    (project / "notebooks/small-paper.ipynb").write_text(json.dumps(content))
+    (project / "notebooks/small-paper/small-paper.ipynb").write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "CITATION.cff", root)
     shutil.copy(ROOT / "Snakefile", root)
     (root / "notebooks").mkdir()
-    (root / "notebooks/small-paper.claims.yaml").write_text(CLAIMS)
-    (root / "notebooks/small-paper.profiles.yaml").write_text(json.dumps(PROFILES))
+    (root / "notebooks/small-paper/claims.yaml").write_text(CLAIMS)
+    (root / "notebooks/small-paper/profiles.yaml").write_text(json.dumps(PROFILES))
     write_notebook(root, MEASURE)
     (root / "requirements.txt").write_text("torch==1\n")
     chapters = "chapters: [{file: chapters/small-paper/index}, {file: scorecard}]\n"
@@ -147,8 +147,8 @@ def test_a_module_that_the_notebook_does_not_use_runs_nothing(project: Path) -> 
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("notebooks/small-paper.claims.yaml", "# more\n"),
-        ("notebooks/small-paper.ipynb", "\n"),
+        ("notebooks/small-paper/claims.yaml", "# more\n"),
+        ("notebooks/small-paper/small-paper.ipynb", "\n"),
         ("src/replib/claims.py", "# more\n"),
         ("src/replib/record.schema.json", "\n"),
         ("requirements.txt", "numpy==2\n"),
@@ -164,7 +164,7 @@ def test_what_the_numbers_depend_on_runs_the_chapter_again(
 
 
 def test_only_the_parameters_of_the_own_profile_count(project: Path) -> None:
-    path = project / "notebooks/small-paper.profiles.yaml"
+    path = project / "notebooks/small-paper/profiles.yaml"
     changed = PROFILES | {"laptop": {"models": ["tiny"], "parameters": {"n_prompts": 5}}}
     path.write_text(json.dumps(changed))
     assert would_run(project) == {}

@@ -39,12 +39,12 @@ def weights(name: str) -> str:
 def inputs(run: Run) -> list[str]:
     """The files that a run reads: notebook, claims, modules, stored trainings, the user's own."""
     notebooks, paper = run.chapter.root / "notebooks", run.chapter.paper
-    found = [notebooks / f"{paper}.ipynb", notebooks / f"{paper}.claims.yaml"]
+    found = [notebooks / f"{paper}/{paper}.ipynb", notebooks / f"{paper}/claims.yaml"]
     found += library_files(run.chapter.notebook)
     # They do not change the numbers, but what a record holds.
     found += [PACKAGE / "runner.py", PACKAGE / "record.schema.json"]
-    found += sorted((notebooks / f"{paper}.adapters").glob(f"{run.folder.name}/*/*"))
-    found += sorted((notebooks / f"{paper}.checkpoints").glob("*/*"))
+    found += sorted((notebooks / f"{paper}/adapters").glob(f"{run.folder.name}/*/*"))
+    found += sorted((notebooks / f"{paper}/checkpoints").glob("*/*"))
     return [str(path) for path in [*found, *run.files.values()]]
 
 

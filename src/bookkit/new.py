@@ -108,7 +108,7 @@ from replib.prompts.ioi import ioi_pairs
 
 figures.style()
 fit_batches()
-claims = Claims.load("{slug}.claims.yaml")""",
+claims = Claims.load("claims.yaml")""",
         {"tags": ["hide-input"]},
     ),
     ("markdown", "## What the paper claims, and how we decide", {}),
@@ -209,9 +209,9 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
         raise UsageError(f"{toc} has no entry chapters/.../index to put the new one behind")
     words = {"slug": slug, "title": title, "arxiv": arxiv}
     files = {
-        root / "notebooks" / f"{slug}.ipynb": _notebook(**words),
-        root / "notebooks" / f"{slug}.claims.yaml": _CLAIMS.format(**words),
-        root / "notebooks" / f"{slug}.profiles.yaml": _PROFILES.format(**words),
+        root / "notebooks" / f"{slug}/{slug}.ipynb": _notebook(**words),
+        root / "notebooks" / f"{slug}/claims.yaml": _CLAIMS.format(**words),
+        root / "notebooks" / f"{slug}/profiles.yaml": _PROFILES.format(**words),
         root / "tests" / f"test_{slug.replace('-', '_')}.py": _TEST.format(**words),
         root / "book" / "chapters" / f"{slug}.md": "What the chapter is about, in a paragraph.\n",
     }

@@ -35,7 +35,7 @@ def list_methods(root: Path) -> list[str]:
 
 
 def _claims_files(root: Path) -> Iterator[Path]:
-    for path in root.glob("notebooks/*.claims.yaml"):
+    for path in root.glob("notebooks/*/claims.yaml"):
         if path.with_name(path.name.replace(".claims.yaml", ".ipynb")).is_file():
             yield path
 

@@ -206,10 +206,10 @@ def find_root(start: Path | None = None) -> Path:
     else the one that holds this package."""
     start = Path.cwd() if start is None else start.resolve()
     for folder in (start, *start.parents, PACKAGE.parents[1]):
-        if any((folder / "notebooks").glob("*.claims.yaml")):
+        if any((folder / "notebooks").glob("*/claims.yaml")):
             return folder
     raise UsageError(
-        f"no notebooks/*.claims.yaml in {start} or above it; run replib inside the project's folder"
+        f"no notebooks/*/claims.yaml in {start} or above it; run replib inside the project's folder"
     )
 
 

@@ -104,7 +104,7 @@ def crate(
         notebook = add(
             f"#notebook/{record['paper']}/{hashes['notebook']}",
             "SoftwareSourceCode",
-            name=f"notebooks/{record['paper']}.ipynb",
+            name=f"notebooks/{record['paper']}/{record['paper']}.ipynb",
             description="The version is the sha256 of its cells: kind, tags and source.",
             version=hashes["notebook"],
             programmingLanguage="Python",
@@ -135,7 +135,7 @@ def crate(
         notebook = add(
             f"#notebook/{run.paper}",
             "SoftwareSourceCode",
-            name=f"notebooks/{run.paper}.ipynb",
+            name=f"notebooks/{run.paper}/{run.paper}.ipynb",
             programmingLanguage="Python",
             license=code,
         )
@@ -223,7 +223,7 @@ def _inputs(add: Any, record: Mapping[str, Any]) -> list[Entity]:
         add(
             f"#claims/{claims}",
             "CreativeWork",
-            name=f"notebooks/{record['paper']}.claims.yaml",
+            name=f"notebooks/{record['paper']}/claims.yaml",
             sha256=claims,
         ),
         add(

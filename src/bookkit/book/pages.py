@@ -147,7 +147,7 @@ def run_box(run: Run, paper_model: str, again: str) -> str:
 def unexecuted(run: Run, root: Path) -> dict[str, Any]:
     """The project's notebook for a record that came without one: the numbers in the text are the
     record's, the verdicts too; a figure says that it was not kept."""
-    path = root / "notebooks" / f"{run.paper}.ipynb"
+    path = root / "notebooks" / f"{run.paper}/{run.paper}.ipynb"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":

@@ -23,7 +23,7 @@ def scorecard(root: Path) -> str:
     head = [outcome.replace("_", " ") for outcome in OUTCOMES]
     lines = [f"| paper | model | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
     for paper in list_papers(root):
-        claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         link = f"[{claims.title}](https://arxiv.org/abs/{claims.arxiv})"
         for model in EMBEDDED:
             path = root / FOLDER / paper / model / "record.json"

@@ -106,7 +106,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         lessons,
     )
     for paper in not_run:
-        claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         (part / "chapters" / paper).mkdir(parents=True, exist_ok=True)
         links = failed_runs.links([run for run in failed if run.paper == paper])
         label = f"({paper})=\n" if claims.is_method else ""
@@ -119,8 +119,8 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         )
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     for paper, members in by_paper(found).items():
-        claims = Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
-        profiles_file = root / "notebooks" / f"{paper}.profiles.yaml"
+        claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
+        profiles_file = root / "notebooks" / f"{paper}/profiles.yaml"
         profiles = read_yaml(profiles_file.read_text(), str(profiles_file))
         folder = part / "chapters" / paper
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,12 +144,12 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     for run in failed:
         members = [other for other in found if other.paper == run.paper]
         switch = model_switch(run.key, members, [r for r in failed if r.paper == run.paper])
-        claims = Claims.load(root / "notebooks" / f"{run.paper}.claims.yaml")
+        claims = Claims.load(root / "notebooks" / f"{run.paper}/claims.yaml")
         page = failed_runs.page(run, claims.title, switch)
         path = part / "chapters" / f"{run.key}.ipynb"
         path.write_text(json.dumps(page, ensure_ascii=False))
     papers = {
-        paper: Claims.load(root / "notebooks" / f"{paper}.claims.yaml")
+        paper: Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         for paper in by_paper(of_papers(found))
     }
     started = [run.record["started"] for run in found]

@@ -2,7 +2,7 @@
 
     python -m replib.classroom --out classroom   # the notebooks, without figures, as committed
 
-One source makes all three: notebooks/<part>.exercises.yaml. A student's notebook has the questions,
+One source makes all three: notebooks/<part>/exercises.yaml. A student's notebook has the questions,
 the code to begin with and the checks; an instructor's the solutions, times and common mistakes too.
 """
 
@@ -56,7 +56,7 @@ def page_of(part: str) -> str:
 def title_of(root: Path, part: str) -> str:
     if part == METHOD:
         return "The method"
-    return Claims.load(root / "notebooks" / f"{part}.claims.yaml").title
+    return Claims.load(root / "notebooks" / f"{part}/claims.yaml").title
 
 
 def find_repository(root: Path) -> str | None:

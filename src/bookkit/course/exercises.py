@@ -3,7 +3,7 @@
     import replib
     replib.check("ioi-1", 0.25)   # right, or not yet, with a hint
 
-An exercise stands in notebooks/<part>.exercises.yaml, once; `replib.classroom` makes the book's
+An exercise stands in notebooks/<part>/exercises.yaml, once; `replib.classroom` makes the book's
 pages and the notebooks for class from it. Its answer is a number that a record decides, one of some
 options, or code that is tried.
 """

@@ -104,12 +104,12 @@ def find_chapter(root: Path, paper: str) -> Chapter:
             f"no paper {paper!r}{did_you_mean(paper, papers)} (papers: {', '.join(papers)})"
         )
     folder = root / "notebooks"
-    claims = Claims.load(folder / f"{paper}.claims.yaml")
+    claims = Claims.load(folder / f"{paper}/claims.yaml")
     if claims.paper != paper:
-        raise UsageError(f"{paper}.claims.yaml is about {claims.paper!r}, not {paper!r}")
+        raise UsageError(f"{paper}/claims.yaml is about {claims.paper!r}, not {paper!r}")
     notebook = read_text(folder / f"{paper}.ipynb", "notebook")
     parameters = read_parameters(notebook, f"{paper}.ipynb")
-    path = folder / f"{paper}.profiles.yaml"
+    path = folder / f"{paper}/profiles.yaml"
     content = read_yaml(read_text(path, "profiles file"), f"profiles file {path}")
     check_schema(content, "profiles", f"profiles file {path}")
     profiles = {}

@@ -258,7 +258,7 @@ def _tidy(notebook: Path, paper: str) -> None:
     content = json.loads(notebook.read_text(encoding="utf-8"))
     about = content["metadata"].get("papermill", {})
     if "input_path" in about:
-        about |= {"input_path": f"notebooks/{paper}.ipynb", "output_path": "notebook.ipynb"}
+        about |= {"input_path": f"notebooks/{paper}/{paper}.ipynb", "output_path": "notebook.ipynb"}
     _write_json(notebook, content)
 
 

@@ -2,7 +2,7 @@
 
 In a chapter:
 
-    claims = Claims.load("ioi-circuit-reuse.claims.yaml")
+    claims = Claims.load("ioi-circuit-reuse/claims.yaml")
     claims.table()                                    # what the paper says, how we shall decide
 
     claims.measure("1.8", gain, interval=(low, high), n=len(prompts), null=null_summary)

@@ -39,7 +39,7 @@ def code_sha256() -> str:
 
 def adapter_folder(root: Path, paper: str, model: str, intent_format: str, seed: int) -> Path:
     """`root`/notebooks/`paper`.adapters/`model's folder name`/`format`-`seed`."""
-    folder = root / "notebooks" / f"{paper}.adapters" / model_slug(model)
+    folder = root / "notebooks" / f"{paper}/adapters" / model_slug(model)
     return folder / f"{intent_format}-{seed}"
 
 

@@ -127,7 +127,7 @@ def cell_of(name: str) -> Cell:
 
 def folder(root: Path) -> Path:
     """Where the cells of a checkout are stored."""
-    return root / "notebooks" / f"{PAPER}.checkpoints"
+    return root / "notebooks" / f"{PAPER}/checkpoints"
 
 
 def card_path(root: Path, cell: Cell) -> Path:
