@@ -101,26 +101,26 @@ test: $(STAMP)
 
 ifneq ($(RECORDS),)
 book: $(STAMP)
-	$(BIN)/python -m replib.book stage --runs "$(RECORDS)" --out build/book
+	$(BIN)/python -m bookkit.book.stage stage --runs "$(RECORDS)" --out build/book
 	rm -rf _build
 	$(BIN)/jupyter-book build build/book --path-output . -W -n --keep-going -q
-	$(BIN)/python -m replib.book gate --html _build/html --runs "$(RECORDS)" --book build/book
+	$(BIN)/python -m bookkit.book.stage gate --html _build/html --runs "$(RECORDS)" --book build/book
 else
 # A run that fails leaves no book; the last line says how to look at where it stopped.
 book: $(STAMP)
 	@mkdir -p build && touch build/.book-begun
 	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
-	  { $(BIN)/python -m replib.failed_runs build/runs build/.book-begun; exit 1; }
+	  { $(BIN)/python -m bookkit.book.failed build/runs build/.book-begun; exit 1; }
 endif
 
 pdf: $(STAMP)
-	$(BIN)/python -m replib.pdf --html _build/html --book build/book --out _build/pdf
+	$(BIN)/python -m bookkit.book.pdf --html _build/html --book build/book --out _build/pdf
 
 accessibility: $(STAMP)
-	$(BIN)/python tests/accessibility.py _build/html
+	$(BIN)/python tests/long/accessibility.py _build/html
 
 faults: $(STAMP)
-	$(BIN)/python tests/faults.py --out results/trust/faults.json
+	$(BIN)/python tests/long/faults.py --out results/trust/faults.json
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
@@ -139,20 +139,20 @@ papers:
 	@printf 'papers=[%s]\n' "$$(grep -L '^arxiv: null' notebooks/*.claims.yaml | sed 's|.*/|"|; s|\.claims\.yaml|"|' | paste -sd ,)"
 
 matrix: $(STAMP)
-	$(BIN)/python tests/matrix.py
+	$(BIN)/python tests/long/matrix.py
 
 determinism: $(STAMP)
-	$(BIN)/python tests/determinism.py
+	$(BIN)/python tests/long/determinism.py
 
 calibration: $(STAMP)
-	$(BIN)/python tests/calibration.py
+	$(BIN)/python tests/long/calibration.py
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py --out results/trust/fuzz.json $(ARGS)
+	$(BIN)/python tests/long/fuzz.py --out results/trust/fuzz.json $(ARGS)
 
 # The students' notebooks that are committed, for Colab; a test says when they are old.
 classroom: $(STAMP)
-	$(BIN)/python -m replib.classroom
+	$(BIN)/python -m bookkit.course.classroom
 
 clean:
 	rm -rf build _build

@@ -44,7 +44,7 @@ import reference  # noqa: E402
 from bookkit.book.performance import MEASURED  # noqa: E402
 from bookkit.run import environment as runner  # noqa: E402
 from replib.hashes import code_hash  # noqa: E402
-from replib.interventions.forward import _positions  # noqa: E402
+from replib.interventions.forward import positions_of  # noqa: E402
 from replib.interventions.head_edits import attention_row, read, resample_ablate, scale_head  # noqa: E402
 from replib.interventions.network import Head, Network  # noqa: E402
 from replib.interventions.path_patching import PathPatch, path_patch  # noqa: E402
@@ -196,7 +196,7 @@ def ours(case: Case, dtype: str = "float32") -> dict[str, Any]:
         sweep(pairs[:2])
         out = clock(lambda: sweep(pairs), getattr(torch, dtype))
         patch = out.pop("result")
-        at = _positions(pairs, case.position)
+        at = positions_of(pairs, case.position)
         flops = floor.path_patch(net, pairs, case.receivers, case.component, at, senders)
         rows = torch.tensor(senders)
         return out | {
@@ -387,7 +387,7 @@ def kinds(net: Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     for case in cases:
         senders = case.senders(net)
         given = (case.receivers, case.component)
-        at = _positions(pairs, case.position)
+        at = positions_of(pairs, case.position)
         flops = floor.path_patch(net, pairs, *given, at, senders)
         row(
             case.words(),

@@ -31,7 +31,7 @@ def seconds(folder: Path, workers: int) -> float:
     subprocess.run(["rm", "-rf", f"build/sweeps/{name}"], cwd=ROOT, check=True)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"name": name} | SWEEP))
-    command = [sys.executable, "-m", "replib.cli", "sweep", str(path), "--jobs", str(workers)]
+    command = [sys.executable, "-m", "bookkit.cli", "sweep", str(path), "--jobs", str(workers)]
     began = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     passed = time.perf_counter() - began

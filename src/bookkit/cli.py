@@ -32,21 +32,17 @@ from bookkit.sweep import PROFILES as SWEEP_PROFILES
 from bookkit.sweep import command, read_sweep, refusals, run_sweep, to_run
 from replib.chapters.context_knob.cards import INTENT_FORMATS
 from replib.chapters.copying_mamba import training_grid as grid
-from replib.claims.file import OUTCOMES
+from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError, one_line
 from replib.files import find_root, write_whole
 from replib.models.sources import EMBEDDED, KNOWN, MADE_IN_MEMORY, available_embedded
 
 OUT = Path("build/runs")
-
-
 SHORT = (
     ("seed", "N", ""),
     ("dtype", "TYPE", "auto, float32, bfloat16, float16 or float64; "),
     ("revision", "R", "of a hub model: a branch, a tag or a commit; "),
 )
-
-
 TRAINED = ("context-knob", grid.PAPER)
 
 

@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from bookkit.project import PACKAGE
+from bookkit.project import chapter_folder
 from bookkit.run.plan import Run
 from replib.chapters.context_knob.cards import NoAdapter
 from replib.chapters.copying_mamba.training_grid import NoCell
 from replib.hashes import library_files, pins_hash
 from replib.models.sources import SOURCES
 
+RUN = Path(__file__).parent / "run"
 # What keeps one chapter of a model from being planned, without being a mistake.
 NOT_YET = (NoAdapter, NoCell)
 
@@ -38,13 +39,13 @@ def weights(name: str) -> str:
 
 def inputs(run: Run) -> list[str]:
     """The files that a run reads: notebook, claims, modules, stored trainings, the user's own."""
-    notebooks, paper = run.chapter.root / "notebooks", run.chapter.paper
-    found = [notebooks / f"{paper}/{paper}.ipynb", notebooks / f"{paper}/claims.yaml"]
-    found += library_files(run.chapter.notebook)
+    folder = chapter_folder(run.chapter.root, run.chapter.paper)
+    found = [folder / f"{folder.name}.ipynb", folder / "claims.yaml"]
+    found += library_files(run.chapter.notebook, *run.chapter.modules(run.model))
     # They do not change the numbers, but what a record holds.
-    found += [PACKAGE / "runner.py", PACKAGE / "record.schema.json"]
-    found += sorted((notebooks / f"{paper}/adapters").glob(f"{run.folder.name}/*/*"))
-    found += sorted((notebooks / f"{paper}/checkpoints").glob("*/*"))
+    found += sorted(RUN.glob("*.py"))
+    found += sorted((folder / "adapters").glob(f"{run.folder.name}/*/*"))
+    found += sorted((folder / "checkpoints").glob("*/*"))
     return [str(path) for path in [*found, *run.files.values()]]
 
 

@@ -31,8 +31,6 @@ claims:
     fails_if: high < null_q95
     decision: The interval lies above the 95th percentile of the null.
 """
-
-
 _PROFILES = """\
 # What `replib run {slug} --profile NAME` runs, unless told otherwise.
 smoke: # the whole notebook in under a minute
@@ -47,8 +45,6 @@ paper: # the paper's model and sizes
   parameters: {{n_prompts: 1000}}
   work: 10
 """
-
-
 _TEST = '''\
 """The chapter {slug}, whole, on random weights."""
 
@@ -69,8 +65,6 @@ def test_nothing_is_claimed_on_random_weights(tmp_path):
 # To do: a planted model in which the mechanism is known (see replib.planted), and a test that the
 # chapter finds it there.
 '''
-
-
 _CELLS: list[tuple[str, str, dict]] = [
     (
         "markdown",
@@ -98,16 +92,15 @@ profile: str = "laptop"  # smoke, laptop or paper; only recorded""",
 
 from replib import figures
 from replib import metrics
-from replib.interventions.budget import fit_batches
 from replib.claims.measure import Claims
 from replib.interventions.head_edits import read
 from replib.interventions.network import Network
 from replib.metrics import Null, rng
-from replib.models.load import load_model, model_info
+from replib.models.bridge import model_info
+from replib.models.load import load_model
 from replib.prompts.ioi import ioi_pairs
 
 figures.style()
-fit_batches()
 claims = Claims.load("claims.yaml")""",
         {"tags": ["hide-input"]},
     ),
@@ -212,7 +205,7 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
         root / "notebooks" / f"{slug}/{slug}.ipynb": _notebook(**words),
         root / "notebooks" / f"{slug}/claims.yaml": _CLAIMS.format(**words),
         root / "notebooks" / f"{slug}/profiles.yaml": _PROFILES.format(**words),
-        root / "tests" / f"test_{slug.replace('-', '_')}.py": _TEST.format(**words),
+        root / "tests/replib/chapters" / f"test_{slug.replace('-', '_')}.py": _TEST.format(**words),
         root / "book" / "chapters" / f"{slug}.md": "What the chapter is about, in a paragraph.\n",
     }
     if taken := [path for path in files if path.exists()]:

@@ -1,25 +1,24 @@
-"""The parts of a checkout, and one hash for each that the numbers of a chapter depend on.
+"""The chapters of a checkout: a folder of notebooks/ each, with the notebook and its claims.
 
 Nothing here imports torch: the command line, the workflow and the book ask these questions often.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from replib.files import sha256_text
-
-PACKAGE = Path(__file__).parent
-
 
 _NO_PAPER = re.compile(rb"(?m)^arxiv: *(null|~)? *(#.*)?$")  # read without parsing: asked for often
 
 
+def chapter_folder(root: Path, name: str) -> Path:
+    """Where a chapter's notebook stands, with all that belongs to it."""
+    return root / "notebooks" / name
+
+
 def list_chapters(root: Path) -> list[str]:
     """The names of everything that can be run, papers and methods: a notebook with its claims."""
-    return sorted(path.name.removesuffix(".claims.yaml") for path in _claims_files(root))
+    folders = (path.parent for path in root.glob("notebooks/*/claims.yaml"))
+    return sorted(folder.name for folder in folders if (folder / f"{folder.name}.ipynb").is_file())
 
 
 def list_papers(root: Path) -> list[str]:
@@ -30,25 +29,11 @@ def list_papers(root: Path) -> list[str]:
 
 def list_methods(root: Path) -> list[str]:
     """The names of the pages of the method: their claims files have no arXiv number."""
-    found = (path for path in _claims_files(root) if _NO_PAPER.search(path.read_bytes()))
-    return sorted(path.name.removesuffix(".claims.yaml") for path in found)
-
-
-def _claims_files(root: Path) -> Iterator[Path]:
-    for path in root.glob("notebooks/*/claims.yaml"):
-        if path.with_name(path.name.replace(".claims.yaml", ".ipynb")).is_file():
-            yield path
-
-
-# --- hashes ---------------------------------------------------------------------------------------
+    claims = {name: chapter_folder(root, name) / "claims.yaml" for name in list_chapters(root)}
+    return [name for name, path in claims.items() if _NO_PAPER.search(path.read_bytes())]
 
 
 def words(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def parameters_hash(defaults: Mapping[str, Any], profile: Mapping[str, Any]) -> str:
-    """sha256 of what a profile sets: the notebook's defaults with the profile's values on top."""
-    return sha256_text(json.dumps(dict(defaults) | dict(profile), sort_keys=True))

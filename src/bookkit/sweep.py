@@ -33,11 +33,7 @@ from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
 
 FOLDER = Path("build/sweeps")
-
-
 MOST_JOBS = 10_000
-
-
 PROFILES = ("local", "slurm", "kubernetes")
 
 
@@ -142,9 +138,6 @@ def refusals(sweep: Sweep) -> dict[str, str]:
     """The jobs that were refused, such as a chapter about heads on a model without any."""
     reasons = {name: refusal(sweep.stamp(name)) for name in sweep.jobs}
     return {name: reason for name, reason in reasons.items() if reason}
-
-
-# --- running --------------------------------------------------------------------------------------
 
 
 def command(

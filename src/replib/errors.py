@@ -9,8 +9,6 @@ from collections.abc import Iterable
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
 LONGEST = 1000  # characters of a message
 
 
@@ -43,9 +41,6 @@ class UsageError(ValueError):
         if len(line) > LONGEST:
             line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
         super().__init__(printable(line)[:LONGEST])
-
-
-# --- files and messages, used by the runner too ---------------------------------------------------
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -24,11 +24,7 @@ from replib.metrics import Interval, head_label
 
 # Okabe and Ito's colours, told apart with any colour vision; shapes and hatches say it again.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-
-
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files: read strictly, written whole or not at all, and the project's folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from bookkit.project import PACKAGE
 from replib.errors import UsageError, find_control, one_line
+
+SRC = Path(__file__).parents[1]  # of the packages
 
 
 @contextmanager
@@ -205,14 +206,9 @@ def find_root(start: Path | None = None) -> Path:
     """The project's folder: the nearest one from `start` upward whose notebooks/ has claims files,
     else the one that holds this package."""
     start = Path.cwd() if start is None else start.resolve()
-    for folder in (start, *start.parents, PACKAGE.parents[1]):
+    for folder in (start, *start.parents, SRC.parent):
         if any((folder / "notebooks").glob("*/claims.yaml")):
             return folder
     raise UsageError(
         f"no notebooks/*/claims.yaml in {start} or above it; run replib inside the project's folder"
     )
-
-
-def file_hash(path: Path) -> str | None:
-    """sha256 of a file, None if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -15,11 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SRC = Path(__file__).parents[1]
-
-
 Definition = tuple[str, str]  # (module, name); the name "" is all that importing the module runs
-
-
 _LEFT_OUT = {"ctx", "type_comment", "type_params", "kind", "returns", "annotation"}
 
 
@@ -28,9 +24,10 @@ def notebook_hash(notebook: str) -> str:
     return _sha256(_project().written(_code(notebook))[0])
 
 
-def library_hash(notebook: str) -> str:
-    """sha256 of the definitions of this project that a notebook reaches."""
-    return code_hash(_code(notebook))
+def library_hash(notebook: str, *modules: str) -> str:
+    """sha256 of the definitions of this project that a notebook reaches, and of whole `modules`,
+    which it loads by name."""
+    return code_hash(_with(notebook, modules))
 
 
 def code_hash(code: str, leave: Sequence[str] = ()) -> str:
@@ -58,10 +55,14 @@ def pins_hash(requirements: Path) -> str | None:
     return _sha256("\n".join(sorted(filter(None, lines))))
 
 
-def library_files(notebook: str) -> list[Path]:
-    """The files of this project that hold what a notebook reaches."""
+def library_files(notebook: str, *modules: str) -> list[Path]:
+    """The files of this project that hold what a notebook, with these modules, reaches."""
     project = _project()
-    return sorted({project.paths[name] for name, _ in project.reached(_code(notebook))})
+    return sorted({project.paths[name] for name, _ in project.reached(_with(notebook, modules))})
+
+
+def _with(notebook: str, modules: Sequence[str]) -> str:
+    return "\n".join([_code(notebook), *(f"({name!r},)" for name in modules)])
 
 
 def _code(notebook: str) -> str:

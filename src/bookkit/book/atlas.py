@@ -23,11 +23,7 @@ from replib.errors import UsageError
 from replib.markup import as_html as _h
 
 Head = tuple[int, int]
-
-
 _LETTERS = dict(zip(ROLES, "MNIUDPGCYSO", strict=True))
-
-
 ALPHA = 0.05
 
 

@@ -16,18 +16,12 @@ def source_of(cell: Mapping[str, Any]) -> str:
 
 
 OUTPUT_LIMIT = 20_000  # characters of one output that a page shows
-
-
 LABEL = r"[A-Za-z][\w:.-]*"
-
-
 _DEFINED = (
     re.compile(rf"(?m)^(\()({LABEL})(\)=[ \t]*)$"),
     re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({LABEL})([ \t]*)$"),
     re.compile(rf"(?m)(\$\$[ \t]*\()({LABEL})(\)[ \t]*)$"),
 )
-
-
 _REFERRED = (
     re.compile(rf"(\]\(#)({LABEL})(\))"),
     re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({LABEL})(>?`)"),

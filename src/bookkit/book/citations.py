@@ -21,17 +21,9 @@ from replib.errors import UsageError
 from replib.markup import as_html as _h
 
 PAGE = "cite.md"
-
-
 FOLDER = "static/citations"  # in the staged book; `_static/citations` in the built one
-
-
 BOOK = "book"  # the name of its files
-
-
 FORMATS = {"bib": "BibTeX", "ris": "RIS", "json": "CSL JSON"}
-
-
 # Kinds of BibTeX in the words of RIS and of CSL
 KINDS = {
     "inproceedings": ("CPAPER", "paper-conference"),

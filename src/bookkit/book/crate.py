@@ -20,27 +20,13 @@ from bookkit.book import citations
 from bookkit.book.failed import FailedRun
 
 FILE = "ro-crate-metadata.json"
-
-
 # RO-Crate 1.1 has no word for a sha256; schema.org has.
 CONTEXT = ("https://w3id.org/ro/crate/1.1/context", {"sha256": "http://schema.org/sha256"})
-
-
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
-
-
 TEXT_LICENCE = "https://creativecommons.org/licenses/by/4.0/"
-
-
 CODE_LICENCE = "https://opensource.org/license/mit/"
-
-
 DONE, FAILED = "http://schema.org/CompletedActionStatus", "http://schema.org/FailedActionStatus"
-
-
 Entity = dict[str, Any]
-
-
 quote = partial(percent_encode, errors="replace")
 
 

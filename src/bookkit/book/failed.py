@@ -33,20 +33,10 @@ from replib.errors import UsageError
 from replib.markup import as_html, visible
 
 SUFFIX = ".failed"
-
-
 PLACE = "where-the-run-stopped"
-
-
 NOT_REACHED = "(not reached)"
-
-
 OF_PAPERMILL = "papermill-error-cell-tag"  # cells that it adds around the one that failed
-
-
 RESULT = "execute_result"
-
-
 LOG_END = 65536  # bytes; what a run printed may be long, what became of it stands at the end
 
 

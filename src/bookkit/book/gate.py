@@ -22,8 +22,7 @@ from bookkit.book.contents import pages_in
 from bookkit.book.failed import FailedRun, find_failed
 from bookkit.book.page_policy import DATA_TYPES, is_protected, own_scripts
 from bookkit.book.requests import requests_in_css, requests_in_page, requests_in_script
-from bookkit.book.runs import RECORDS, Run, by_paper, find_runs, finished, of_papers
-from bookkit.book.stage import STALE
+from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_runs, finished, of_papers
 from bookkit.book.tables import number_of, outcome_word, show_value
 from bookkit.records import differences, record_value, record_values
 from replib.claims.file import MIME
@@ -31,16 +30,8 @@ from replib.errors import UsageError
 from replib.markup import visible
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
-
-
 ROLE_TEXT = re.compile(r"\{[A-Za-z][\w:.+-]*\}`")
-
-
 ROLE_BEFORE_CODE = re.compile(r"\{[A-Za-z][\w:.+-]*\}$")
-
-
-# Addresses in scripts that are never fetched. Names of XML namespaces, everywhere:
-NAMESPACES = ("www.w3.org",)
 
 
 def faults(

@@ -11,19 +11,11 @@ _UNFOLD = re.compile(
     r'(<a class="(?:current )?reference internal" href="[^"]*">)([^<]*)'
     r'(</a><details(?: open="open")?><summary)(?: aria-label="[^"]*")?>'
 )
-
-
 # The side bar, with the book's name and the search in it: no landmark in the theme.
 _SIDE_BAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">'
-
-
 _NAMED_BAR = _SIDE_BAR.replace(">", ' role="region" aria-label="Side bar">')
-
-
 # docutils' list of citations is none: its items are no children of it but of their own marks.
 _LIST = '<div role="list" class="citation-list">'
-
-
 # A table that a notebook put out; `replib.markup.scrolling` names those of other pages.
 _TABLE = re.compile(
     r'<div class="table-scroll" style="[^"]*">(\s*<table class="(claims|verdicts)-)'

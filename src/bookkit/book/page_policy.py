@@ -27,20 +27,10 @@ RULES = {
     "base-uri": "'none'",
     "object-src": "'none'",
 }
-
-
 DATA_TYPES = ("application/json", "application/ld+json")  # of script elements that run nothing
-
-
 _META = re.compile(r'<meta http-equiv="Content-Security-Policy" content="[^"]*">\n?')
-
-
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
-
-
 _PRINT = '<button onclick="window.print()"'  # the theme's; print.js looks for its replacement
-
-
 _START = re.compile(r'<head>\s*<meta charset="utf-8" />\n')
 
 

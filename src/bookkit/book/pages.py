@@ -38,12 +38,6 @@ from replib.claims.tables import verdict_table
 from replib.errors import UsageError
 from replib.markup import as_html as _h
 
-CONTROLS = (
-    "<p><strong>Controls.</strong> The same notebook on models made to check the procedure: it "
-    "must find the planted circuit and must claim nothing on random weights.</p>"
-)
-
-
 NOT_KEPT = "This figure was not kept with the record; the command above draws it."
 
 

@@ -22,14 +22,8 @@ from bookkit.book.browser import chromium, find_chromium
 from replib.errors import UsageError
 
 BOOK = "book"  # the name of the PDF of all pages
-
-
 FOLDER = "_static/pdf"  # in the built book
-
-
 PAPER = {"format": "A4", "margin": dict.fromkeys(("top", "right", "bottom", "left"), "14mm")}
-
-
 _PLACE = re.compile(r"(<!-- pdf ([\w.-]+) -->)(?:<a [^>]*>[^<]*</a>)?")
 
 

@@ -21,8 +21,6 @@ from replib.hashes import code_hash
 
 # What `make bench` measures.
 MEASURED = "from replib.interventions import Network, path_patch; Network, path_patch"
-
-
 PAGE, FIGURE = "performance.md", "performance-growth.png"
 
 

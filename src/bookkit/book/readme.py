@@ -10,8 +10,8 @@ from pathlib import Path
 from bookkit.project import list_papers
 from bookkit.records import read_record
 from bookkit.run.resources import FOLDER
-from replib.claims.file import OUTCOMES
 from replib.claims.measure import Claims
+from replib.claims.rules import OUTCOMES
 from replib.files import find_root, write_whole
 from replib.models.sources import EMBEDDED
 

@@ -6,10 +6,11 @@ from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
 
-from bookkit.book.gate import NAMESPACES
 from bookkit.book.page_policy import DATA_TYPES
 
 # and in single files:
+# Addresses in scripts that are never fetched. Names of XML namespaces, everywhere:
+NAMESPACES = ("www.w3.org",)
 INERT_HOSTS = {
     "clipboard.min.js": {"clipboardjs.com"},  # its licence comment
     "searchtools.js": {"developer.mozilla.org"},  # a comment
@@ -21,15 +22,11 @@ INERT_HOSTS = {
         "www.mathjax.org",
     },
 }
-
-
 # rel values of <link> for which a browser opens a connection
 FETCHED_LINKS = {
     *("stylesheet", "icon", "apple-touch-icon", "mask-icon", "manifest", "preload"),
     *("modulepreload", "prefetch", "preconnect", "dns-prefetch", "prerender"),
 }
-
-
 FETCHED_ATTRIBUTES = {
     "script": ("src",),
     "img": ("src", "srcset"),

@@ -10,11 +10,7 @@ from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter, find_chapter
 
 PAGE = "rerun.md"
-
-
 MARK = "<!-- paper-profiles -->"
-
-
 _HEAD = ("Chapter", "Model", "Parameters", "Memory", "Time here", "Command")
 
 

@@ -16,14 +16,8 @@ from bookkit.project import words
 from replib.markup import as_html as _h
 
 PAGE = "statistics.md"
-
-
 Run = Any  # a `replib.book.Run`; that module imports this one
-
-
 Tally = Callable[[Any], str]  # a run's outcomes, counted
-
-
 Duration = Callable[[float], str]
 
 

@@ -14,10 +14,8 @@ from replib.errors import UsageError
 from replib.markup import visible
 from replib.models.sources import MADE_IN_MEMORY
 
+STALE = "static/stale.json"  # the keys of stale runs, with what has changed
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
-
-
-# --- runs -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

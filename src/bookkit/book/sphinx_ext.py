@@ -11,13 +11,10 @@ from docutils import nodes
 
 from bookkit.book import page_names, page_policy
 from bookkit.book.contents import pages_in
-from bookkit.book.runs import RECORDS, Run
-from bookkit.book.stage import STALE
+from bookkit.book.runs import RECORDS, STALE, Run
 from bookkit.book.tables import scorecard, show_value, transfer
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError
-
-# --- the Sphinx extension -------------------------------------------------------------------------
 
 
 class record_number(nodes.inline):

@@ -45,8 +45,6 @@ from replib.errors import UsageError
 from replib.files import read_yaml
 from replib.markup import visible
 
-STALE = "static/stale.json"  # the keys of stale runs, with what has changed
-
 
 def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
     """Write a page of heads for each model that has any; their names in the table of contents."""
@@ -169,9 +167,6 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return found
-
-
-# --- command line ---------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bookkit.book.markup import scrolling
-from bookkit.book.pages import CONTROLS
 from bookkit.book.runs import Run, by_paper, kinds, of_papers
 from bookkit.project import words
 from bookkit.records import record_value
-from replib.claims.file import OUTCOMES
+from replib.claims.rules import OUTCOMES
 from replib.markup import as_html as _h
 from replib.markup import visible
 
-# --- words and numbers ----------------------------------------------------------------------------
+CONTROLS = (
+    "<p><strong>Controls.</strong> The same notebook on models made to check the procedure: it "
+    "must find the planted circuit and must claim nothing on random weights.</p>"
+)
 
 
 def show_value(value: Any, spec: str = "") -> str:

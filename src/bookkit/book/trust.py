@@ -55,7 +55,7 @@ def table(root: Path, name: str) -> str:
 def code_hash(root: Path, name: str) -> str:
     """sha256 of what a table depends on: the script tests/NAME.py, and what of the library it or a
     notebook reaches."""
-    script = (root / "tests" / f"{name}.py").read_text(encoding="utf-8")
+    script = (root / "tests/long" / f"{name}.py").read_text(encoding="utf-8")
     cells = [nbformat.v4.new_code_cell(script)]  # what it reaches is found as for a notebook
     for path in sorted(root.glob("notebooks/*.ipynb")):
         cells += nbformat.read(path, 4).cells

@@ -22,24 +22,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import replib
 from bookkit.book.markup import as_myst, raw_html
-from bookkit.course.exercises import SUFFIX, Exercise, parts, read_exercises
+from bookkit.course.exercises import NAME, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import find_root, write_whole
 from replib.markup import as_html
 
 METHOD = "method"  # the exercises of the method pages together
-
-
 FOLDER = "classroom"  # in the repository, the students' notebooks that Colab opens
-
-
 STATIC = "class"  # among the book's static files, all of them
-
-
 COLAB = "https://colab.research.google.com/github"
-
-
 KINDS = {
     "predict": "predict",
     "reason": "think",
@@ -173,7 +165,7 @@ def write_notebooks(
     repository, written = find_repository(root), []
     out.mkdir(parents=True, exist_ok=True)
     for part in parts(root):
-        setup, found = read_exercises(root / "notebooks" / f"{part}{SUFFIX}")
+        setup, found = read_exercises(root / "notebooks" / part / NAME)
         for who in ("student",) if figures is None else ("student", "instructor"):
             made = notebook(
                 title_of(root, part),
@@ -278,7 +270,7 @@ def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
             continue
         executed = [run.folder / "notebook.ipynb" for run in mine if run.executed]
         pictures[part] = figures_of(executed)
-        _, found = read_exercises(root / "notebooks" / f"{part}{SUFFIX}")
+        _, found = read_exercises(root / "notebooks" / part / NAME)
         launch = None
         if repository:
             path = f"{repository.removeprefix('https://github.com/')}/blob/v{replib.__version__}"

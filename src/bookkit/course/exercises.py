@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-SUFFIX = ".exercises.yaml"
-
-
+NAME = "exercises.yaml"
 RUNS = ("build/runs", "results")  # where records are looked for: the user's own first
 
 
@@ -81,15 +79,15 @@ class Exercise:
 
 def parts(root: Path) -> list[str]:
     """What has exercises: chapters, and the method pages together."""
-    return sorted(path.name.removesuffix(SUFFIX) for path in root.glob(f"notebooks/*{SUFFIX}"))
+    return sorted(path.parent.name for path in root.glob(f"notebooks/*/{NAME}"))
 
 
 def read_exercises(path: Path) -> tuple[str, list[Exercise]]:
     """(set-up code, exercises) of a file; UsageError if it does not fit."""
     content = read_yaml(read_text(path, "exercises"), str(path), texts_only=True)
     check_schema(content, "exercises", str(path))
-    if f"{content['part']}{SUFFIX}" != path.name:
-        raise UsageError(f"{path}: part is {content['part']!r}, which is not the file's name")
+    if content["part"] != path.parent.name:
+        raise UsageError(f"{path}: part is {content['part']!r}, which is not the folder's name")
     found = []
     for entry in content["exercises"]:
         check = entry["check"]
@@ -114,7 +112,7 @@ def find_exercise(id: str) -> Exercise:
 def _all(root: Path) -> dict[str, Exercise]:
     found: dict[str, Exercise] = {}
     for part in parts(root):
-        path = root / "notebooks" / f"{part}{SUFFIX}"
+        path = root / "notebooks" / part / NAME
         for exercise in read_exercises(path)[1]:
             if exercise.id in found:
                 raise UsageError(f"{path}: exercise {exercise.id} is in {found[exercise.id].part}")
@@ -127,7 +125,7 @@ def _all(root: Path) -> dict[str, Exercise]:
 
 def model_in_use() -> str:
     """The name of the model that was loaded last, else of the first embedded one."""
-    from replib.models.load import last_loaded, model_info
+    from replib.models.bridge import last_loaded, model_info
     from replib.models.sources import available_embedded
 
     model = last_loaded()
@@ -178,7 +176,7 @@ def check(id: str, answer: Any = ..., model: str | TransformerBridge | None = No
     if isinstance(model, str) or model is None:
         name, loaded = model or model_in_use(), None
     else:
-        from replib.models.load import model_info
+        from replib.models.bridge import model_info
 
         name, loaded = model_info(model).name, model
     if exercise.record:
@@ -281,7 +279,8 @@ def _against_test(
 
 def _loaded(name: str) -> TransformerBridge:
     """The loaded model of this name, or a new one."""
-    from replib.models.load import last_loaded, load_model, model_info
+    from replib.models.bridge import last_loaded, model_info
+    from replib.models.load import load_model
 
     model = last_loaded()
     return model if model is not None and model_info(model).name == name else load_model(name)

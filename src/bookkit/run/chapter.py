@@ -12,19 +12,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from bookkit.project import list_chapters, parameters_hash
+from bookkit.project import chapter_folder, list_chapters
 from replib.claims.measure import Claims
 from replib.claims.schema import check_schema
 from replib.errors import UsageError, did_you_mean, find_control, one_line
-from replib.files import read_text, read_yaml
+from replib.files import read_text, read_yaml, sha256_text
+from replib.hashes import library_hash
+from replib.models.sources import PLANTED, planted_module
 
 PROFILES = ("smoke", "laptop", "paper")
-
-
 TIME_LIMIT_S = 3600.0
-
-
-# --- chapters -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,21 @@ class Chapter:
             )
         return self.profiles[name]
 
+    def modules(self, model: str) -> list[str]:
+        """The modules of planted models that this notebook reads on `model`: they are loaded by
+        name, which no import shows."""
+        named = [name for name in PLANTED if name == model or f'"{name}' in self.notebook]
+        return [planted_module(name) for name in named]
+
+    def library_hash(self, model: str) -> str:
+        """Of the code of this project that a run on `model` computes with."""
+        return library_hash(self.notebook, *self.modules(model))
+
     def parameters_hash(self, profile: str) -> str:
         """Of what this profile sets now."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        return parameters_hash(defaults, self.profile(profile).parameters)
+        values = defaults | dict(self.profile(profile).parameters)
+        return sha256_text(json.dumps(values, sort_keys=True))
 
 
 def find_chapter(root: Path, paper: str) -> Chapter:
@@ -103,13 +111,13 @@ def find_chapter(root: Path, paper: str) -> Chapter:
         raise UsageError(
             f"no paper {paper!r}{did_you_mean(paper, papers)} (papers: {', '.join(papers)})"
         )
-    folder = root / "notebooks"
-    claims = Claims.load(folder / f"{paper}/claims.yaml")
+    folder = chapter_folder(root, paper)
+    claims = Claims.load(folder / "claims.yaml")
     if claims.paper != paper:
         raise UsageError(f"{paper}/claims.yaml is about {claims.paper!r}, not {paper!r}")
     notebook = read_text(folder / f"{paper}.ipynb", "notebook")
     parameters = read_parameters(notebook, f"{paper}.ipynb")
-    path = folder / f"{paper}/profiles.yaml"
+    path = folder / "profiles.yaml"
     content = read_yaml(read_text(path, "profiles file"), f"profiles file {path}")
     check_schema(content, "profiles", f"profiles file {path}")
     profiles = {}
@@ -118,7 +126,7 @@ def find_chapter(root: Path, paper: str) -> Chapter:
             continue
         where = f"profiles file {path}, {name}"
         for key, value in entry["parameters"].items():
-            _known(parameters, key, paper, where).check(value, where)
+            known_parameter(parameters, key, paper, where).check(value, where)
         limit = float(entry.get("time_limit_s", TIME_LIMIT_S))
         work = float(entry.get("work", 1.0))
         profiles[name] = Profile(tuple(entry["models"]), entry["parameters"], limit, work)
@@ -170,7 +178,9 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
     return found
 
 
-def _known(known: Mapping[str, Parameter], name: str, paper: str, where: str = "") -> Parameter:
+def known_parameter(
+    known: Mapping[str, Parameter], name: str, paper: str, where: str = ""
+) -> Parameter:
     if name in known:
         return known[name]
     raise UsageError(

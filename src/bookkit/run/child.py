@@ -16,8 +16,6 @@ from bookkit.run import resources as sizing
 from replib.errors import UsageError, one_line
 from replib.models.sources import MADE_IN_MEMORY, is_ready
 
-# --- in the run's own process ---------------------------------------------------------------------
-
 
 def _run_child() -> None:
     """Run papermill for the job on standard input, with messages as JSON lines on standard output.

@@ -22,7 +22,7 @@ def environment(runtime: str | None = None) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "REPLIB_THREADS": str(_threads()),
+        "REPLIB_THREADS": str(n_threads()),
     }
     # glibc takes fresh pages for every tensor and gives them back at once; page faults are dear on
     # a virtual machine: reading long prompts took twice as long. Tensors up to 1 GB are to reuse
@@ -35,7 +35,7 @@ def environment(runtime: str | None = None) -> dict[str, str]:
     return environment
 
 
-def _threads() -> int:
+def n_threads() -> int:
     """REPLIB_THREADS, else OMP_NUM_THREADS, else every processor that we may use."""
     for name in ("REPLIB_THREADS", "OMP_NUM_THREADS"):
         if (text := os.environ.get(name)) is not None:
@@ -47,7 +47,7 @@ def _threads() -> int:
     return os.cpu_count() or 1
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -25,14 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bookkit.project import chapter_folder
 from bookkit.records import write_record
-from bookkit.run.environment import _threads, _versions, environment_hash
-from bookkit.run.plan import Run, _stored
-from bookkit.run.watch import _watch, _Watched
+from bookkit.run.environment import environment_hash, n_threads, package_versions
+from bookkit.run.plan import Run, stored_inputs
+from bookkit.run.watch import Watched, watch_process
 from replib.claims.file import MIME
 from replib.errors import UsageError, one_line
-from replib.files import file_hash, put_in_place
-from replib.hashes import library_hash, notebook_hash, pins_hash
+from replib.files import put_in_place, sha256_file
+from replib.hashes import notebook_hash, pins_hash
 from replib.interventions import budget as batches
 
 
@@ -80,12 +81,12 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     hashes = {
         "notebook": notebook_hash(chapter.notebook),
         "claims": chapter.claims.sha256,
-        "library": library_hash(chapter.notebook),
+        "library": chapter.library_hash(run.model),
         "requirements": pins_hash(chapter.root / "requirements.txt"),
         "environment": environment_hash(),
         "parameters": chapter.parameters_hash(run.profile),
-        "inputs": {name: file_hash(path) for name, path in run.files.items()}
-        | _stored(chapter, run.parameters),
+        "inputs": {name: sha256_file(path) for name, path in run.files.items()}
+        | stored_inputs(chapter, run.parameters),
     }
     changed = {
         name: run.parameters[name]
@@ -96,9 +97,9 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "source": str(source),
         "notebook": str(notebook),
         "parameters": changed,
-        "folder": str(chapter.root / "notebooks"),
+        "folder": str(chapter_folder(chapter.root, chapter.paper)),
     }
-    threads = _threads()
+    threads = n_threads()
     started = datetime.now(UTC)
     clock = time.monotonic()
     with open(log, "w", encoding="utf-8") as file:
@@ -109,7 +110,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         extra = {batches.VARIABLE: str(scale)}
         if run.gpu is not None:
             extra["CUDA_VISIBLE_DEVICES"] = run.gpu
-        watched = _watch(job, run.time_limit_s, file, progress, extra)
+        watched = watch_process(job, run.time_limit_s, file, progress, extra)
     wall = time.monotonic() - clock
     source.unlink()
 
@@ -143,7 +144,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "changes": bundle["changes"],
         "status": "finished",
         "hashes": hashes | {"weights": bundle["model"]["sha256"]},
-        "versions": _versions(),
+        "versions": package_versions(),
         "device": run.parameters["device"],
         "threads": threads,
         "wall_time_s": round(wall, 1),
@@ -163,10 +164,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     return run.folder
 
 
-# --- the end of a run -----------------------------------------------------------------------------
-
-
-def _failure(run: Run, watched: _Watched) -> str | None:
+def _failure(run: Run, watched: Watched) -> str | None:
     """Why the run did not reach the end of its notebook, in one line; None if it did."""
     cell = watched.cell
     place = "before its first cell"
@@ -224,7 +222,7 @@ def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
     return bundle
 
 
-def _mark(notebook: Path, watched: _Watched, failure: str, source: str) -> None:
+def _mark(notebook: Path, watched: Watched, failure: str, source: str) -> None:
     """Mark the cell that ran when the run ended, where papermill did not.
 
     papermill saves an ordinary error truthfully; after a dead kernel or a kill its file says that

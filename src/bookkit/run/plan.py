@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bookkit.run import resources as sizing
-from bookkit.run.chapter import Chapter, _known
-from bookkit.run.environment import _threads, environment
+from bookkit.run.chapter import Chapter, known_parameter
+from bookkit.run.environment import environment, n_threads
 from replib.chapters.context_knob.cards import INTENT_FORMATS, check_adapter
 from replib.chapters.copying_mamba import training_grid as grid
 from replib.errors import UsageError, find_control, one_line
-from replib.hashes import library_hash, notebook_hash, pins_hash
+from replib.hashes import notebook_hash, pins_hash
 from replib.models.sources import MADE_IN_MEMORY, SOURCES, model_slug, weights_hash
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
-
-
-# --- planning -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def plan(
     for name, text in settings.items():
         if name in OPTIONS:
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
-        values[name] = _known(chapter.parameters, name, chapter.paper).read(text)
+        values[name] = known_parameter(chapter.parameters, name, chapter.paper).read(text)
     values |= {"model_name": model, "profile": profile}
     if values["seed"] < 0:
         raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
@@ -90,7 +87,7 @@ def plan(
     absolute["model_name"] = absolute_model(model)
     if values.get("against"):  # a second model
         absolute["against"] = absolute_model(values["against"])
-    _stored(chapter, absolute)
+    stored_inputs(chapter, absolute)
     limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
     if found := find_control(str(out)):
         raise UsageError(f"output folder {str(out)!r}: {found!r} cannot stand in its name")
@@ -121,7 +118,7 @@ def absolute_model(model: str) -> str:
     return model
 
 
-def _stored(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
+def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
     """What the run reads from stored trainings: {name: sha256}. They must be there and whole.
 
     The networks of the copying chapter's grid, and adapters for a chapter with the parameter
@@ -163,7 +160,7 @@ def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
     now = {
         "notebook": notebook_hash(chapter.notebook),
         "claims": chapter.claims.sha256,
-        "library": library_hash(chapter.notebook),
+        "library": chapter.library_hash(record["model"]["name"]),
         "requirements": pins_hash(chapter.root / "requirements.txt"),
         "parameters": chapter.parameters_hash(record["profile"]),
         "weights": then["weights"] if weights is None else weights,
@@ -171,7 +168,7 @@ def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
     found = [part for part in now if then[part] != now[part]]
     try:
         values = {**record["parameters"], "model_name": record["model"]["name"]}
-        stored = _stored(chapter, values)
+        stored = stored_inputs(chapter, values)
     except UsageError:
         return [*found, "stored trainings"]
     if any(then["inputs"].get(name) != sha256 for name, sha256 in stored.items()):
@@ -202,18 +199,18 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
             "revision": run.parameters.get("revision") or None,
             "device": run.parameters["device"],
             "dtype": run.parameters.get("dtype", "float32"),
-            "threads": _threads(),
+            "threads": n_threads(),
             "files": {name: str(path) for name, path in run.files.items()},
         }
         for run in runs
     ]
-    command = [sys.executable, "-m", "replib.runner", "prepare"]
+    command = [sys.executable, "-m", "bookkit.run.child", "prepare"]
     process = subprocess.run(
         command,
         input=json.dumps(questions),
         stdout=subprocess.PIPE,
         text=True,
-        cwd=runs[0].chapter.root / "notebooks",
+        cwd=chapter_folder(runs[0].chapter.root, runs[0].chapter.paper),
         env=environment(),
         check=False,
         start_new_session=True,  # an interrupt is ours to answer

@@ -20,11 +20,8 @@ from bookkit.run.environment import environment
 SAMPLE_S = 0.1
 
 
-# --- running --------------------------------------------------------------------------------------
-
-
 @dataclass
-class _Watched:
+class Watched:
     """What is known of a run while it goes on, from the messages of its process."""
 
     cell: dict[str, Any] | None = None  # the cell that runs: index, code, id, line
@@ -35,21 +32,21 @@ class _Watched:
     exit_code: int | None = None
 
 
-def _watch(
+def watch_process(
     job: Mapping[str, Any],
     limit_s: float,
     log: Any,
     progress: Callable[[int, int], None],
     extra: Mapping[str, str],
-) -> _Watched:
+) -> Watched:
     """Run the job in a process of its own; kill its whole family when the time is up, when we are
     interrupted, and whatever is left of it at the end."""
-    watched = _Watched()
+    watched = Watched()
     deadline = time.monotonic() + limit_s if limit_s > 0 else math.inf
     # Sockets of the kernel stand here; their names must be short.
     with tempfile.TemporaryDirectory(prefix="replib-") as runtime:
         process = subprocess.Popen(
-            [sys.executable, "-m", "replib.runner", "run"],
+            [sys.executable, "-m", "bookkit.run.child", "run"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -91,7 +88,7 @@ def _left(deadline: float) -> float:
 
 
 def _messages(
-    process: subprocess.Popen, watched: _Watched, deadline: float
+    process: subprocess.Popen, watched: Watched, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """The process's messages until it closes its output or the time is up, with empty ones while it
     is silent; memory on the way."""
@@ -116,7 +113,7 @@ def _messages(
                 return
 
 
-def _sample(process: subprocess.Popen, watched: _Watched) -> None:
+def _sample(process: subprocess.Popen, watched: Watched) -> None:
     """Add up the memory of the process and its descendants; remember who they are."""
     total = 0
     with contextlib.suppress(psutil.Error):

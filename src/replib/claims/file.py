@@ -2,23 +2,15 @@
 
 from dataclasses import dataclass
 
-from replib.claims.judge import _parse
+from replib.claims.rules import parse_rule
 from replib.errors import UsageError
-
-OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
-
 
 # What an attention head can be, in the words of the papers.
 ROLES = (
     *("mover", "negative mover", "inhibition", "induction", "duplicate-token", "previous-token"),
     *("content gatherer", "in-context", "memory", "successor", "copy"),
 )
-
-
 MIME = "application/vnd.replib.claims+json"
-
-
-# --- the claims file ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,4 +44,4 @@ class Claim:
             raise UsageError(f"claim {self.id}: gate and gate_text go together, or are both null")
         for rule in ("gate", "holds_if", "fails_if"):
             if (expression := getattr(self, rule)) is not None:
-                _parse(f"claim {self.id}: {rule}", expression)
+                parse_rule(f"claim {self.id}: {rule}", expression)

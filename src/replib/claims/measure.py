@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from replib.claims.file import MIME, ROLES, Claim
-from replib.claims.judge import _RESERVED, _decide
+from replib.claims.judge import decide_claim
+from replib.claims.rules import RESERVED
 from replib.claims.schema import check_schema
-from replib.claims.tables import HtmlTable, _columns, _paper, _small, verdict_table
+from replib.claims.tables import HtmlTable, columns_of, paper_number, small_print, verdict_table
 from replib.errors import UsageError, did_you_mean, one_line
 from replib.files import read_text, read_yaml, sha256_text
 from replib.markup import as_html as _cell
@@ -127,7 +128,7 @@ class Claims:
         for name in named:
             if name.startswith("null_"):
                 raise UsageError(f"{where}: {name!r} is a number of the null; give it in `null`")
-            if name in _RESERVED or keyword.iskeyword(name):
+            if name in RESERVED or keyword.iskeyword(name):
                 raise UsageError(f"{where}: {name!r} cannot name a number, it has a meaning here")
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
                 raise UsageError(f"{where}: {name!r} cannot name a number; use letters, digits, _")
@@ -147,7 +148,7 @@ class Claims:
             seen |= {"low": low, "high": high}
         if count is not None:
             seen["n"] = count
-        outcome, reason = _decide(entry, seen)
+        outcome, reason = decide_claim(entry, seen)
         result = Result(
             outcome=outcome,
             reason=reason,
@@ -227,15 +228,15 @@ class Claims:
             (
                 _cell(claim.id),
                 _cell(claim.statement),
-                _paper(claim.reported, claim.mark, claim.where),
+                paper_number(claim.reported, claim.mark, claim.where),
                 _cell(claim.decision)
-                + _small("Null", claim.null)
-                + _small("Testable if", claim.gate_text),
+                + small_print("Null", claim.null)
+                + small_print("Testable if", claim.gate_text),
             )
             for claim in self.claims
         ]
         head = ("claim", "the paper says", "its number", "we decide")
-        return HtmlTable(*_columns(head, rows, self.is_method), "claims")
+        return HtmlTable(*columns_of(head, rows, self.is_method), "claims")
 
     def history(self) -> "HtmlTable":
         """What was changed after the claims were first written, with date and reason."""

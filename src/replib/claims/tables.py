@@ -6,8 +6,6 @@ from typing import Any
 
 from replib.markup import as_html as _cell
 
-# --- tables ---------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, repr=False)
 class HtmlTable:
@@ -32,19 +30,19 @@ class HtmlTable:
         )
 
 
-def _small(label: str, text: str | None) -> str:
+def small_print(label: str, text: str | None) -> str:
     if not text:
         return ""
     return f"<br><small>{_cell(f'{label}: {text}' if label else text)}</small>"
 
 
-def _paper(reported: str | None, mark: str, where: str | None) -> str:
+def paper_number(reported: str | None, mark: str, where: str | None) -> str:
     shown = "–" if reported is None else _cell(reported)
     places = [text for text in (mark, where) if text and text != "none"]
     return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
 
 
-def _columns(
+def columns_of(
     head: tuple[str, ...], rows: list[tuple[str, ...]], is_method: bool
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows; of a method no paper says anything, so the column for its number goes."""
@@ -63,14 +61,14 @@ def verdict_table(claims: Iterable[Mapping[str, Any]], is_method: bool = False) 
             (
                 _cell(claim["id"]),
                 _cell(claim["statement"]),
-                _paper(claim["reported"], **claim["source"]),
+                paper_number(claim["reported"], **claim["source"]),
                 _measured(claim),
                 _cell(claim["decision_rule"]["text"]),
-                word + _small("", claim["reason"]),
+                word + small_print("", claim["reason"]),
             )
         )
     head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
-    return HtmlTable(*_columns(head, rows, is_method), "verdicts")
+    return HtmlTable(*columns_of(head, rows, is_method), "verdicts")
 
 
 def _measured(claim: Mapping[str, Any]) -> str:
@@ -84,7 +82,7 @@ def _measured(claim: Mapping[str, Any]) -> str:
         text += f", n = {claim['n']}"
     numbers = {k: x for k, x in (claim["null"] or {}).items() if k != "description"}
     null = ", ".join(f"{key} {_show(number)}" for key, number in numbers.items())
-    return _cell(text) + _small("null", null) + _small("", measured["note"])
+    return _cell(text) + small_print("null", null) + small_print("", measured["note"])
 
 
 def _show(number: Any, unit: str = "") -> str:

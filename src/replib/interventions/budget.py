@@ -1,26 +1,14 @@
 """How much is computed at once, where memory is less, or more, than the modules expect."""
 
 import os
-import sys
 
 from replib.errors import UsageError
 
-VARIABLE = "REPLIB_BATCH_SCALE"  # set by the runner
+VARIABLE = "REPLIB_BATCH_SCALE"  # set for a run, before it starts
 
 
-# (module, the limit in it); those that a chapter has not imported do not matter to it.
-_LIMITS = (
-    ("interventions", "MAX_ROWS"),
-    ("interventions", "MAX_TOKENS"),
-    ("interventions", "MAX_KEPT_BYTES"),
-    ("generation", "MAX_TOKENS"),
-    ("text_copying", "MAX_TOKENS"),
-    ("steering", "ROWS"),
-)
-
-
-def fit_batches() -> float:
-    """Multiply the limits of the modules imported so far by REPLIB_BATCH_SCALE; returns it.
+def at_once(limit: int) -> int:
+    """The size of a batch: `limit`, made smaller or larger by REPLIB_BATCH_SCALE.
 
     Batches change no number but for rounding. Raises UsageError for a scale that is not above 0.
     """
@@ -31,7 +19,4 @@ def fit_batches() -> float:
         scale = 0.0
     if not 0 < scale < 1000:
         raise UsageError(f"{VARIABLE}={text!r} is not a number above 0")
-    for name, limit in _LIMITS if scale != 1 else ():
-        if (module := sys.modules.get(f"{__package__}.{name}")) is not None:
-            setattr(module, limit, max(1, int(getattr(module, limit) * scale)))
-    return scale
+    return max(1, int(limit * scale))

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from replib.errors import UsageError
-from replib.interventions.head_edits import _EditHeads
-from replib.interventions.network import Network, _look
-from replib.interventions.path_patching import _Receive
+from replib.interventions.budget import at_once
+from replib.interventions.network import Network, look
 from replib.prompts.pairs import PromptPairs
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
 # 4 × d_mlp floats on the way through an MLP: with 2,048 rows what one step writes is still in the
 # processor's cache when the next reads it (14% faster than 4,096 in smollm2-135m's MLP).
-MAX_ROWS = 2_048
-
-
+MAX_ROWS = at_once(2_048)
 # Prompts × positions of one unedited run computed at once.
-MAX_TOKENS = 2_048
-
-
+MAX_TOKENS = at_once(2_048)
 # Unedited runs kept for the next edit of the same prompts (keys and values, mostly).
-MAX_KEPT_BYTES = 1_500_000_000
+MAX_KEPT_BYTES = at_once(1_500_000_000)
 
 
-# --- The unedited run ----------------------------------------------------------------------------
+@runtime_checkable
+class Edit(Protocol):
+    """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`."""
+
+    start: int  # the first layer that it changes
+
+    def acts_at(self, layer: int) -> bool: ...
+
+    def k_or_v_per_head(self, layer: int) -> bool: ...
+
+    def wants_pattern(self, layer: int) -> bool: ...
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> Tensor: ...
 
 
 @dataclass
-class _Past:
+class Past:
     """Keys and values of the clean prompts at every position, layer by layer."""
 
     tokens: Int[Tensor, "prompt pos"]
@@ -67,13 +74,13 @@ class Run:
         return sum(t.nbytes for tensors in lists for t in tensors)
 
 
-def _forward(
+def run_forward(
     net: Network,
-    past: _Past,
+    past: Past,
     resid: Float[Tensor, "edit prompt dest d_model"],
     dest: Int[Tensor, "prompt dest"],
     layer: int,
-    edit: _Receive | _EditHeads | None = None,
+    edit: Edit | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> Float[Tensor, "edit prompt out d_model"]:
     """One block at the consecutive positions `dest`; keys and values before them are in `past`.
@@ -142,7 +149,7 @@ def _forward(
     return mid + mlp_out
 
 
-def _past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> _Past:
+def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> Past:
     """Keys and values of some clean prompts. The model is run once for a set of prompts.
 
     The first prompt is checked against the model's own forward pass.
@@ -153,15 +160,15 @@ def _past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> 
     """
     kept = net.kept.setdefault(pairs.clean, {})
     if "past" not in kept:
-        whole = _Past(pairs.clean, [], [])
-        for some, chunk in _chunks(pairs, torch.zeros_like(pairs.length)):
+        whole = Past(pairs.clean, [], [])
+        for some, chunk in chunks(pairs, torch.zeros_like(pairs.length)):
             tokens = chunk.clean[:, : int(chunk.length[0])]  # a piece's prompts are equally long
             every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-            past = _Past(tokens, [], [])
+            past = Past(tokens, [], [])
             resid = net.model(tokens, stop_at_layer=0)[None]  # embeddings
             for layer in range(net.n_layers):
                 new: dict[str, Tensor] = {}
-                resid = _forward(net, past, resid, every, layer, keep=new.__setitem__)
+                resid = run_forward(net, past, resid, every, layer, keep=new.__setitem__)
                 past.k.append(new["k"])
                 past.v.append(new["v"])
             if not whole.k:
@@ -178,14 +185,14 @@ def _past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> 
     whole = kept["past"]
     if torch.equal(prompts, torch.arange(len(pairs), device=prompts.device)):
         return whole
-    return _Past(pairs.clean[prompts], [k[prompts] for k in whole.k], [v[prompts] for v in whole.v])
+    return Past(pairs.clean[prompts], [k[prompts] for k in whole.k], [v[prompts] for v in whole.v])
 
 
 def _check(
     net: Network, tokens: Int[Tensor, "1 pos"], resid: Float[Tensor, "1 pos d_model"]
 ) -> None:
     """Refuses a model whose own final residual stream is not the one computed here."""
-    seen = _look(net.model, tokens, lambda name: name == "ln_final.hook_in")
+    seen = look(net.model, tokens, lambda name: name == "ln_final.hook_in")
     expected = seen["ln_final.hook_in"]
     error = (resid - expected).norm() / expected.norm()
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
@@ -204,12 +211,12 @@ def _make_room(net: Network, n_bytes: int) -> None:
             kept.clear()
 
 
-def _run(
+def run_batches(
     net: Network,
     pairs: PromptPairs,
     which: Literal["clean", "corrupted"],
     prompts: Int[Tensor, " prompt"],
-    past: _Past,
+    past: Past,
     dest: Int[Tensor, "prompt dest"],
 ) -> Run:
     """The unedited run of some prompts at `dest`, kept for the next edit of them.
@@ -239,14 +246,14 @@ def _run(
     resid = net.model(tokens, stop_at_layer=0)[prompt, at]
     for layer in range(net.n_layers):
         run.resid_pre.append(resid[prompt, index])
-        resid = _forward(net, past, resid[None], at, layer, keep=keep)[0]
+        resid = run_forward(net, past, resid[None], at, layer, keep=keep)[0]
     run.resid_pre.append(resid[prompt, index])
     _make_room(net, run.n_bytes())
     kept[key] = run
     return run
 
 
-def _chunks(
+def chunks(
     pairs: PromptPairs, first: Int[Tensor, " prompt"]
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
     """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
@@ -261,7 +268,7 @@ def _chunks(
             yield prompts, pairs[prompts]
 
 
-def _positions(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
+def positions_of(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
     """Position(s) of each prompt, −1 where a prompt has fewer than others. "all" is every token."""
     if name == "all":
         every = torch.arange(pairs.clean.shape[1], device=pairs.clean.device).expand_as(pairs.clean)

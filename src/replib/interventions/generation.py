@@ -16,14 +16,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from replib.errors import UsageError
+from replib.interventions.budget import at_once
 from replib.interventions.network import Head
 
-MAX_TOKENS = 8_192  # prompts × positions of one batch
-
-
+MAX_TOKENS = at_once(8_192)  # prompts × positions of one batch
 MIN_COMMON = 16  # tokens of a common beginning that are worth a pass of their own
-
-
 # Our own words on nothing in particular: no country, no question, nothing to recall.
 NEUTRAL_TEXT = (
     "The path along the stream was still wet from the rain of the night before. Two children had "

@@ -14,20 +14,18 @@ from torch import Tensor
 from replib.errors import UsageError
 from replib.interventions.forward import (
     MAX_ROWS,
+    Past,
     Run,
-    _chunks,
-    _forward,
-    _Past,
-    _past,
-    _positions,
-    _run,
+    chunks,
+    keep_past,
     logit_diff,
+    positions_of,
+    run_batches,
+    run_forward,
 )
 from replib.interventions.network import Head, Network
-from replib.interventions.path_patching import _window
+from replib.interventions.path_patching import window
 from replib.prompts.pairs import PromptPairs
-
-# --- Edits of heads at one position --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class _Seen:
     z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
 
 
-class _EditHeads:
+class EditHeads:
     """Applies each edit to its own row; with `capture`, keeps what passes at the last position."""
 
     def __init__(
@@ -203,14 +201,14 @@ def read(
     order: list[Tensor] = []
     starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
     with torch.inference_mode():
-        for prompts, chunk in _chunks(pairs, starts):
+        for prompts, chunk in chunks(pairs, starts):
             order.append(prompts)
-            dest = _window(starts[prompts], chunk.length - 1)
-            past = _past(net, pairs, prompts)
-            clean = _run(net, pairs, "clean", prompts, past, dest)
+            dest = window(starts[prompts], chunk.length - 1)
+            past = keep_past(net, pairs, prompts)
+            clean = run_batches(net, pairs, "clean", prompts, past, dest)
             corrupted = None
             if needs_corrupted:
-                corrupted = _run(net, pairs, "corrupted", prompts, past, dest)
+                corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             site = partial(Site, prompts=prompts, corrupted=corrupted)
             batch = max(1, MAX_ROWS // dest.numel())
             columns.append([])
@@ -248,17 +246,17 @@ def read(
 
 def _edited(
     net: Network,
-    past: _Past,
+    past: Past,
     clean: Run,
     edits: Sequence[HeadEdit],
     site: Callable[[Head], Site],
     capture: bool,
 ) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
     """The final residual stream at END under each edit, and what `capture` asks for."""
-    editor = _EditHeads(edits, site, capture)
+    editor = EditHeads(edits, site, capture)
     resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
     for layer in range(editor.start, net.n_layers):
-        resid = _forward(net, past, resid, clean.dest, layer, editor)
+        resid = run_forward(net, past, resid, clean.dest, layer, editor)
     if editor.todo:
         raise RuntimeError(f"edits that did not fire: {sorted(editor.todo)}")
     return resid[:, :, -1], editor.seen
@@ -315,9 +313,9 @@ def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head
     """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
     total = 0.0
     with torch.inference_mode():
-        for prompts, chunk in _chunks(pairs, pairs.length - 1):
-            past = _past(net, pairs, prompts)
-            run = _run(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
+        for prompts, chunk in chunks(pairs, pairs.length - 1):
+            past = keep_past(net, pairs, prompts)
+            run = run_batches(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
             total = total + torch.stack([z[:, 0].float().sum(0) for z in run.z])
     return total / len(pairs)
 
@@ -330,15 +328,15 @@ def attention_from(
     Raises:
         UsageError: a position that does not exist, or a set of positions.
     """
-    if (at := _positions(pairs, position)).shape[1] != 1:
+    if (at := positions_of(pairs, position)).shape[1] != 1:
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
     rows = []
     with torch.inference_mode():
-        for prompts, _ in _chunks(pairs, pairs.length - 1):
+        for prompts, _ in chunks(pairs, pairs.length - 1):
             dest = at[prompts]
             site = partial(Site, prompts=prompts, corrupted=None)
-            past = _past(net, pairs, prompts)
-            run = _run(net, pairs, "clean", prompts, past, dest)
+            past = keep_past(net, pairs, prompts)
+            run = run_batches(net, pairs, "clean", prompts, past, dest)
             _, seen = _edited(net, past, run, [HeadEdit()], site, capture=True)
             rows.append(torch.stack(seen.pattern, dim=2)[0].float())
     return torch.cat(rows)

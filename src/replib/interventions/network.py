@@ -28,15 +28,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from replib.errors import UsageError
 
 Head = tuple[int, int]
-
-
 Component = Literal["q", "k", "v"]
-
-
 Residual = tuple[Literal["resid_post"], int]  # the residual stream after a layer
-
-
-# --- The model, seen as modules ------------------------------------------------------------------
 
 
 class _Block:
@@ -142,7 +135,7 @@ class Network:
     def geometry(self, tokens: Int[Tensor, "prompt pos"]) -> _Geometry:
         n_pos = tokens.shape[1]
         if n_pos not in self._geometry:
-            seen = _look(
+            seen = look(
                 self.model,
                 tokens[:1],
                 lambda name: name.endswith(("hook_cos", "hook_sin", "hook_attn_scores")),
@@ -204,7 +197,7 @@ class Network:
         return best.view(token.shape)
 
 
-def _look(
+def look(
     model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
 ) -> dict[str, Tensor]:
     """Activations by bridge name. The readout is cut to one position: logits are not needed."""

@@ -14,17 +14,15 @@ from replib.errors import UsageError
 from replib.interventions.forward import (
     MAX_ROWS,
     Run,
-    _chunks,
-    _forward,
-    _past,
-    _positions,
-    _run,
+    chunks,
+    keep_past,
     logit_diff,
+    positions_of,
+    run_batches,
+    run_forward,
 )
 from replib.interventions.network import Component, Head, Network, Residual
 from replib.prompts.pairs import PromptPairs
-
-# --- Path patching -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class PathPatch:
         return self.effect().mean(-1)
 
 
-class _Receive:
+class Receive:
     """Writes the recorded receiver inputs at their position, one sender's to each edit."""
 
     def __init__(
@@ -198,17 +196,18 @@ def path_patch(
     patched = torch.full(shape, torch.nan, device=net.W_U.device)
     clean_diff, corrupted_diff = patched[0, 0].clone(), patched[0, 0].clone()
     with torch.inference_mode():
-        every = _positions(pairs, position)
+        every = positions_of(pairs, position)
         real = every >= 0
         every = torch.where(real, every, every[:, :1])  # padding repeats the first member
-        for prompts, chunk in _chunks(pairs, every.min(-1).values):
+        for prompts, chunk in chunks(pairs, every.min(-1).values):
             prompt = torch.arange(len(chunk), device=chunk.clean.device)
             at = every[prompts][:, real[prompts].any(0)]
-            dest = _window(at.min(-1).values, chunk.length - 1)
+            dest = window(at.min(-1).values, chunk.length - 1)
             index = at - dest[:, :1]
-            past = _past(net, pairs, prompts)
+            past = keep_past(net, pairs, prompts)
             clean, corrupted = (
-                _run(net, pairs, which, prompts, past, dest) for which in ("clean", "corrupted")
+                run_batches(net, pairs, which, prompts, past, dest)
+                for which in ("clean", "corrupted")
             )
             clean_diff[prompts] = logit_diff(net, clean.final[:, -1], chunk)
             corrupted_diff[prompts] = logit_diff(net, corrupted.final[:, -1], chunk)
@@ -220,13 +219,13 @@ def path_patch(
                 )
                 editor, begin = None, top
                 if heads:
-                    editor = _Receive(component, recorded, index)
+                    editor = Receive(component, recorded, index)
                     begin = editor.start
                 resid = clean.resid_pre[begin].repeat(len(some), 1, 1, 1)
                 if not heads:
                     resid[:, prompt[:, None], index] = sent
                 for layer in range(begin, net.n_layers):
-                    resid = _forward(net, past, resid, dest, layer, editor)
+                    resid = run_forward(net, past, resid, dest, layer, editor)
                 if heads and editor.fired != set(recorded):
                     raise RuntimeError("a receiver was not patched")
                 layers, head_index = torch.tensor(some).T
@@ -236,10 +235,10 @@ def path_patch(
     return PathPatch(patched, clean_diff, corrupted_diff)
 
 
-def _window(
+def window(
     first: Int[Tensor, " prompt"], last: Int[Tensor, " prompt"]
 ) -> Int[Tensor, "prompt dest"]:
-    """The positions from `first` to `last`, as many in each prompt (see `_chunks`)."""
+    """The positions from `first` to `last`, as many in each prompt (see `chunks`)."""
     n_dest = (last - first).unique()
     if len(n_dest) != 1:
         raise RuntimeError(f"windows of unequal lengths in one piece: {n_dest.tolist()}")

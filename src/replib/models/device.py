@@ -63,7 +63,7 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _set_threads() -> None:
+def set_threads() -> None:
     """All processors, unless REPLIB_THREADS or OMP_NUM_THREADS says otherwise."""
     wanted = os.environ.get("REPLIB_THREADS")
     if wanted is not None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import tqdm
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -18,23 +17,21 @@ from huggingface_hub.errors import (
 )
 
 from replib.errors import UsageError
-from replib.models.load import _gguf_file, _Where
-from replib.models.sources import KNOWN
+from replib.models.sources import KNOWN, Place, find_gguf
+from replib.models.unpack import TerminalBar
 
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
-
-
 HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
-def _check_revision(name: str, revision: str | None) -> None:
+def check_revision(name: str, revision: str | None) -> None:
     if revision is not None and (name in KNOWN or Path(name).expanduser().is_dir()):
         raise UsageError(f"revision {revision!r}: only a Hugging Face id has one, not {name!r}")
 
 
-def _from_hub(
+def from_hub(
     name: str, revision: str | None, before_download: Callable[[int], None] | None
-) -> _Where:
+) -> Place:
     """A hub model's snapshot at one commit: safetensors, configuration and tokenizer only.
 
     Without a network the copy in the Hugging Face cache is used, if there is one.
@@ -58,7 +55,7 @@ def _from_hub(
         try:
             folder = _snapshot(name, revision, local_files_only=True)
         except Exception:
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(
                 f"model {name!r} is not known, and the hub could not be reached to look for it"
                 f"{at} ({reason}); {known}"
@@ -75,7 +72,7 @@ def _from_hub(
             f"model {name!r} is gated: accept its terms on the hub and log in (hf auth login)"
         ) from None
     except Exception as error:
-        raise UsageError(f"model {name!r}: download failed: {_first_line(error)}") from error
+        raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
     return _hub_snapshot(name, folder)
 
 
@@ -87,18 +84,18 @@ def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Pat
             revision=revision,
             allow_patterns=list(HUB_FILES),
             ignore_patterns=["*/*"],
-            tqdm_class=_TerminalBar,
+            tqdm_class=TerminalBar,
             local_files_only=local_files_only,
         )
     )
 
 
-def _hub_snapshot(name: str, folder: Path) -> _Where:
-    return _Where(
+def _hub_snapshot(name: str, folder: Path) -> Place:
+    return Place(
         source=f"Hugging Face hub, {name}",
         note="",
         folder=folder,
-        gguf_file=_gguf_file(folder),
+        gguf_file=find_gguf(folder),
         revision=folder.name,  # a snapshot folder is named by its commit
     )
 
@@ -127,12 +124,5 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     return result
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class _TerminalBar(tqdm.tqdm):
-    """A progress bar on a terminal, nothing in a notebook or a log."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"disable": None}))

@@ -1,47 +1,20 @@
-"""A transformer whose weights are set by hand, so that what a method should find is known.
+"""The parts that planted models are made of: a transformer whose weights are set by hand, so that
+what a method should find is known. Nothing is trained.
 
-`planted_ioi` builds a GPT-2 (5 layers of 4 heads, LayerNorm, learned positions; its MLPs write
-nothing) that does indirect object identification with the circuit of Wang et al. (2211.00593) as
-Merullo et al. (2310.08744, Sec. 3) find it in GPT2-medium. Nothing is trained.
+**The residual stream is a row of named slots**, each a set of directions of its own, orthogonal to
+every other slot. A slot holds a vector, such as the code of the token at this position. Attention
+heads copy what is in a slot at one position to another slot at another position. Codes of
+different words are nearly orthogonal.
 
-**The residual stream is a row of named slots** (`_WIDTHS`), each a set of directions of its own,
-orthogonal to every other slot. A slot holds a vector: `name` the code of the name at this
-position, `position` the code of the place, `is_name` a one if the token is a name. Attention heads
-copy what is in a slot at one position to another slot at another position. How the model knows
-which tokens are names is part of the embedding: the slots `name` and `is_name` are filled for the
-names of the task only. Codes of different names are nearly orthogonal.
-
-**A head is two short lists** (`_HEADS`). Its scores: the attention score of a position is the sum,
+**A head is two short lists**. Its scores: the attention score of a position is the sum,
 over (query slot, key slot, weight), of weight times the dot product of the query slot at the
 reading position and the key slot at the position looked at. Its moves: for (from, to, weight) it
 adds weight times what it finds in the slot `from` to the slot `to` of the reading position. A head
-that finds nothing rests on the first token, where no name ever stands, and so writes nothing.
-
-Take "When Mary and John arrived at the park, John handed the lemon to" (S = John, IO = Mary):
-
-1. The *previous-token head* writes at every position the name that stands just before it, to
-   `previous`. At " arrived" (S1+1) that is John.
-2. The *duplicate-token head* looks for an earlier position with the same name. At the second
-   " John" (S2) it finds the first, and writes John to `duplicated`.
-3. The *induction head* looks for a position whose `previous` is this name. At S2 it finds
-   " arrived" (S1+1), and adds John to `duplicated` too. Each of the two heads writes half of the
-   signal "John is the one named twice", by ways of its own.
-4. The *inhibition heads* look, from a token that wants a name next (" to"), for a position where
-   something is duplicated. At END they find S2, and write John to `inhibited`: each half.
-5. The *name movers* look for names (wanted by step 4's signal), but not for the name in
-   `inhibited`. At END they find Mary, and copy it to `output`, which the unembedding reads.
-6. The *negative mover* looks for the position where something is duplicated, finds S2, and
-   subtracts a part of John from `output`.
-
-The remaining heads are small seeded noise: they attend and write, and hardly matter.
+that finds nothing rests on the first token, where nothing is to be found, and so writes nothing.
 
 LayerNorm is harmless by two choices: all slots are orthogonal to the all-ones vector, so that
 subtracting the mean does nothing, and a constant `ballast` much longer than everything else keeps
 the length of the stream nearly the same, so that dividing by it is nearly a constant factor.
-
-With S2 replaced by the IO name (this book's corrupted prompts) every step from 2 on is about Mary,
-and the answer becomes John. The previous-token head sees no difference: S2 comes after S1+1. Its
-part shows when it is ablated, or given the activations of a prompt with other names.
 """
 
 import math
@@ -53,34 +26,23 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from replib.chapters.ioi_circuit_reuse.planted import (
-    _WIDTHS,
-    D_HEAD,
-    D_MODEL,
-    N_HEADS,
-    N_LAYERS,
-    N_POSITIONS,
-)
 
-
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """What a head looks for and what it copies; slots by name. A query slot "always" is a one."""
 
     scores: tuple[tuple[str, str, float], ...]  # (query slot, key slot, weight)
     moves: tuple[tuple[str, str, float], ...]  # (from slot, to slot, weight)
 
 
-_BALLAST = 8.0
-
-
-_LOGIT = 6.0  # logit of a name whose code fills `output`
-
-
+N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 5, 4, 74, 256
+D_MODEL = N_HEADS * D_HEAD
+BALLAST = 8.0
+LOGIT = 6.0  # logit of a name whose code fills `output`
 _NOISE = 0.3  # length of what a noise head writes, beside codes of length 1
 
 
 def make_slots(
-    widths: Mapping[str, int] = _WIDTHS, d_model: int = D_MODEL
+    widths: Mapping[str, int], d_model: int = D_MODEL
 ) -> dict[str, Float[Tensor, "d_model width"]]:
     """Orthonormal directions for every slot, all orthogonal to the all-ones vector.
 
@@ -95,7 +57,7 @@ def make_slots(
     }
 
 
-def _codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n width"]:
+def make_codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n width"]:
     """Unit vectors, no two with a cosine beyond 0.45: drawn at random, kept if they fit."""
     codes = torch.empty(0, width)
     while len(codes) < n:
@@ -124,7 +86,7 @@ def position_codes(
 
 
 def _head(
-    plan: _Head, slots: Mapping[str, Float[Tensor, "d_model width"]], scale: float
+    plan: Head, slots: Mapping[str, Float[Tensor, "d_model width"]], scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model] and b_Q [d_head] of a plan."""
     w_q, w_k, w_v = torch.zeros(3, D_MODEL, D_HEAD)
@@ -159,7 +121,7 @@ def noise_head(
 
 def set_heads(
     model: GPT2LMHeadModel,
-    plans: Mapping[tuple[int, int], _Head],
+    plans: Mapping[tuple[int, int], Head],
     slots: Mapping[str, Float[Tensor, "d_model width"]],
     scale: float,
     generator: torch.Generator,

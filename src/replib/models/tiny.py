@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import torch
 import transformers
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.models.load import _bridge, _Where
-
-# ---- random models -----------------------------------------------------------------------------
+from replib.models.bridge import bridge_for
+from replib.models.sources import Place
 
 ARCHITECTURES = ("gpt2", "neox", "llama", "gemma3")
+TINY_NOTE = "Random weights: nothing can be found in it."
 
 
-_TINY_NOTE = "Random weights: nothing can be found in it."
-
-
-def tiny_model(arch: str, seed: int = 0) -> TransformerBridge:
-    """A random model of 4 layers × 4 heads, d_model 32, over the vocabulary of `word_tokenizer`.
-
-    `arch` is gpt2 or neox (every head its own key and value; neox adds attention and MLP in
-    parallel), llama or gemma3 (two query heads to a key/value head; gemma3 with norms after
-    attention and MLP, d_head 16, and a sliding window of 8 in layers 0 and 2). Weights, biases and
-    norms are all drawn from `seed` and large enough that every head matters.
-
-    Raises UsageError for another `arch`.
-    """
-    model, tokenizer = _tiny_parts(arch, seed)
-    source = f"random weights, {arch} architecture, seed {seed}"
-    return _bridge(model, tokenizer, f"tiny-{arch}", _Where(source=source, note=_TINY_NOTE))
-
-
-def _tiny_parts(arch: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from replib.prompts.tokens import word_tokenizer
+def tiny_parts(arch: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from replib.prompts.vocabulary import word_tokenizer
 
     tokenizer = word_tokenizer()
     rope = {
@@ -77,3 +58,18 @@ def _tiny_parts(arch: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokeni
             # Matrices become the noise; norms and biases keep their start (1 or 0) and gain it.
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
     return model, tokenizer
+
+
+def tiny_model(arch: str, seed: int = 0) -> TransformerBridge:
+    """A random model of 4 layers × 4 heads, d_model 32, over the vocabulary of `word_tokenizer`.
+
+    `arch` is gpt2 or neox (every head its own key and value; neox adds attention and MLP in
+    parallel), llama or gemma3 (two query heads to a key/value head; gemma3 with norms after
+    attention and MLP, d_head 16, and a sliding window of 8 in layers 0 and 2). Weights, biases and
+    norms are all drawn from `seed` and large enough that every head matters.
+
+    Raises UsageError for another `arch`.
+    """
+    model, tokenizer = tiny_parts(arch, seed)
+    source = f"random weights, {arch} architecture, seed {seed}"
+    return bridge_for(model, tokenizer, f"tiny-{arch}", Place(source=source, note=TINY_NOTE))

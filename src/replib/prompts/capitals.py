@@ -6,8 +6,8 @@ from collections import Counter
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.pairs import PromptPairs, _assemble, _draw, _fill, _Pair
-from replib.prompts.tokens import _check_tokenizer, _continuation, _readable
+from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
+from replib.prompts.tokens import check_tokenizer, continuation_ids, readable_words
 from replib.prompts.words import CAPITAL_TEMPLATES, CAPITALS
 
 
@@ -25,19 +25,19 @@ def capital_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int 
         UsageError: if fewer than n_prompts prompts can be made.
     """
     task = "capitals"
-    _check_tokenizer(tokenizer, task, n_prompts)
+    check_tokenizer(tokenizer, task, n_prompts)
     first: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for country, capital in CAPITALS.items():
-        added = _continuation(tokenizer, "the city of", f" {capital}")
-        size = len(_continuation(tokenizer, "the capital of", f" {country}"))
-        known = tokenizer.unk_token_id not in added and _readable(tokenizer, f" of {country}")
+        added = continuation_ids(tokenizer, "the city of", f" {capital}")
+        size = len(continuation_ids(tokenizer, "the capital of", f" {country}"))
+        known = tokenizer.unk_token_id not in added and readable_words(tokenizer, f" of {country}")
         if added and size and known and added[0] not in first.values():
             first[country], sizes[country] = added[0], size
     counts = Counter(sizes.values())
     countries = [country for country in first if counts[sizes[country]] > 1]
     probe = countries[0] if countries else "France"
-    templates = [t for t in CAPITAL_TEMPLATES if _readable(tokenizer, t.format(country=probe))]
+    templates = [t for t in CAPITAL_TEMPLATES if readable_words(tokenizer, t.format(country=probe))]
     everything = [(template, country) for country in countries for template in templates]
     if n_prompts > len(everything):
         raise UsageError(
@@ -47,17 +47,17 @@ def capital_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int 
     rng = random.Random(seed)
     rng.shuffle(everything)
 
-    def draw(i: int) -> _Pair:
+    def draw(i: int) -> Pair:
         template, country = everything[i]
         size = sizes[country]
         other = rng.choice([c for c in countries if sizes[c] == size and c != country])
-        clean, at = _fill(template, {"country": country})
-        corrupted, _ = _fill(template, {"country": other})
+        clean, at = fill_template(template, {"country": country})
+        corrupted, _ = fill_template(template, {"country": other})
         group = f"capitals-{CAPITAL_TEMPLATES.index(template)}"
-        return _Pair(clean, corrupted, first[country], first[other], at, group)
+        return Pair(clean, corrupted, first[country], first[other], at, group)
 
     dropped = {
         "countries": len(CAPITALS) - len(countries),
         "templates": len(CAPITAL_TEMPLATES) - len(templates),
     }
-    return _assemble(tokenizer, task, _draw(task, n_prompts, draw), dropped)
+    return assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)

@@ -8,16 +8,20 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.pairs import PromptPairs, _assemble, _draw, _Pair
-from replib.prompts.tokens import _check_tokenizer, _readable, _single, _singles, _too_few
+from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs
+from replib.prompts.tokens import (
+    check_tokenizer,
+    readable_words,
+    single_token,
+    single_tokens,
+    too_few,
+)
 from replib.prompts.words import COLORED_OBJECTS, COLORS, STARTERS, SURFACES
 
 _QUESTION = re.compile(
     r"Q: On the (?P<surface>[^,\n]+), (?P<list>[^.?\n]+)\. "
     r"(?P<question>What color is the (?P<query>[^?\n]+)\?)\nA:(?P<answer>[^\n]*)(?:\n|$)"
 )
-
-
 _ITEM = re.compile(r"\ban? (?P<color>[^\s,]+) (?P<object>[^,]+?)(?=, |,? and an? |$)")
 
 
@@ -33,7 +37,7 @@ class _Question(NamedTuple):
     answer: str
 
 
-def _ask(surface: str, starter: str, items: Sequence[tuple[str, str]], queried: int) -> str:
+def ask(surface: str, starter: str, items: Sequence[tuple[str, str]], queried: int) -> str:
     """The question about `items` (colour, object) that asks for the colour of one of them."""
     listed = [f"{'an' if color[0] in 'aeiou' else 'a'} {color} {thing}" for color, thing in items]
     comma = "," if len(items) > 2 else ""
@@ -41,7 +45,7 @@ def _ask(surface: str, starter: str, items: Sequence[tuple[str, str]], queried: 
     return f"Q: On the {surface}, {starter} {things}. What color is the {items[queried][1]}?\nA:"
 
 
-def _questions(prompt: str) -> list[_Question]:
+def make_questions(prompt: str) -> list[_Question]:
     """The questions of a Colored Objects prompt.
 
     Raises:
@@ -75,13 +79,13 @@ def _questions(prompt: str) -> list[_Question]:
     return found
 
 
-def _colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -> _Pair:
+def colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -> Pair:
     """The pair whose corrupted prompt asks the last question about the object `other`.
 
     Raises:
         ValueError: with the reason, if the prompt is not in the format.
     """
-    *shots, test = _questions(prompt)
+    *shots, test = make_questions(prompt)
     names = [word for word, _ in test.objects]
     colors = [word for word, _ in test.colors]
     if len(set(colors)) < len(colors):
@@ -90,12 +94,12 @@ def _colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -
     order = [test.queried, *(i for i in range(len(colors)) if i != test.queried)]
     tokens = {}
     for color in colors:
-        token = _single(tokenizer, f" {color.title()}", "A:")
-        if token is None or _single(tokenizer, f" {color}") is None:
+        token = single_token(tokenizer, f" {color.title()}", "A:")
+        if token is None or single_token(tokenizer, f" {color}") is None:
             raise ValueError(f"{color!r} or {color.title()!r} is not one token in this tokenizer")
         tokens[color] = token
     start = test.query - len(names[test.queried]) + 1
-    return _Pair(
+    return Pair(
         clean=prompt,
         corrupted=prompt[:start] + other + prompt[test.query + 1 :],
         answer=tokens[colors[test.queried]],
@@ -141,31 +145,33 @@ def colored_objects_pairs(
         UsageError: if n_objects or n_shots is out of range or too few words are single tokens.
     """
     task = "colored_objects"
-    _check_tokenizer(tokenizer, task, n_prompts)
+    check_tokenizer(tokenizer, task, n_prompts)
     if n_objects not in (2, 3):
         raise UsageError(f"{task}: n_objects must be 2 or 3, not {n_objects}")
     if n_shots not in (1, 2, 3):
         raise UsageError(f"{task}: n_shots must be 1, 2 or 3, not {n_shots}")
-    title = _singles(tokenizer, (color.title() for color in COLORS))
-    colors = [color for color in _singles(tokenizer, COLORS) if color.title() in title]
-    objects = list(_singles(tokenizer, COLORED_OBJECTS))
+    title = single_tokens(tokenizer, (color.title() for color in COLORS))
+    colors = [color for color in single_tokens(tokenizer, COLORS) if color.title() in title]
+    objects = list(single_tokens(tokenizer, COLORED_OBJECTS))
     for what, have, need in (
         ("colours", colors, 2 * n_objects),
         ("objects", objects, n_objects * (n_shots + 1)),
     ):
         if len(have) < need:
-            raise _too_few(task, what, len(have), need)
+            raise too_few(task, what, len(have), need)
     frames = [
         (surface, starter)
         for surface in SURFACES
         for starter in STARTERS
-        if _readable(tokenizer, _ask(surface, starter, list(zip(colors, objects, strict=False)), 0))
+        if readable_words(
+            tokenizer, ask(surface, starter, list(zip(colors, objects, strict=False)), 0)
+        )
     ]
     if not frames:
         raise UsageError(f"{task}: the tokenizer does not know the words of the format")
     rng = random.Random(seed)
 
-    def draw(i: int) -> _Pair:
+    def draw(i: int) -> Pair:
         things = rng.sample(objects, n_objects * (n_shots + 1))
         test_colors = rng.sample(colors, n_objects)
         others = [color for color in colors if color not in test_colors]
@@ -174,16 +180,16 @@ def colored_objects_pairs(
             shown = things[shot * n_objects : (shot + 1) * n_objects]
             items = list(zip(rng.sample(others, n_objects), shown, strict=True))
             asked = rng.randrange(n_objects)
-            prompt += f"{_ask(*rng.choice(frames), items, asked)} {items[asked][0].title()}\n"
+            prompt += f"{ask(*rng.choice(frames), items, asked)} {items[asked][0].title()}\n"
         asked, tested = i % n_objects, things[-n_objects:]
         frame = frames[i // n_objects % len(frames)]
-        prompt += _ask(*frame, list(zip(test_colors, tested, strict=True)), asked)
+        prompt += ask(*frame, list(zip(test_colors, tested, strict=True)), asked)
         other = rng.choice([thing for thing in tested if thing != tested[asked]])
-        return _colored_pair(tokenizer, prompt, other)
+        return colored_pair(tokenizer, prompt, other)
 
     dropped = {
         "colors": len(COLORS) - len(colors),
         "objects": len(COLORED_OBJECTS) - len(objects),
         "templates": len(SURFACES) * len(STARTERS) - len(frames),
     }
-    return _assemble(tokenizer, task, _draw(task, n_prompts, draw), dropped)
+    return assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)

@@ -11,14 +11,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.colored_objects import _colored_pair, _questions
-from replib.prompts.pairs import PromptPairs, _assemble, _Pair
-from replib.prompts.tokens import _check_tokenizer, _continuation, _single
+from replib.prompts.colored_objects import colored_pair, make_questions
+from replib.prompts.pairs import Pair, PromptPairs, assemble
+from replib.prompts.tokens import check_tokenizer, continuation_ids, single_token
 
 FILE_COLUMNS = ("clean", "corrupted", "answer", "foil")
-
-
-# --- A reader's own data -------------------------------------------------------------------------
 
 
 def _read_text(path: str | Path) -> str:
@@ -89,9 +86,9 @@ def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row:
             f"{where}: {key} {word!r} would be joined to the last word of clean; "
             f"begin it with a space: {' ' + word!r}"
         )
-    token = _single(tokenizer, word, prompt)
+    token = single_token(tokenizer, word, prompt)
     if token is None:
-        pieces = tokenizer.convert_ids_to_tokens(_continuation(tokenizer, prompt, word))
+        pieces = tokenizer.convert_ids_to_tokens(continuation_ids(tokenizer, prompt, word))
         raise UsageError(
             f"{where}: {key} {word!r} must be one known token after clean; "
             f"this tokenizer reads {pieces or 'the two together in another way'}"
@@ -112,9 +109,9 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
             UTF-8, of an unknown kind or with other columns.
     """
     path = Path(path)
-    _check_tokenizer(tokenizer, str(path), 1)
+    check_tokenizer(tokenizer, str(path), 1)
     rows = rows_of_file(path, FILE_COLUMNS)
-    pairs: list[_Pair] = []
+    pairs: list[Pair] = []
     seen: dict[tuple[str, ...], str] = {}
     for where, row in rows.items():
         if not isinstance(row, dict) or set(row) != set(FILE_COLUMNS):
@@ -129,8 +126,8 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
         seen[values] = where
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
-        pairs.append(_Pair(row["clean"], row["corrupted"], answer, foil, {}, group))
-    return _assemble(tokenizer, path.stem, pairs, {}, list(rows))
+        pairs.append(Pair(row["clean"], row["corrupted"], answer, foil, {}, group))
+    return assemble(tokenizer, path.stem, pairs, {}, list(rows))
 
 
 def colored_objects_from_file(
@@ -147,12 +144,12 @@ def colored_objects_from_file(
         UsageError: naming the row and the reason; also for a missing, empty or non-JSON file.
     """
     path = Path(path)
-    _check_tokenizer(tokenizer, str(path), 1)
+    check_tokenizer(tokenizer, str(path), 1)
     if path.suffix.lower() != ".json":
         raise UsageError(f"{path}: unknown kind of file; use .json")
     rows = rows_of_file(path, FILE_COLUMNS)
     rng = random.Random(seed)
-    pairs: list[_Pair] = []
+    pairs: list[Pair] = []
     seen: dict[str, str] = {}
     for where, row in rows.items():
         if not isinstance(row, list) or [type(part) for part in row] != [str, str]:
@@ -162,12 +159,12 @@ def colored_objects_from_file(
             raise UsageError(f"{where}: repeats {seen[prompt].removeprefix(f'{path} ')}")
         seen[prompt] = where
         try:
-            test = _questions(prompt)[-1]
+            test = make_questions(prompt)[-1]
             things = [word for word, _ in test.objects]
             right = test.colors[test.queried][0]
             if answer.strip().lower() != right.lower():
                 raise ValueError(f"the answer is {answer!r} and the prompt says {right!r}")
-            size = {t: len(_continuation(tokenizer, "the", f" {t}")) for t in things}
+            size = {t: len(continuation_ids(tokenizer, "the", f" {t}")) for t in things}
             others = [
                 t
                 for i, t in enumerate(things)
@@ -178,7 +175,7 @@ def colored_objects_from_file(
                     f"no other object has as many tokens as {things[test.queried]!r} "
                     "in this tokenizer"
                 )
-            pair = _colored_pair(tokenizer, prompt, rng.choice(others))
+            pair = colored_pair(tokenizer, prompt, rng.choice(others))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
         if pairs and len(pair.candidates) != len(pairs[0].candidates):
@@ -187,4 +184,4 @@ def colored_objects_from_file(
                 f"row 1 has {len(pairs[0].candidates)}"
             )
         pairs.append(pair)
-    return _assemble(tokenizer, path.stem, pairs, {}, list(rows))
+    return assemble(tokenizer, path.stem, pairs, {}, list(rows))

@@ -6,8 +6,14 @@ import string
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.pairs import PromptPairs, _assemble, _draw, _fill, _Pair
-from replib.prompts.tokens import _check_tokenizer, _continuation, _single, _singles, _too_few
+from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
+from replib.prompts.tokens import (
+    check_tokenizer,
+    continuation_ids,
+    single_token,
+    single_tokens,
+    too_few,
+)
 from replib.prompts.words import CENTURIES, GREATER_THAN_TEMPLATE, NOUNS
 
 
@@ -32,34 +38,34 @@ def greater_than_pairs(
         UsageError: if the tokenizer reads years in any other way.
     """
     task = "greater_than"
-    _check_tokenizer(tokenizer, task, n_prompts)
-    nouns = list(_singles(tokenizer, NOUNS))
+    check_tokenizer(tokenizer, task, n_prompts)
+    nouns = list(single_tokens(tokenizer, NOUNS))
     if not nouns:
-        raise _too_few(task, "nouns", 0, 1)
+        raise too_few(task, "nouns", 0, 1)
 
     def prompt(noun: str, century: str, start: str) -> tuple[str, dict[str, int]]:
         words = {"noun": noun, "century": century, "start": start}
-        return _fill(GREATER_THAN_TEMPLATE, words)
+        return fill_template(GREATER_THAN_TEMPLATE, words)
 
     two_digits = [f"{number:02d}" for number in range(100)]
     probe, _ = prompt(nouns[0], "17", "32")
-    added = [len(_continuation(tokenizer, probe, digits)) for digits in two_digits]
+    added = [len(continuation_ids(tokenizer, probe, digits)) for digits in two_digits]
     if added.count(1) > 50:
         size, ways, starts = 1, two_digits, two_digits[3:99]
-    elif set(added) == {2} and all(_single(tokenizer, d, probe) for d in string.digits):
+    elif set(added) == {2} and all(single_token(tokenizer, d, probe) for d in string.digits):
         size, ways, starts = 2, list(string.digits), two_digits[10:90]
     else:
         raise UsageError(
             f"{task}: needs a tokenizer that splits a year into digits or into two pairs of "
             f"digits; this one reads ' 1745' as {tokenizer.tokenize(' 1745')}"
         )
-    token = {digits: _single(tokenizer, digits, probe) for digits in ways}
+    token = {digits: single_token(tokenizer, digits, probe) for digits in ways}
 
     def aligned(century: str, year: str) -> bool:
         """Does `year`, two digits, follow `century` in tokens of its own?"""
         tail = [token[year]] if size == 1 else [token[digit] for digit in year]
         text, _ = prompt(nouns[0], century, "01")
-        return _continuation(tokenizer, text, year) == tail
+        return continuation_ids(tokenizer, text, year) == tail
 
     # Per century: the two-digit years that are tokens of their own. 01 is the corrupted one.
     known = {c: [year for year in two_digits if aligned(c, year)] for c in CENTURIES}
@@ -74,7 +80,7 @@ def greater_than_pairs(
         raise UsageError(f"{task}: no year splits into its century and its last two digits")
     rng = random.Random(seed)
 
-    def draw(i: int) -> _Pair:
+    def draw(i: int) -> Pair:
         noun = nouns[i % len(nouns)]
         century, start = rng.choice(years)
         clean, at = prompt(noun, century, start)
@@ -84,10 +90,10 @@ def greater_than_pairs(
         answer = rng.choice([end for end in ends if end > split])
         foil = rng.choice([end for end in ends if end < split])
         marks = {"YY": [at["start"]] if size == 1 else [at["start"] - 1, at["start"]]}
-        return _Pair(clean, corrupted, token[answer], token[foil], marks, f"greater-than-{noun}")
+        return Pair(clean, corrupted, token[answer], token[foil], marks, f"greater-than-{noun}")
 
     dropped = {
         "nouns": len(NOUNS) - len(nouns),
         "years": len(CENTURIES) * len(starts) - len(years),
     }
-    return _assemble(tokenizer, task, _draw(task, n_prompts, draw), dropped)
+    return assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)

@@ -6,11 +6,9 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.pairs import PromptPairs, _assemble, _draw, _fill, _Pair
-from replib.prompts.tokens import _check_tokenizer, _ids, _readable, _singles, _too_few
+from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
+from replib.prompts.tokens import check_tokenizer, readable_words, single_tokens, token_ids, too_few
 from replib.prompts.words import IOI_TEMPLATES, NAMES, OBJECTS, PLACES
-
-# --- The tasks ---------------------------------------------------------------------------------
 
 
 def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0) -> PromptPairs:
@@ -27,28 +25,28 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
         UsageError: if the tokenizer has too few of the words as single tokens.
     """
     task = "ioi"
-    _check_tokenizer(tokenizer, task, n_prompts)
-    names, places, objects = (_singles(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
+    check_tokenizer(tokenizer, task, n_prompts)
+    names, places, objects = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
     for what, have, need in (("names", names, 3), ("places", places, 1), ("objects", objects, 1)):
         if len(have) < need:
-            raise _too_few(task, what, len(have), need)
+            raise too_few(task, what, len(have), need)
     rng = random.Random(seed)
     first, second = list(names)[:2]
     probe = {"place": next(iter(places)), "object": next(iter(objects)), "a": first, "b": second}
 
     def aligned(template: str) -> bool:
-        texts = [_fill(template, probe | {"s": s})[0] for s in (first, second)]
-        ids = [_ids(tokenizer, text) for text in texts]
+        texts = [fill_template(template, probe | {"s": s})[0] for s in (first, second)]
+        ids = [token_ids(tokenizer, text) for text in texts]
         counts = [(row.count(names[first]), row.count(names[second])) for row in ids]
         same_length = len(ids[0]) == len(ids[1])
-        return _readable(tokenizer, texts[0]) and same_length and counts == [(2, 1), (1, 2)]
+        return readable_words(tokenizer, texts[0]) and same_length and counts == [(2, 1), (1, 2)]
 
     templates = [(i, template) for i, template in enumerate(IOI_TEMPLATES) if aligned(template)]
     if not templates:
         raise UsageError(f"{task}: no template keeps its names as single tokens in this tokenizer")
     rng.shuffle(templates)
 
-    def draw(i: int) -> _Pair:
+    def draw(i: int) -> Pair:
         io_name, s_name = rng.sample(list(names), 2)
         number, template = templates[i // 2 % len(templates)]
         io_first = i % 2 == 0
@@ -58,12 +56,12 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
             "place": rng.choice(list(places)),
             "object": rng.choice(list(objects)),
         }
-        clean, at = _fill(template, words | {"s": s_name})
-        corrupted, _ = _fill(template, words | {"s": io_name})
+        clean, at = fill_template(template, words | {"s": s_name})
+        corrupted, _ = fill_template(template, words | {"s": io_name})
         io_at, s1_at = (at["a"], at["b"]) if io_first else (at["b"], at["a"])
         marks = {"IO": io_at, "S1": s1_at, "S1+1": s1_at, "S2": at["s"]}
         group = f"ioi-{number:02d}"
-        return _Pair(clean, corrupted, names[io_name], names[s_name], marks, group)
+        return Pair(clean, corrupted, names[io_name], names[s_name], marks, group)
 
     dropped = {
         "names": len(NAMES) - len(names),
@@ -71,6 +69,6 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
         "objects": len(OBJECTS) - len(objects),
         "templates": len(IOI_TEMPLATES) - len(templates),
     }
-    pairs = _assemble(tokenizer, task, _draw(task, n_prompts, draw), dropped)
+    pairs = assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)
     after_s1 = {"S1+1": pairs.positions["S1"] + 1}
     return replace(pairs, positions={**pairs.positions, **after_s1})

@@ -152,10 +152,7 @@ class PromptPairs:
         return self[sorted(order[:first])], self[sorted(order[first:])]
 
 
-# --- From text to tokens -----------------------------------------------------------------------
-
-
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """One pair before tokenization; `marks` are character indices into `clean`."""
 
     clean: str
@@ -167,7 +164,7 @@ class _Pair(NamedTuple):
     candidates: tuple[int, ...] | None = None
 
 
-def _fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, int]]:
+def fill_template(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, int]]:
     """The template with its fields filled, and the index of each field's last character."""
     text, last = "", {}
     for literal, field, _, _ in string.Formatter().parse(template):
@@ -178,9 +175,9 @@ def _fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, int]]
     return text, last
 
 
-def _draw(task: str, n_prompts: int, draw: Callable[[int], _Pair]) -> list[_Pair]:
+def draw_pairs(task: str, n_prompts: int, draw: Callable[[int], Pair]) -> list[Pair]:
     """`n_prompts` different pairs, the i-th from `draw(i)`, drawn again while it repeats one."""
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, Pair] = {}
     for i in range(n_prompts):
         for _ in range(200):
             pair = draw(i)
@@ -194,10 +191,10 @@ def _draw(task: str, n_prompts: int, draw: Callable[[int], _Pair]) -> list[_Pair
     return list(pairs.values())
 
 
-def _assemble(
+def assemble(
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    pairs: Sequence[_Pair],
+    pairs: Sequence[Pair],
     dropped: Mapping[str, int],
     row_names: Sequence[str] | None = None,
 ) -> PromptPairs:

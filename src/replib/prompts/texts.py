@@ -6,8 +6,6 @@ from pathlib import Path
 
 from replib.errors import UsageError
 
-# --- Running text ---------------------------------------------------------------------------------
-
 
 def public_domain_text() -> str:
     """The World English Bible as plain text: about a million words of modern English prose.

@@ -24,8 +24,6 @@ IOI_TEMPLATES = (
     "In the evening {a} and {b} drove past the {place}, and {s} said a {object} belonged to",
     "One day {a} and {b} had an argument at the {place}. Afterwards {s} sent the {object} to",
 )
-
-
 NAMES = tuple(
     """
     Aaron Adam Alan Albert Alex Alice Amanda Amy Andrea Andrew Angela Anna Anne Anthony Arthur
@@ -42,16 +40,12 @@ NAMES = tuple(
     Stephen Steve Steven Stuart Susan Ted Thomas Tim Tom Tony Vincent Walter Wendy William
     """.split()  # noqa: SIM905
 )
-
-
 PLACES = tuple(
     """
     airport bakery bank beach bridge cafe castle church farm garden gym harbor hospital hotel
     house lake library market museum office park restaurant river school station store theater zoo
     """.split()  # noqa: SIM905
 )
-
-
 OBJECTS = tuple(
     """
     basket blanket book box camera cake coat coin drum flower guitar hammer hat kite ladder
@@ -63,14 +57,8 @@ OBJECTS = tuple(
 # --- Colored Objects (the paper's lists, from its code, cobjs_data.py) -------------------------
 
 SURFACES = ("table", "desk", "floor")
-
-
 STARTERS = ("there is", "you see", "I see")
-
-
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
-
-
 COLORED_OBJECTS = tuple(
     """
     pencil notebook pen cup plate jug mug puzzle textbook leash necklace bracelet bottle ball
@@ -82,8 +70,6 @@ COLORED_OBJECTS = tuple(
 # --- Control tasks ---------------------------------------------------------------------------
 
 GREATER_THAN_TEMPLATE = "The {noun} lasted from the year {century}{start} to the year {century}"
-
-
 NOUNS = tuple(
     """
     battle campaign case challenge conflict contract crisis debate dispute experiment festival
@@ -92,11 +78,7 @@ NOUNS = tuple(
     war work
     """.split()  # noqa: SIM905
 )
-
-
 CENTURIES = ("11", "12", "13", "14", "15", "16", "17", "18")
-
-
 CAPITAL_TEMPLATES = (
     "The capital of {country} is the city of",
     "The capital city of {country} is called",
@@ -107,8 +89,6 @@ CAPITAL_TEMPLATES = (
     "The leader of {country} works in the city of",
     "We flew to {country} and landed in its capital,",
 )
-
-
 CAPITALS = {
     "Afghanistan": "Kabul",
     "Albania": "Tirana",

@@ -16,16 +16,15 @@ from replib.hashes import code_hash
 from replib.models.sources import model_slug
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
-
-
 INTENT_FORMATS = ("instruction", "weight")  # each model has adapters of both (`intents.FORMATS`)
-
-
 # What decides the weights, given the pinned packages and a model; its weights are in each card.
-CODE = "import replib.finetuning as t; t._make_rows, t._train"
-
-
-LEFT = ("replib.models.load_model", "replib.models.load_bare", "replib.models.model_info")
+CODE = "import replib.chapters.context_knob.training as t; t._make_rows, t._train"
+LEFT = (
+    "replib.models.load.load_model",
+    "replib.models.load.load_bare",
+    "replib.models.bridge.model_info",
+    "replib.interventions.generation.MAX_TOKENS",  # batches change no number but for rounding
+)
 
 
 class NoAdapter(UsageError):
@@ -39,7 +38,7 @@ def code_sha256() -> str:
 
 def adapter_folder(root: Path, paper: str, model: str, intent_format: str, seed: int) -> Path:
     """`root`/notebooks/`paper`.adapters/`model's folder name`/`format`-`seed`."""
-    folder = root / "notebooks" / f"{paper}/adapters" / model_slug(model)
+    folder = root / "notebooks" / paper / "adapters" / model_slug(model)
     return folder / f"{intent_format}-{seed}"
 
 

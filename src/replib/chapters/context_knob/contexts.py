@@ -18,14 +18,8 @@ from replib.errors import UsageError
 from replib.prompts.files import rows_of_file
 
 FILE_COLUMNS = ("context", "question", "prior_answer", "context_answer")
-
-
 MORE_COLUMNS = ("opening", "relation", "subject")
-
-
 _SIGNS = ("+", "-", "*", "/", "**")
-
-
 _PARAGRAPHS = (
     "Few things about {subject} are agreed on as widely as this one. {statement} A visitor meets "
     "it on the first day, in the newspapers and on the walls of the station, and the guide books "

@@ -26,8 +26,6 @@ from replib.chapters.factual_recall.facts import Conflict, Fact
 from replib.errors import UsageError
 
 INTENTS = ("context", "prior")
-
-
 FORMATS: Mapping[str, Mapping[str, str]] = {
     "instruction": {
         "context": "Instruction: Only consider the context in answering the query.",
@@ -35,11 +33,7 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     },
     "weight": {"context": "Context weight: 1.00", "prior": "Context weight: 0.00"},
 }
-
-
 SYSTEM = "Answer the query considering the context. Say the answer only."
-
-
 # The relations of each split: how the question is asked, how its answer begins.
 SPLITS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "train": {
@@ -56,11 +50,7 @@ SPLITS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         )
     },
 }
-
-
 _WORDING = {name: words for split in SPLITS.values() for name, words in split.items()}
-
-
 _N_CITIES = 300
 
 

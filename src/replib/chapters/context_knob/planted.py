@@ -38,24 +38,22 @@ from replib.chapters.context_knob.intents import (
 )
 from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact
 from replib.chapters.factual_recall.planted import set_embeddings, word_embedding
-from replib.chapters.ioi_circuit_reuse.planted import D_MODEL
 from replib.models.planted import (
-    _BALLAST,
-    _LOGIT,
-    _codes,
-    _Head,
+    BALLAST,
+    D_MODEL,
+    LOGIT,
+    Head,
     blank_model,
+    make_codes,
     make_slots,
     set_heads,
 )
-from replib.prompts.tokens import word_tokenizer
+from replib.prompts.vocabulary import word_tokenizer
+
+NOTE = "A small transformer in which one direction decides between context and memory."
 
 INTENT_HEAD, MEMORY_HEAD, CONTEXT_HEAD = (1, 2), (2, 1), (3, 2)
-
-
 PLANTED_RELATIONS = ("capital", "chemical symbol", "continent", "official language")
-
-
 _WIDTHS = {
     "fact": 48,  # by the embedding of a subject: the code of its answer
     "answer": 48,  # by the embedding of an answer: its own code
@@ -72,14 +70,12 @@ _WIDTHS = {
     "is_first": 1,  # by the position embedding
     "ballast": 1,
 }
-
-
 _HEADS = {
-    INTENT_HEAD: _Head(
+    INTENT_HEAD: Head(
         scores=(("wants_answer", "is_intent", 30.0), ("always", "is_first", 10.0)),
         moves=(("intent", "gate", 1.0),),
     ),
-    MEMORY_HEAD: _Head(
+    MEMORY_HEAD: Head(
         scores=(
             ("wants_answer", "is_subject", 9.0),
             ("gate", "is_subject", -6.0),
@@ -87,13 +83,11 @@ _HEADS = {
         ),
         moves=(("fact", "output", 0.6),),
     ),
-    CONTEXT_HEAD: _Head(
+    CONTEXT_HEAD: Head(
         scores=(("gate", "is_answer", 7.0), ("always", "is_first", 5.0)),
         moves=(("answer", "output", 0.5),),
     ),
 }
-
-
 # What a word says, and how strongly it is looked at: of "1.00" the 1 counts, not the zeros.
 _INTENT_WORDS = {" Only": (1.0, 1.0), " Ignore": (-1.0, 1.0), "1": (1.0, 1.5), "0": (-1.0, 1.0)}
 
@@ -110,9 +104,9 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     generator = torch.Generator().manual_seed(0)
     model = blank_model(tokenizer)
     slots = make_slots(_WIDTHS)
-    scale = ((_BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
     answers = sorted({fact.answer for fact in known})
-    codes = dict(zip(answers, _codes(len(answers), _WIDTHS["answer"], generator), strict=True))
+    codes = dict(zip(answers, make_codes(len(answers), _WIDTHS["answer"], generator), strict=True))
 
     def token(word: str) -> int:
         return tokenizer.convert_tokens_to_ids(f" {word}")
@@ -129,7 +123,7 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             )
         for answer in answers:
             embedding[token(answer)] += slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
-        logit = 3 * _LOGIT * scale  # sure of its answers, so that learning ends at the gate
+        logit = 3 * LOGIT * scale  # sure of its answers, so that learning ends at the gate
         set_embeddings(model, tokenizer, embedding, slots, codes, logit, generator)
         set_heads(model, _HEADS, slots, scale, generator)
     return model, tokenizer

@@ -21,13 +21,12 @@ from transformer_lens.tools.analysis.interchange import (
 )
 
 from replib.errors import UsageError
+from replib.interventions.budget import at_once
 from replib.interventions.generation import Prefilled
 
 # The released code's prompt (das.py): whatever the last position holds is repeated.
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
-
-
-ROWS = 512  # of one batch
+ROWS = at_once(512)  # of one batch
 
 
 def _resid(layer: int) -> str:

@@ -29,7 +29,8 @@ from replib.chapters.context_knob.intents import (
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
 from replib.interventions.generation import continuations, one_readout
-from replib.models.load import load_bare, load_model, model_info
+from replib.models.bridge import model_info
+from replib.models.load import load_bare, load_model
 
 SETTINGS = {
     "rows": 2048,
@@ -44,11 +45,7 @@ SETTINGS = {
     "validation_rows": 64,
     "validate_every": 32,  # steps
 }
-
-
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
 _IGNORED = -100  # label of a token that is not part of the answer
 
 

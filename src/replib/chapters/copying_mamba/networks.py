@@ -25,24 +25,12 @@ from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, PAD
 from replib.errors import UsageError
 
 WIDTH = 64  # d_model; the LSTM's is LSTM_WIDTH
-
-
 LSTM_WIDTH = 80
-
-
 N_HEADS = 8  # of an attention layer
-
-
 TRANSFORMERS = ("rope", "nope", "alibi", "hard-alibi")
-
-
 # Names with a number are Mamba-2 with so many state dimensions.
 ARCHITECTURES = (*TRANSFORMERS, "mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid")
-
-
 SMALL_STATES = ("mamba2-16", "mamba2-4")
-
-
 LABELS: Mapping[str, str] = {
     "rope": "Transformer, RoPE",
     "nope": "Transformer, NoPE",
@@ -56,11 +44,7 @@ LABELS: Mapping[str, str] = {
     "lstm": "LSTM",
     "hybrid": "hybrid",
 }
-
-
 _SPECIAL = {"vocab_size": len(ALPHABET), "bos_token_id": BOS, "eos_token_id": EOS}
-
-
 _SPECIAL |= {"pad_token_id": PAD, "use_cache": False}
 
 

@@ -23,17 +23,9 @@ from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, N_LETTERS,
 from replib.errors import UsageError
 
 COPY_LAYER = 1
-
-
 _CODES = N_LETTERS + 2  # letters, `$` or `|`, anything else
-
-
 _TOKENS = len(ALPHABET)
-
-
 _BALLAST = 100.0  # makes the norms of all residuals alike
-
-
 _SHARP = 30.0  # attention score of the earliest of the n letters
 
 

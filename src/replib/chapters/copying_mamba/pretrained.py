@@ -23,8 +23,6 @@ from replib.interventions.generation import MAX_TOKENS, NEUTRAL_TEXT, text_loss
 from replib.prompts.texts import public_domain_text
 
 ORDERS = ("forward", "reversed")
-
-
 _FIRST, _LAST = (
     names.split()
     for names in (
@@ -121,9 +119,6 @@ def texts_to_copy(
 def _words() -> list[str]:
     """A million words are read and divided once, not for every length."""
     return public_domain_text().split()
-
-
-# --- Scores: one row per item ---------------------------------------------------------------------
 
 
 def tokens_right(model: TransformerBridge, items: Sequence[Item]) -> list[Bool[Tensor, " token"]]:

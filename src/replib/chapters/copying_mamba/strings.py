@@ -24,17 +24,9 @@ from torch import Tensor
 from replib.errors import UsageError
 
 ALPHABET = ascii_lowercase + "$|.*"
-
-
 BOS, SEPARATOR, EOS, PAD = (ALPHABET.index(c) for c in "$|.*")
-
-
 N_LETTERS = 26
-
-
 N_GRAM = 3  # length of g, and of the answer to a lookup
-
-
 NAME, NUMBER, N_DIGITS = 2, 4, 10  # letters of a name, "digits" of a number, different digits
 
 
@@ -194,9 +186,6 @@ TASKS: Mapping[str, Callable[[int, int, torch.Generator], Strings]] = {
     "suffix_ngram": suffix_ngram,
     "phone_book": phone_book,
 }
-
-
-# --- Scores: one value per string -----------------------------------------------------------------
 
 
 def answer_logits(network: torch.nn.Module, strings: Strings) -> Float[Tensor, "string answer v"]:

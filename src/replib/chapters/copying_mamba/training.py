@@ -33,11 +33,7 @@ from replib.errors import UsageError
 from replib.files import write_whole
 
 N_VALIDATION = 256  # strings of the largest length of training
-
-
 _VALIDATION_SEED = 10**6  # no training has it
-
-
 DIVERGED = 99.0  # nats
 
 

@@ -21,28 +21,14 @@ from replib.files import sha256_file
 from replib.hashes import code_hash
 
 PAPER = "copying-mamba"
-
-
 SELECTION_SEED = 0
-
-
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-
-
 _STEP = 10**0.5  # between rates
-
-
 # What decides the weights, given the study's settings, the pinned packages and the kind of machine.
 # Settings are in each card, so a change of one study leaves the others.
-CODE = "import replib.copy_training as t; t.train, t._state, t._network"
-
-
+CODE = "import replib.chapters.copying_mamba.training as t; t.train, t._state, t._network"
 BATCH = 32
-
-
 WARMUP = 100  # steps; then the rate falls to 0 in a straight line
-
-
 EVERY = 100  # steps between two points of a curve
 
 
@@ -59,11 +45,7 @@ class Study:
 
 
 _SEEDS = (1, 2, 3, 4, 5)
-
-
 _LOOKUP = ("rope", "alibi", "mamba2")  # those that learnt to copy, with the selection seed
-
-
 STUDIES: Mapping[str, Study] = {
     "copy": Study(
         "copy",
@@ -127,7 +109,7 @@ def cell_of(name: str) -> Cell:
 
 def folder(root: Path) -> Path:
     """Where the cells of a checkout are stored."""
-    return root / "notebooks" / f"{PAPER}/checkpoints"
+    return root / "notebooks" / PAPER / "checkpoints"
 
 
 def card_path(root: Path, cell: Cell) -> Path:
@@ -140,7 +122,7 @@ def weights_path(root: Path, cell: Cell) -> Path:
 
 def code_sha256() -> str:
     """One hash of the code that trains a network and writes its weights."""
-    return code_hash(CODE, leave=["replib.grid.STUDIES"])
+    return code_hash(CODE, leave=["replib.chapters.copying_mamba.training_grid.STUDIES"])
 
 
 def read_card(root: Path, cell: Cell) -> dict[str, Any]:
@@ -196,9 +178,6 @@ def is_stale(root: Path, card: Mapping[str, Any]) -> bool:
         return card["start_sha256"] != read_card(root, cell_of(card["start"]))["sha256"]
     except NoCell:
         return True
-
-
-# --- The rate of each architecture ----------------------------------------------------------------
 
 
 def next_rate(rate: float, up: bool) -> float:

@@ -28,8 +28,6 @@ from replib.prompts.files import rows_of_file
 from replib.prompts.pairs import PromptPairs
 
 OUTCOMES = ("memorised", "in-context", "other")
-
-
 FILE_COLUMNS = ("subject", "prompt", "answer", "foil")
 
 
@@ -68,18 +66,12 @@ class Template:
 
 
 _STATEMENT = "The {relation} of {subject} is{lead}"
-
-
 _QUESTION = "Q: What is the {relation} of {subject}?\nA:"
-
-
 TEMPLATES = (
     Template("paper", _STATEMENT, "\n", _QUESTION),  # generate_heads.py of the released code
     Template("statement", _STATEMENT, " ", _STATEMENT),
     Template("sentence answer", _STATEMENT, "\n", f"{_QUESTION} {_STATEMENT}"),
 )
-
-
 OWN_TEMPLATE = Template("your prompts", "{prompt}", "\n", "{prompt}")
 
 

@@ -28,24 +28,22 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.chapters.factual_recall.facts import TEMPLATES, relations, zipf
-from replib.chapters.ioi_circuit_reuse.planted import D_MODEL
 from replib.models.planted import (
-    _BALLAST,
-    _LOGIT,
-    _codes,
-    _Head,
+    BALLAST,
+    D_MODEL,
+    LOGIT,
+    Head,
     blank_model,
+    make_codes,
     make_slots,
     set_heads,
 )
-from replib.prompts.tokens import word_tokenizer
+from replib.prompts.vocabulary import word_tokenizer
+
+NOTE = "A small transformer that recalls facts with one head and copies with another."
 
 MEMORY_HEAD, CONTEXT_HEAD = (2, 1), (3, 2)
-
-
 PLANTED_RELATIONS = ("capital", "chemical symbol")
-
-
 _WIDTHS = {
     "fact": 48,  # by the embedding of a subject: the code of its answer
     "answer": 48,  # by the embedding of an answer: its own code
@@ -59,14 +57,12 @@ _WIDTHS = {
     "is_first": 1,  # by the position embedding
     "ballast": 1,
 }
-
-
 _HEADS = {
-    MEMORY_HEAD: _Head(
+    MEMORY_HEAD: Head(
         scores=(("wants_answer", "is_subject", 30.0), ("always", "is_first", 10.0)),
         moves=(("fact", "output", 0.5),),
     ),
-    CONTEXT_HEAD: _Head(
+    CONTEXT_HEAD: Head(
         scores=(("wants_answer", "is_answer", 30.0), ("always", "is_first", 10.0)),
         moves=(("answer", "output", 0.5),),
     ),
@@ -87,9 +83,9 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     generator = torch.Generator().manual_seed(0)
     model = blank_model(tokenizer)
     slots = make_slots(_WIDTHS)
-    scale = ((_BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
     answers = sorted({fact.answer for fact in known})
-    codes = dict(zip(answers, _codes(len(answers), _WIDTHS["answer"], generator), strict=True))
+    codes = dict(zip(answers, make_codes(len(answers), _WIDTHS["answer"], generator), strict=True))
     memory = _strengths([fact.subject for fact in known], +1.0, generator)
     copying = _strengths(answers, -1.0, generator)
 
@@ -107,7 +103,7 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             embedding[token(answer)] += (
                 copying[answer] * slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
             )
-        set_embeddings(model, tokenizer, embedding, slots, codes, _LOGIT * scale, generator)
+        set_embeddings(model, tokenizer, embedding, slots, codes, LOGIT * scale, generator)
         set_heads(model, _HEADS, slots, scale, generator)
     return model, tokenizer
 
@@ -139,7 +135,7 @@ def set_embeddings(
 ) -> None:
     """Put the embedding in place, with the ballast and the mark of the first position, and an
     unembedding that reads the answers' codes from `output`, and "." where none is wanted."""
-    model.transformer.wte.weight.copy_(embedding + _BALLAST * slots["ballast"][:, 0])
+    model.transformer.wte.weight.copy_(embedding + BALLAST * slots["ballast"][:, 0])
     model.transformer.wpe.weight.zero_()
     model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from replib.interventions.network import Head, Network
 
-# --- What a head writes in a prompt ---------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Observed:

@@ -21,8 +21,6 @@ from replib.errors import UsageError
 from replib.interventions.network import Head, Network
 
 MODULI = (7, 8, 9, 10, 11, 12)
-
-
 ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
 
 

@@ -43,14 +43,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "letters": tuple(string.ascii_uppercase),
     ROMAN: _words("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"),
 }
-
-
 WRAPS = ("days", "months")  # after Sunday comes Monday
-
-
 MIN_PAIRS = 3  # a class with fewer successions is left out
-
-
 # Things for numbered lists.
 ITEMS = _words(
     """
@@ -123,9 +117,6 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
     if not classes.keys() - {ROMAN}:
         raise UsageError("ordinal classes: this tokenizer writes none of them in single tokens")
     return classes
-
-
-# --- Prompts that count ---------------------------------------------------------------------------
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -313,7 +304,7 @@ _PLACES = {
 }
 
 
-def kind(next_word: str, attended: list[str]) -> str:
+def kind_of(next_word: str, attended: list[str]) -> str:
     """What a prediction of `next_word` from the words attended to would be (KINDS, first match).
 
     A rule of ours for the four behaviours of Gould et al., Sec. 4: *successorship* if the next

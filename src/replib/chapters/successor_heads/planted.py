@@ -29,27 +29,15 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from replib.chapters.successor_heads.ordinals import ITEMS, WORDS
 from replib.models.planted import blank_model, make_slots, noise_head, position_codes, set_head
 
+NOTE = "A small transformer with a successor head and mod-10 features."
+
 N_LAYERS, N_HEADS, D_HEAD = 3, 4, 84
-
-
 D_MODEL = N_HEADS * D_HEAD
-
-
 PLANTED_SUCCESSOR = (1, 2)
-
-
 PLANTED_BOOSTER = (2, 1)
-
-
 _CLASSES = ("bare digits", *WORDS)  # numbers without a leading space count as a class of their own
-
-
 _N = {"residue": 10, "decade": 21, "class": len(_CLASSES)}
-
-
 _STRENGTH = {"residue": 1.0, "decade": 0.6, "class": 0.6}  # in the output of MLP0
-
-
 _WIDTHS = {
     **{slot: width for slot, width in _N.items()},  # filled by the embedding
     **{f"f_{slot}": width for slot, width in _N.items()},  # by MLP0
@@ -60,29 +48,15 @@ _WIDTHS = {
     "is_first": 1,
     "ballast": 1,
 }
-
-
 _D_MLP = 2 * _N["residue"] + _N["decade"] + _N["class"]
-
-
 _BALLAST = 12.0
-
-
 _LOGIT = 8.0
-
-
 _UP = 0.4  # the bias towards whatever comes later
-
-
 _NOISE = 0.2
-
-
 _COMMON = """
     the of and to in a he that they was for his you with is not it said as on from be at them day
     days year years or month which who were have will son sons people Lord God
 """
-
-
 _PIECE = r" ?[A-Za-z]+| ?[0-9]+|[^A-Za-z0-9]"
 
 

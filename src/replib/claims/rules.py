@@ -1,0 +1,71 @@
+"""What a rule may be: arithmetic, comparison and logic over the numbers of one claim."""
+
+import ast
+import operator
+
+from replib.errors import UsageError, one_line
+
+OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
+FUNCTIONS = {"min": min, "max": max, "abs": abs}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_SYNTAX = (ast.Expression, ast.BoolOp, ast.boolop, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call)
+_SYNTAX = (*_SYNTAX, ast.Name, ast.Load, ast.Constant, *OPERATORS)
+TRUTH = {"true": True, "false": False}
+# What `claims.<id>.<name>` means in a record besides the named numbers.
+_FIELDS = ("value", "low", "high", "n", "unit", "note", "outcome", "reason", "scope", "reported")
+RESERVED = {*_FIELDS, "null", "id", "statement", "measured", "interval", "source", "decision_rule"}
+RESERVED |= {*OUTCOMES, *FUNCTIONS, *TRUTH}
+
+
+def parse_rule(where: str, expression: str) -> ast.expr:
+    """The expression's syntax tree; UsageError if it is more than a rule may be."""
+    try:
+        tree = ast.parse(" ".join(expression.split()), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise UsageError(f"{where} does not parse: {one_line(expression)}") from None
+    called = set()
+    for node in ast.walk(tree):
+        what = type(node).__name__
+        if isinstance(node, ast.Call):
+            simple = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
+            if not simple or node.keywords or not node.args:
+                raise UsageError(f"{where} may call min, max and abs only: {one_line(expression)}")
+            if (len(node.args) == 1) != (node.func.id == "abs"):
+                raise UsageError(
+                    f"{where}: abs takes one number, min and max two or more: "
+                    f"{one_line(expression)}"
+                )
+            called.add(node.func)
+        elif not isinstance(node, _SYNTAX):
+            raise UsageError(f"{where} may not contain {what}: {one_line(expression)}")
+        elif isinstance(node, ast.Constant) and not isinstance(node.value, int | float):
+            raise UsageError(f"{where} may not contain {node.value!r}: {one_line(expression)}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node not in called:
+            if node.id in OUTCOMES:
+                raise UsageError(f"{where} uses the outcome {node.id!r}; a rule uses numbers only")
+            if node.id in FUNCTIONS:
+                raise UsageError(
+                    f"{where} uses {node.id} without calling it: {one_line(expression)}"
+                )
+    return tree.body
+
+
+def names_in(expression: str) -> set[str]:
+    tree = ast.parse(" ".join(expression.split()), mode="eval")
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names - set(FUNCTIONS) - set(TRUTH)

@@ -1,0 +1,123 @@
+"""A Hugging Face model as a TransformerLens bridge, and what is known of it for the record."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from replib.errors import UsageError
+from replib.models.sources import Place, folder_hash
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was loaded, in the words that go into the record.
+
+    `sha256` is that of the GGUF file for the embedded models, of the weight files for a local
+    folder or a hub id, and of the parameters' bytes for `tiny` and the planted models.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    sha256: str
+    n_params: int  # tied parameters counted once
+    dtype: str
+    n_layers: int
+    n_heads: int  # query heads in a layer
+    note: str
+
+    def asdict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+_INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
+
+
+def model_info(model: TransformerBridge) -> ModelInfo:
+    """What `load_model` or `tiny_model` loaded into this bridge.
+
+    Raises UsageError for a bridge that neither of them made.
+    """
+    if model not in _INFO:
+        raise UsageError(
+            "model_info: this model was not loaded by load_model or tiny_model, "
+            "so its source is unknown"
+        )
+    return _INFO[model]
+
+
+def last_loaded() -> TransformerBridge | None:
+    """The model that was loaded last, of those that are still in use."""
+    return next(reversed(list(_INFO)), None)
+
+
+def bridge_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, where: Place
+) -> TransformerBridge:
+    """Wrap a model in place and note what it is.
+
+    The tokenizer is put on the finished bridge: handed to the builder it would be reloaded by name
+    with BOS switched on, which fails for one made in memory and changes the habit of the others.
+    """
+    sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
+    model.eval()
+    try:
+        bridge = build_bridge_from_module(
+            model,
+            type(model).__name__,
+            hf_config=model.config,
+            model_name=name,
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
+    except Exception as error:
+        raise UsageError(
+            f"model {name!r}: TransformerLens cannot wrap it: {first_line(error)}"
+        ) from error
+    bridge.tokenizer = tokenizer
+    cfg = bridge.cfg
+    cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
+    cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
+    bridge.eval()
+    unembed = bridge.unembed.original_component
+    if model.dtype == torch.float64 and "bias" in unembed._buffers:
+        # The bridge adds zeros where a model has no bias; as float64 they would turn the logits
+        # that are read, float32 whatever the model's type, into float64.
+        unembed.bias = None
+    for part in (model, bridge):
+        for parameter in part.parameters():
+            parameter.requires_grad_(False)
+    _INFO[bridge] = ModelInfo(
+        name=name,
+        source=where.source,
+        revision=where.revision,
+        sha256=sha256,
+        n_params=bridge.n_params_total,
+        dtype=str(model.dtype).removeprefix("torch."),
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        note=where.note,
+    )
+    return bridge
+
+
+def _weights_sha256(model: PreTrainedModel) -> str:
+    """One number for the weights of a model that was made in memory."""
+    total = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        total.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

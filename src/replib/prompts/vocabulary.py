@@ -1,0 +1,57 @@
+"""A tokenizer of whole words, for models that are made in memory."""
+
+import re
+import string
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from replib.prompts.colored_objects import ask
+from replib.prompts.words import (
+    CAPITAL_TEMPLATES,
+    CAPITALS,
+    COLORED_OBJECTS,
+    COLORS,
+    GREATER_THAN_TEMPLATE,
+    IOI_TEMPLATES,
+    NAMES,
+    NOUNS,
+    OBJECTS,
+    PLACES,
+    STARTERS,
+    SURFACES,
+)
+
+_PIECE = r" ?[A-Za-z]+|[0-9]|[^A-Za-z0-9]"
+
+
+def word_tokenizer(more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer in which every word of the tasks above is one token, with its leading space.
+
+    So is every word of the texts `more`, if there are any.
+    Digits, punctuation and the newline are tokens of their own; any other text is <unk>. It adds
+    no BOS token. `decode(ids) == text` for every prompt of the tasks.
+    """
+    fields = (*NAMES, *PLACES, *OBJECTS, *COLORED_OBJECTS, *COLORS, *NOUNS, *SURFACES, *STARTERS)
+    texts = [f" {word}" for words in (*CAPITALS.items(), fields) for word in words]
+    texts += more
+    texts += [f" {color.title()}" for color in COLORS]
+    texts += [ask("table", "there is", [("orange", "pen"), ("red", "cup"), ("red", "mug")], 0)]
+    for template in (*IOI_TEMPLATES, *CAPITAL_TEMPLATES, GREATER_THAN_TEMPLATE):
+        # A field is preceded by a space unless it is digits; the space belongs to its word.
+        texts += re.split(r" ?{\w+}", template)
+    pieces = {piece for text in texts for piece in re.findall(_PIECE, text)}
+    words = sorted(pieces | {" ", *string.digits})
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )

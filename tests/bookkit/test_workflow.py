@@ -1,0 +1,237 @@
+"""The workflow: what runs again when something changes, on a paper that needs no library.
+
+The package is copied, so that a test can change a module of it, and so that nobody else's change
+makes anything run here.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLAIMS = """
+paper: small-paper
+title: A Small Paper
+arxiv: "2001.00001"
+model: gpt2-medium
+claims:
+  - {id: "1.1", statement: It is positive, reported: null, source: {mark: none, where: null},
+     null: null, gate: null, gate_text: null, holds_if: value > 0, fails_if: value < 0,
+     decision: Above zero.}
+"""
+PROFILES = {
+    "smoke": {"models": ["tiny"], "parameters": {"n_prompts": 4}},
+    "laptop": {"models": ["tiny"], "parameters": {}},
+    "paper": {"models": ["gpt2-medium"], "parameters": {}},
+}
+PARAMETERS = """model_name: str = "tiny"
+device: str = "cpu"
+seed: int = 0
+profile: str = "laptop"
+n_prompts: int = 10  # prompts"""
+MEASURE = """from replib.claims import Claims
+claims = Claims.load("claims.yaml")
+claims.measure("1.1", n_prompts);"""
+VERDICTS = 'claims.verdicts({"name": model_name, "sha256": None})'
+STAMP = "build/stamps/small-paper/tiny.ok"
+RECORD = "build/runs/small-paper/tiny/record.json"
+
+
+def write_notebook(project: Path, measure: str) -> None:
+    title = "# A Small Paper\n\nIt is {record}`claims.1.1.value`."
+    cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": title}]
+    for source, tag in ((PARAMETERS, "parameters"), (measure, "work"), (VERDICTS, "claims")):
+        cell = {"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source}
+        cells.append(cell | {"execution_count": None, "outputs": []})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = {"cells": cells, "metadata": {"kernelspec": kernel}}
+    content |= {"nbformat": 4, "nbformat_minor": 5}
+    (project / "notebooks/small-paper/small-paper.ipynb").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with one paper, built once for `tiny`."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    shutil.copytree(ROOT / "book/_static", root / "book/_static")
+    shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
+    shutil.copy(ROOT / "Snakefile", root)
+    (root / "notebooks").mkdir()
+    (root / "notebooks/small-paper/claims.yaml").write_text(CLAIMS)
+    (root / "notebooks/small-paper/profiles.yaml").write_text(json.dumps(PROFILES))
+    write_notebook(root, MEASURE)
+    (root / "requirements.txt").write_text("torch==1\n")
+    chapters = "chapters: [{file: chapters/small-paper/index}, {file: scorecard}]\n"
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: index\n{chapters}")
+    (root / "book/index.md").write_text("# Home\n\n{record}`small-paper/tiny claims.1.1.value`\n")
+    (root / "book/scorecard.md").write_text("# Scorecard\n\n```{scorecard}\n```\n")
+    (root / "book/references.bib").write_text("")
+    result = snakemake(root)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root
+
+
+def snakemake(project: Path, *options: str, models: str = "tiny") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "book", "--cores", "all", *options]
+    return subprocess.run(
+        [*command, "--config", "profile=smoke", f"models={models}"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project / "src")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def book_of_all_runs(project: Path) -> Path:
+    """As `make book RECORDS=build/runs` builds it, elsewhere."""
+    environment = os.environ | {"PYTHONPATH": str(project / "src")}
+    book = [sys.executable, "-m", "bookkit.book.stage"]
+    build = [Path(sys.executable).with_name("jupyter-book"), "build"]
+    html = "all/_build/html"
+    for command in (
+        [*book, "stage", "--runs", "build/runs", "--out", "all/book"],
+        [*build, "all/book", "--path-output", "all", "-W", "-n", "--keep-going", "-q"],
+        [*book, "gate", "--runs", "build/runs", "--book", "all/book", "--html", html],
+    ):
+        result = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    return project / html
+
+
+def would_run(project: Path, models: str = "tiny") -> dict[str, int]:
+    """Jobs by rule, without running any."""
+    result = snakemake(project, "--dry-run", models=models)
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = re.findall(r"^(chapter|html) +(\d+)$", result.stdout + result.stderr, re.MULTILINE)
+    return {rule: int(count) for rule, count in table}
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_the_book_is_there_and_nothing_runs_again(project: Path) -> None:
+    assert "It is" in (project / "_build/html/chapters/small-paper/tiny.html").read_text()
+    assert would_run(project) == {}
+
+
+@pytest.mark.parametrize(
+    "file", ["book/_static/replib.css", "book/index.md", "_toc.yml", "src/replib/book.py"]
+)
+def test_text_and_looks_only_build_the_book_again(project: Path, file: str) -> None:
+    before = (project / file).read_text()
+    append(project / file, "\n")
+    assert would_run(project) == {"html": 1}
+    (project / file).write_text(before)
+    assert would_run(project) == {}  # the same content is no change
+
+
+def test_a_module_that_the_notebook_does_not_use_runs_nothing(project: Path) -> None:
+    path = project / "src/replib/metrics.py"
+    before = path.read_text()
+    append(path, "# more\n")
+    assert would_run(project) == {}
+    path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("notebooks/small-paper/claims.yaml", "# more\n"),
+        ("notebooks/small-paper/small-paper.ipynb", "\n"),
+        ("src/replib/claims.py", "# more\n"),
+        ("src/replib/record.schema.json", "\n"),
+        ("requirements.txt", "numpy==2\n"),
+    ],
+)
+def test_what_the_numbers_depend_on_runs_the_chapter_again(
+    project: Path, file: str, text: str
+) -> None:
+    before = (project / file).read_text()
+    append(project / file, text)
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    (project / file).write_text(before)
+
+
+def test_only_the_parameters_of_the_own_profile_count(project: Path) -> None:
+    path = project / "notebooks/small-paper/profiles.yaml"
+    changed = PROFILES | {"laptop": {"models": ["tiny"], "parameters": {"n_prompts": 5}}}
+    path.write_text(json.dumps(changed))
+    assert would_run(project) == {}
+    changed["smoke"] = {"models": ["tiny"], "parameters": {"n_prompts": 5}}
+    path.write_text(json.dumps(changed))
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    path.write_text(json.dumps(PROFILES))
+
+
+def test_another_model_runs_alone(project: Path) -> None:
+    assert would_run(project, "tiny planted-ioi") == {"chapter": 1, "html": 1}
+
+
+def test_a_control_runs_when_a_page_reads_its_record(project: Path) -> None:
+    path = project / "book/index.md"
+    before = path.read_text()
+    append(path, "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n")
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    path.write_text(before)
+
+
+def test_a_record_written_by_hand_or_removed_runs_the_chapter_again(project: Path) -> None:
+    stamp = (project / STAMP).stat()
+    later = stamp.st_mtime + 5
+    os.utime(project / RECORD, (later, later))
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    assert not (project / STAMP).exists()
+
+
+def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path) -> None:
+    assert snakemake(project).returncode == 0
+    earlier = (project / RECORD).read_text()
+    write_notebook(project, "1 / 0")
+    result = snakemake(project)
+    assert result.returncode != 0
+    assert "ZeroDivisionError" in result.stdout + result.stderr
+    assert (project / RECORD).read_text() == earlier
+    assert would_run(project) == {"chapter": 1, "html": 1}
+    page = book_of_all_runs(project) / "chapters/small-paper/tiny.failed.html"
+    assert "ZeroDivisionError: division by zero in cell [3], `1 / 0`" in page.read_text()
+    assert "It is" in page.with_name("tiny.html").read_text()
+    write_notebook(project, MEASURE)
+    assert would_run(project) == {"chapter": 1, "html": 1}
+
+
+def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: Path) -> None:
+    refuse = (
+        "from replib.errors import UsageError\n"
+        "if model_name == 'planted-ioi': raise UsageError('no heads here')\n"
+    )
+    write_notebook(project, refuse + MEASURE)
+    result = snakemake(project, models="tiny planted-ioi")
+    assert result.returncode == 0, result.stdout + result.stderr
+    stamp = project / "build/stamps/small-paper/planted-ioi.ok"
+    assert "no heads here" in stamp.read_text()
+    pages = project / "_build/html/chapters/small-paper"
+    assert (pages / "tiny.html").is_file() and not (pages / "planted-ioi.html").exists()
+    assert would_run(project, "tiny planted-ioi") == {}
+    write_notebook(project, MEASURE)
+    assert would_run(project, "tiny planted-ioi") == {"chapter": 2, "html": 1}
+
+
+def test_a_book_that_the_gate_refuses_is_no_book(project: Path) -> None:
+    assert snakemake(project).returncode == 0
+    (project / "book/index.md").write_text("# Home\n\n<img src='https://example.com/a.png'>\n")
+    result = snakemake(project)
+    assert result.returncode != 0
+    assert "index.html: requests https://example.com/a.png" in result.stdout + result.stderr
+    assert not (project / "_build/html/index.html").exists()
+    assert would_run(project) == {"html": 1}

@@ -1,0 +1,151 @@
+"""Can everybody read the built book? axe-core and a few looks of our own, on every page.
+
+    python tests/long/accessibility.py _build/html    # one line for each fault; exit code 1 if any
+
+Each page is looked at in light on a desktop's width, and in dark on a phone's.
+Contrast is nearly all of the cost, so of elements that look alike (same tags, classes and colours
+up to the page's body) one is looked at and the others are hidden.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+
+from bookkit.book.browser import chromium, pages_of
+from replib.errors import UsageError
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+# What a width changes (menus, scrolling) is no matter of colour, so each theme has one width.
+LOOKS = ((1280, "light"), (390, "dark"))
+SETTLE = 600  # ms; scripts follow a change of the width, and what unfolds fades in
+IMPACTS = ("moderate", "serious", "critical")  # minor ones are advice
+
+# The words of a program have colours and nothing else: one of each kind stays as it is.
+FEWER_WORDS = """() => {
+  const seen = new Set();
+  for (const word of document.querySelectorAll("pre span")) {
+    const look = `${word.className} ${word.closest("pre").parentElement.parentElement.className}`;
+    if (seen.has(look)) word.replaceWith(word.textContent);
+    else seen.add(look);
+  }
+}"""
+SHOW = """(theme) => {
+  document.documentElement.dataset.mode = theme;
+  document.documentElement.dataset.theme = theme;
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
+}"""
+STRUCTURE = """axe.run(document, {
+  resultTypes: ["violations"],
+  rules: {"color-contrast": {enabled: false}},
+}).then(({violations}) => violations)"""
+CONTRAST = """() => {
+  const known = new Map();
+  const looks = (node) => {
+    if (!node || node === document.documentElement) return "";
+    if (!known.has(node)) {
+      const background = getComputedStyle(node).backgroundColor;
+      const above = looks(node.parentElement);
+      known.set(node, `${above}>${node.tagName}.${node.className}${background}`);
+    }
+    return known.get(node);
+  };
+  const different = new Map();
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !node.checkVisibility()) continue;
+    const {color, fontSize, fontWeight} = getComputedStyle(node);
+    const look = `${looks(node)} ${color} ${fontSize} ${fontWeight}`;
+    if (!different.has(look)) different.set(look, node);
+  }
+  const kept = new Set();
+  for (let node of different.values()) {
+    for (; node && !kept.has(node); node = node.parentElement) kept.add(node);
+  }
+  const hidden = [...document.body.querySelectorAll("*")].filter(
+    (node) => kept.has(node.parentElement) && !kept.has(node) && !node.closest("svg"));
+  for (const node of hidden) node.style.setProperty("display", "none", "important");
+  return axe.run(document, {resultTypes: ["violations"], runOnly: ["color-contrast"]})
+    .then(({violations}) => {
+      for (const node of hidden) node.style.removeProperty("display");
+      return violations;
+    });
+}"""
+# Pictures of figures are drawn in black: they need a light card in both themes.
+FIGURES = """() => [...document.querySelectorAll("article img")].filter((image) => {
+  const {backgroundColor, filter} = getComputedStyle(image);
+  return backgroundColor !== "rgb(255, 255, 255)" || filter !== "none";
+}).map((image) => image.outerHTML.slice(0, 120))"""
+WIDTH = "[document.scrollingElement.scrollWidth, innerWidth]"
+
+
+def faults_of(page: Any, address: str) -> Iterator[str]:
+    """What is wrong with one page, in either look."""
+    page.goto(address, wait_until="load")
+    page.evaluate(FEWER_WORDS)
+    page.evaluate(f"{AXE};0")
+    for width, theme in LOOKS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(SHOW, theme)
+        page.wait_for_timeout(SETTLE)
+        where = f"{theme}, {width} px"
+        wide, there = page.evaluate(WIDTH)
+        if wide > there:
+            yield f"is {wide} px wide on a screen of {there} px"
+        for rule in page.evaluate(CONTRAST) + page.evaluate(STRUCTURE):
+            if rule["impact"] in IMPACTS:
+                for node in rule["nodes"]:
+                    place = " ".join(map(str, node["target"]))
+                    said = (node["any"] or node["all"] or node["none"])[0]["message"]
+                    yield f"{where}: {rule['impact']}, {rule['id']}: {place}: {said}"
+        for image in page.evaluate(FIGURES):
+            yield f"{where}: a figure without its light card: {image}"
+
+
+def faults(html: Path, paths: Sequence[Path] | None = None) -> Iterator[str]:
+    """Of all pages of a built book, or of those in `paths`; one line each."""
+    with chromium() as browser:
+        context = browser.new_context(reduced_motion="reduce")
+        for path in pages_of(html) if paths is None else paths:
+            page = context.new_page()
+            name = path.relative_to(html).as_posix()
+            for fault in faults_of(page, path.resolve().as_uri()):
+                yield f"{name}: {fault}"
+            page.close()
+
+
+def _list(html: Path, paths: Sequence[Path]) -> list[str]:
+    return list(faults(html, paths))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("html", type=Path, nargs="?", default=Path("_build/html"))
+    parser.add_argument("pages", nargs="*", help="default: all")
+    given = parser.parse_args(arguments)
+    if not (given.html / "index.html").is_file():
+        parser.error(f"no book in {given.html}; make one with: make book")
+    start, found = time.monotonic(), 0
+    try:
+        paths = [given.html / page for page in given.pages] or pages_of(given.html)
+        n = min(len(paths), os.cpu_count() or 1)  # a browser for each core
+        with ProcessPoolExecutor(n) as pool:
+            for some in pool.map(_list, [given.html] * n, [paths[i::n] for i in range(n)]):
+                for fault in some:
+                    print(f"accessibility: {fault}", file=sys.stderr, flush=True)
+                    found += 1
+    except UsageError as error:
+        parser.error(str(error))
+    print(f"accessibility: {len(paths)} pages, {found} faults, {time.monotonic() - start:.0f} s")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,845 @@
+"""Break runs on purpose, and look at what is left of them. Called by `make faults`.
+
+    python tests/long/faults.py --out results/trust/faults.json [--only KIND ...] [--share 0.1]
+
+Each fault is put into a real run, through the command line, of a small chapter in a project of its
+own, where an earlier good result stands. Afterwards these must be true, whatever happened:
+
+- who was alive to speak said in one line what happened, and ended with a code that is not 0; or the
+  run finished, and rightly so;
+- the notebook that is left shows the cell at which it stopped;
+- nothing that failed left a record, and no process is left;
+- the earlier result is the same to the last byte, or was replaced as a whole by one that finished;
+- the next run, without the fault and without help, succeeds and leaves one result.
+
+Moments and places are drawn from a seed, so a fault can be met again.
+"""
+
+import argparse
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nbformat
+import psutil
+
+from bookkit.book.trust import code_hash
+from bookkit.records import read_record
+from replib.errors import UsageError
+
+HERE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+TOLD, FINISHED, SILENT = "failed, told in one line", "finished rightly", "killed, left nothing"
+MB = 1 << 20
+PATIENCE = 15.0  # seconds until a process that is left must have ended
+
+# In every Python process of a fault. It counts what the watching process does with the files of the
+# run, and at the n-th time ends it at once, or lets the operation fail as on a full disk.
+SITE = """
+import errno, os, signal, sys
+at, under, how = (os.environ.get(f"FAULT_{name}") for name in ("AT", "UNDER", "HOW"))
+if at and "bookkit.cli" in " ".join(sys.orig_argv):
+    count = 0
+    writing = ["os.rename", "os.mkdir"]
+    if how == "kill":  # a full disk does not keep one from removing
+        writing += ["os.remove", "os.rmdir", "shutil.rmtree", "os.chmod"]
+    def hook(event, arguments):
+        global count
+        name = str(arguments[0]) if arguments else ""
+        opened = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if name.startswith(under) and (opened or event in writing):
+            count += 1
+            if count == int(at):
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    sys.addaudithook(hook)
+clock = os.environ.get("FAULT_CLOCK")
+if clock:  # libfaketime breaks waiting with a limit, so the clock is changed here
+    import datetime, time
+    real, real_ns = time.time, time.time_ns
+    def moved():
+        with open(clock) as file:
+            return int(file.read() or 0)
+    time.time = lambda: real() + moved()
+    time.time_ns = lambda: real_ns() + moved() * 10**9
+    class Moved(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(time.time(), tz)
+    datetime.datetime = Moved
+source = os.environ.get("FAULT_SOURCE")
+if source and ("replib" in " ".join(sys.orig_argv) or "ipykernel" in " ".join(sys.orig_argv)):
+    import json
+    from replib.models import sources
+    sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
+    sources.EMBEDDED, sources.KNOWN = (*sources.EMBEDDED, "toy"), (*sources.KNOWN, "toy")
+"""
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    said: str  # on standard error
+    told: str = ""  # on standard output
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said, without its progress."""
+        quiet = r"^(dequantising |replib: \S+ on \S+: (cell \d+ of \d+|[\d,]+ parameters in ))"
+        return [line for line in self.said.splitlines() if line and not re.search(quiet, line)]
+
+
+@dataclass
+class Place:
+    """A project with one small chapter, its runs, and whatever processes were started for it."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    out: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    model: str = "tiny"
+
+    def __post_init__(self) -> None:
+        shutil.copytree(HERE / "notebooks", self.folder / "notebooks")
+        shutil.copy(ROOT / "sweep.smk", self.folder)
+        shutil.copytree(ROOT / "profiles", self.folder / "profiles")
+        (self.folder / "requirements.txt").write_text("torch==1\n")
+        (self.folder / "site").mkdir()
+        (self.folder / "site" / "sitecustomize.py").write_text(SITE)
+        self.notebook = self.folder / "notebooks" / "toy/toy.ipynb"
+        self.whole = self.notebook.read_text()
+        self.out = self.out or self.folder / "out"
+
+    @property
+    def results(self) -> Path:
+        return self.out / "toy"
+
+    @property
+    def result(self) -> Path:
+        return self.results / self.model
+
+    def edit(self, place: int, code: str, everywhere: str = "") -> None:
+        """Put `code` before the source of the place-th code cell after the imports, and
+        `everywhere` before that of all of these."""
+        content = json.loads(self.whole)
+        cells = [c for c in content["cells"] if c["cell_type"] == "code"][2:]
+        for number, cell in enumerate(cells):
+            text = "".join(cell["source"])
+            before = [everywhere] if everywhere else []
+            before += [code] if number == place % len(cells) else []
+            cell["source"] = "\n".join([*before, text])
+        self.notebook.write_text(json.dumps(content))
+
+    def mend(self) -> None:
+        """The notebook as it was, and no fault in the environment."""
+        self.notebook.write_text(self.whole)
+        kept = ("FAULT_SOURCE", "REPLIB_CACHE")
+        self.environment = {k: v for k, v in self.environment.items() if k in kept}
+
+    def start(self, *words: str, before: Sequence[str] = ()) -> subprocess.Popen:
+        path = [str(self.folder / "site"), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(part for part in path if part),
+            "FAULT": self.mark,
+            "REPLIB_THREADS": "1",
+        }
+        return subprocess.Popen(
+            [*before, sys.executable, "-m", "bookkit.cli", *words],
+            cwd=self.folder,
+            env=environment | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def words(self, *more: str) -> list[str]:
+        model = ["--model", self.model, "--profile", "smoke", "--out", str(self.out)]
+        return ["run", "toy", *model, *more]
+
+    def run(self, *more: str, before: Sequence[str] = ()) -> Ended:
+        return wait(self.start(*self.words(*more), before=before))
+
+    def family(self) -> list[psutil.Process]:
+        """Every living process that was started for this place."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("FAULT") == self.mark:
+                    found.append(process)
+        return found
+
+    def find(self, word: str, seconds: float = 20) -> psutil.Process | None:
+        """The process with `word` in its command line, as soon as there is one."""
+        for _ in range(int(seconds * 20)):
+            for process in self.family():
+                with contextlib.suppress(psutil.Error):
+                    if word in " ".join(process.cmdline()):
+                        return process
+            time.sleep(0.05)
+        return None
+
+    def snapshot(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.result)): path.read_bytes()
+            for path in sorted(self.result.rglob("*"))
+            if path.is_file()
+        }
+
+
+def wait(process: subprocess.Popen, seconds: float = 180) -> Ended:
+    try:
+        told, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        told, said = process.communicate()
+        said += "\nthe command did not end"
+    return Ended(process.returncode, said, told)
+
+
+# --- what must be true afterwards -----------------------------------------------------------------
+
+
+class Wrong(Exception):
+    """Something that must never be; the message says what."""
+
+
+def told(ended: Ended, *codes: int) -> str:
+    """One line about what happened, and one of these codes, or any but 0."""
+    if ended.code == 0:
+        raise Wrong(f"false success: {ended.told.strip()[-200:]}")
+    if codes and ended.code not in codes:
+        raise Wrong(f"ended with {ended.code}: {ended.said[-400:]}")
+    lines = ended.lines
+    if len(lines) != 1 or not lines[0].startswith("replib: ") or len(lines[0]) > 2100:
+        raise Wrong(f"not one line: {ended.said[-600:]!r}")
+    return TOLD
+
+
+def finished(ended: Ended) -> str:
+    if ended.code != 0 or ended.lines:
+        raise Wrong(f"did not finish: {ended.code}, {ended.said[-400:]!r}")
+    return FINISHED
+
+
+def stopped_at(place: Place) -> None:
+    """The notebook of the failed run shows one cell that failed."""
+    path = place.results / f"{place.model}.failed" / "notebook.ipynb"
+    if not path.is_file():
+        raise Wrong("no notebook of the failed run")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    # A cell has two errors where the first cannot be shown.
+    kinds = ({output["output_type"] for output in c.get("outputs", ())} for c in notebook.cells)
+    cells = sum("error" in some for some in kinds)
+    if cells != 1 or notebook.metadata.papermill.get("exception") is not True:
+        raise Wrong(f"the notebook shows {cells} failed cells, not 1")
+    log = (path.parent / "run.log").read_text(errors="replace").strip()
+    if "failed: " not in log.splitlines()[-1]:
+        raise Wrong("the log does not end in the reason")
+
+
+def undamaged(place: Place, before: dict[str, bytes], replaced: bool = False) -> None:
+    """The earlier result as it was; a failed run has no record; every process is gone."""
+    _, alive = psutil.wait_procs(place.family(), timeout=PATIENCE)
+    if alive:
+        raise Wrong(f"left a process: {alive[0]}")
+    if not place.result.is_dir():
+        raise Wrong("the earlier result is gone")
+    if place.snapshot() != before:
+        if not replaced:
+            raise Wrong("the earlier result was changed")
+        read_record(place.result / "record.json")
+    if place.results.is_dir() and list(place.results.glob("*.failed/record.json")):
+        raise Wrong("a failed run has a record")
+
+
+def recovers(place: Place, before: dict[str, bytes]) -> None:
+    """The next run succeeds by itself and leaves one result and nothing else."""
+    place.mend()
+    for left in place.results.glob(".*.tmp-*"):
+        os.utime(left, (0, 0))  # left overs are swept after a minute
+    try:
+        finished(place.run())
+        record = read_record(place.result / "record.json")
+    except (Wrong, UsageError) as error:
+        raise Wrong(f"the next run did not recover: {error}") from None
+    if record["claims"] != json.loads(before["record.json"])["claims"]:
+        raise Wrong("the next run measured something else")
+    names = sorted(path.name for path in place.results.iterdir())
+    if names != [place.model]:
+        raise Wrong(f"the next run left {names}")
+
+
+# --- the faults: each puts one into a run and says how that ended ---------------------------------
+
+Fault = Callable[[Place, random.Random, int], str]  # the last: which of its kind
+SLOW = "import time; time.sleep(0.25)"
+
+
+def kernel_killed(place: Place, draw: random.Random, number: int) -> str:
+    place.edit(draw.randrange(6), "import os; os.kill(os.getpid(), 9)")
+    ended = place.run()
+    stopped_at(place)
+    return told(ended, 1)
+
+
+def kernel_killed_from_outside(place: Place, draw: random.Random, number: int) -> str:
+    place.edit(0, "", everywhere=SLOW)
+    process = place.start(*place.words())
+    kernel = place.find("ipykernel")
+    time.sleep(draw.uniform(0, 2.5))
+    with contextlib.suppress(psutil.Error):
+        kernel.kill()
+    ended = wait(process)
+    if ended.code == 0:  # it had done its work
+        return finished(ended)
+    stopped = json.loads((place.results / "tiny.failed" / "notebook.ipynb").read_text())
+    if not stopped["metadata"]["papermill"]["exception"]:
+        raise Wrong("the notebook does not say that it failed")
+    return told(ended, 1)
+
+
+def papermill_killed(place: Place, draw: random.Random, number: int) -> str:
+    place.edit(0, "", everywhere=SLOW)
+    process = place.start(*place.words())
+    child = place.find("bookkit.run.child run")
+    time.sleep(draw.uniform(0, 3.5))
+    with contextlib.suppress(psutil.Error):
+        child.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+    ended = wait(process)
+    return finished(ended) if ended.code == 0 else told(ended, 1)
+
+
+def _runner(sign: signal.Signals, code: int) -> Fault:
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        place.edit(0, "", everywhere=SLOW)
+        process = place.start(*place.words())
+        time.sleep(draw.uniform(0.6, 5.5))
+        process.send_signal(sign)
+        ended = wait(process)
+        if ended.code == 0:
+            return finished(ended)
+        if ended.code != code or "Traceback" in ended.said:
+            raise Wrong(f"ended with {ended.code}: {ended.said[-300:]!r}")
+        return SILENT if sign == signal.SIGKILL else TOLD
+
+    return fault
+
+
+def _at_a_file(how: str) -> Fault:
+    """At the n-th file that the runner makes, opens for writing, renames or removes."""
+
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        at = {"FAULT_AT": str(number + 1), "FAULT_UNDER": str(place.out), "FAULT_HOW": how}
+        place.environment |= at
+        ended = place.run()
+        if ended.code == 0:  # fewer such moments than that; or one that nothing depends on
+            return finished(ended)
+        if how == "kill":
+            if ended.code != -signal.SIGKILL:
+                raise Wrong(f"ended with {ended.code}: {ended.said[-300:]!r}")
+            return SILENT
+        return told(ended)
+
+    return fault
+
+
+RAISES = (
+    "raise ValueError('on\\npurpose\\n' * 50)",
+    "raise KeyboardInterrupt",
+    "raise SystemExit(0)",
+    "raise MemoryError",
+    "raise BaseException('base')",
+    "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+    "1 / 0",
+    "assert False, '\\x1b[31m' + 'é' * 10_000",
+    "import os; os._exit(0)",
+    "import sys; sys.exit('bye')",
+    "get_ipython().ask_exit()\nraise RuntimeError",
+    "this is no Python",
+)
+
+
+def cell_raises(place: Place, draw: random.Random, number: int) -> str:
+    place.edit(draw.randrange(6), RAISES[number % len(RAISES)])
+    ended = place.run()
+    stopped_at(place)
+    return told(ended, 1)
+
+
+def cell_hangs(place: Place, draw: random.Random, number: int) -> str:
+    hang = draw.choice(
+        (
+            "import time; time.sleep(600)",
+            "while True: pass",
+            "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)",
+            "import subprocess; subprocess.run(['sleep', '600'])",
+        )
+    )
+    place.edit(draw.randrange(6), hang)
+    ended = place.run("--time-limit", "9")
+    stopped_at(place)
+    if "time limit of 9 s reached" not in ended.said:
+        raise Wrong(f"does not say that the time was up: {ended.said[-300:]!r}")
+    return told(ended, 1)
+
+
+def prints_100_mb(place: Place, draw: random.Random, number: int) -> str:
+    size = draw.choice((1 << 10, 1 << 16, 100 * MB))
+    line = f"sys.stdout.write('x' * {size - 1} + '\\n')"
+    text = f"import sys\nfor _ in range({100 * MB // size}): {line}"
+    place.edit(draw.randrange(6), text)
+    ended = place.run()
+    if ended.code == 0:
+        return finished(ended)
+    stopped_at(place)
+    return told(ended, 1)
+
+
+def not_a_number(place: Place, draw: random.Random, number: int) -> str:
+    bad = draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
+    content = json.loads(place.whole)
+    for cell in content["cells"]:
+        text = "".join(cell["source"])
+        where = draw.choice(("values.mean()", "values.std()", "(0, 1)"))
+        new = f"(0, abs({bad}))" if where == "(0, 1)" else bad
+        cell["source"] = text.replace(where, new, 1)
+    place.notebook.write_text(json.dumps(content))
+    ended = finished(place.run())
+    claim = read_record(place.result / "record.json")["claims"][0]
+    if claim["outcome"] != "not_testable" or not claim["reason"]:
+        raise Wrong(f"{bad} gave {claim['outcome']}")
+    return ended
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, options: str = "size=4M") -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _fill(folder: Path, leave: int) -> Path:
+    """Fill a disk but for `leave` bytes."""
+    filler = folder / "filler"
+    free = os.statvfs(folder)
+    filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
+    return filler
+
+
+def disk_full(place: Place, draw: random.Random, number: int) -> str:
+    filler = _fill(place.out, draw.randrange(0, 28 << 10))
+    try:
+        ended = place.run()
+    finally:
+        filler.unlink()
+    return finished(ended) if ended.code == 0 else told(ended)
+
+
+def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
+    with small_disk(place.folder / "tmp", f"size=8k,nr_inodes={number + 1}") as folder:
+        place.environment["TMPDIR"] = str(folder)
+        ended = place.run()
+    return finished(ended) if ended.code == 0 else told(ended)
+
+
+def memory_limit(place: Place, draw: random.Random, number: int) -> str:
+    take = draw.choice(
+        (
+            "x = bytearray(64 << 30)",
+            "x = [bytearray(64 << 20) for _ in range(1000)]",
+            "import numpy as np; x = np.ones((1 << 16, 1 << 16))",
+        )
+    )
+    place.edit(draw.randrange(6), take)
+    limit = draw.randrange(2500, 5000) * MB
+    ended = place.run(before=["prlimit", f"--as={limit}"])
+    stopped_at(place)
+    return told(ended, 1)
+
+
+def _at_once(n: int) -> Fault:
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        processes = [place.start(*place.words()) for _ in range(n)]
+        for ended in [wait(process) for process in processes]:
+            finished(ended)
+        return FINISHED
+
+    return fault
+
+
+def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
+    """The wall clock of every process of the run; files of the earlier result are in the future."""
+    clock = place.folder / "clock"
+    clock.write_text("0")
+    place.edit(0, "", everywhere=SLOW)
+    place.environment["FAULT_CLOCK"] = str(clock)
+    process = place.start(*place.words())
+    time.sleep(draw.uniform(0.5, 4))
+    clock.write_text(str(-draw.choice((10, 3600, 86400, 400 * 86400))))
+    ended = finished(wait(process))
+    if not 0 < read_record(place.result / "record.json")["wall_time_s"] < 60:
+        raise Wrong("the time that the run took is wrong")
+    for path in (place.result, *place.result.iterdir()):
+        os.utime(path, (time.time() + 86400,) * 2)
+    return ended
+
+
+def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
+    """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
+    place.edit(0, "", everywhere=SLOW)
+    sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
+    (place.folder / "three.yaml").write_text(sweep)
+    words = ["sweep", "three.yaml", "--jobs", "2"]
+    process = place.start(*words)
+    which = draw.choice(("snakemake", "bookkit.cli sweep"))
+    victim = place.find(which)
+    time.sleep(draw.uniform(0, 12))
+    with contextlib.suppress(psutil.Error):
+        victim.kill()
+    first = wait(process)
+    _, alive = psutil.wait_procs(place.family(), timeout=30)
+    if alive:
+        raise Wrong(f"left a process: {alive[0]}")
+    out = place.folder / "build" / "sweeps" / "three"
+    for path in out.glob("*/toy/tiny/record.json"):
+        read_record(path)
+    second = wait(place.start(*words))
+    if second.code != 0:
+        raise Wrong(f"the same command did not go on: {second.said[-500:]}")
+    seeds = sorted(read_record(path)["seed"] for path in out.glob("*/toy/tiny/record.json"))
+    if seeds != [0, 1, 2]:
+        raise Wrong(f"the sweep ended with the seeds {seeds}")
+    return FINISHED if first.code == 0 else SILENT
+
+
+# --- weights and the hub --------------------------------------------------------------------------
+
+LOADS = "from replib.models import load_model; load_model(model_name)"
+
+
+def _toy_weights(place: Place) -> Path:
+    """An embedded model of the name `toy` in two packages; the folder where it is unpacked."""
+    from test_models import write_gguf
+
+    whole_file = place.folder / "whole.gguf"
+    write_gguf(whole_file)
+    whole = whole_file.read_bytes()
+    for number, piece in enumerate((whole[:1000], whole[1000:]), 1):
+        package = place.folder / "site" / f"toy_part{number}"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "piece").write_bytes(piece)
+    source = {
+        "requirements": ["toy==1.0"],
+        "parts": ["toy_part1/piece", "toy_part2/piece"],
+        "sha256": hashlib.sha256(whole).hexdigest(),
+        "note": "toy",
+    }
+    cache = place.folder / "cache"
+    place.environment |= {"FAULT_SOURCE": json.dumps(source), "REPLIB_CACHE": str(cache)}
+    return cache / "models"
+
+
+def _loading(place: Place) -> Ended:
+    place.edit(5, LOADS)
+    return place.run()
+
+
+def _weights(place: Place) -> Path:
+    """The weights of `toy`, unpacked by the first run."""
+    return next((place.folder / "cache" / "models").glob("*/model.safetensors"))
+
+
+def cache_flipped(place: Place, draw: random.Random, number: int) -> str:
+    """One bit, with the file's time as it was half of the times, as a bad disk does it."""
+    path = _weights(place)
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    if number % 2:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    ended = _loading(place)
+    if ended.code != 0:
+        raise Wrong(f"did not make the cache again: {ended.said[-400:]}")
+    if path.read_bytes() == content:
+        raise Wrong("false success: the altered weights were used")
+    return FINISHED
+
+
+def cache_half_written(place: Place, draw: random.Random, number: int) -> str:
+    path = _weights(place)
+    if draw.random() < 0.5:
+        path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+    else:
+        draw.choice(sorted(path.parent.iterdir())).unlink()
+    ended = _loading(place)
+    if ended.code != 0:
+        raise Wrong(f"did not make the cache again: {ended.said[-400:]}")
+    return FINISHED
+
+
+def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
+    cache = place.folder / "cache"
+    unpacked = number % 2 == 0
+    if not unpacked:
+        shutil.rmtree(cache)
+        cache.mkdir()
+    subprocess.run(["mount", "--bind", cache, cache], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True)
+    try:
+        ended = _loading(place)
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
+    return finished(ended) if unpacked else told(ended)
+
+
+def embedded_weights_altered(place: Place, draw: random.Random, number: int) -> str:
+    shutil.rmtree(place.folder / "cache")
+    piece = place.folder / "site" / "toy_part2" / "piece"
+    content = bytearray(piece.read_bytes())
+    if draw.random() < 0.5:
+        del content[draw.randrange(len(content)) :]
+    else:
+        content[draw.randrange(len(content))] ^= 1
+    whole = piece.read_bytes()
+    piece.write_bytes(content)
+    ended = _loading(place)
+    piece.write_bytes(whole)
+    return told(ended, 2)
+
+
+@cache
+def _saved_model() -> Path:
+    from matrix import save_model
+
+    folder = Path(tempfile.mkdtemp(prefix="fault-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return save_model("llama", folder)
+
+
+def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str:
+    """A folder of the user's own, saved whole, then broken."""
+    folder = place.folder / "mine"
+    shutil.copytree(_saved_model(), folder)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    match draw.randrange(5):
+        case 0:
+            del content[draw.randrange(len(content)) :]
+        case 1:
+            content[:8] = (1 << 60).to_bytes(8, "little")  # a header longer than the file
+        case 2:
+            content = bytearray(b"not a tensor in sight")
+        case 3:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+        case 4:
+            (folder / "config.json").write_text('{"model_type": ')
+    path.write_bytes(content)
+    place.edit(5, LOADS)
+    words = ["--profile", "smoke", "--out", str(place.out)]
+    return told(wait(place.start("run", "toy", "--model", str(folder), *words)), 2)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub that answers wrongly; how, its server says."""
+
+    def do_GET(self) -> None:
+        answer = self.server.answer
+        if answer == "slow":
+            time.sleep(60)
+        elif answer == "hang up":
+            self.connection.close()
+        elif isinstance(answer, int):
+            self.send_error(answer)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer) + 10))  # breaks off
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+HUB = ("unreachable", "slow", "hang up", 500, 503, 429, 404, 401, "<html>no</html>", '{"id": 1')
+
+
+def hub_fails(place: Place, draw: random.Random, number: int) -> str:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    server.answer = HUB[number % len(HUB)]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = 9 if server.answer == "unreachable" else server.server_port
+    place.environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(place.folder / "hub"),
+    }
+    words = ["--profile", "smoke", "--out", str(place.out)]
+    started = time.monotonic()
+    ended = wait(place.start("run", "toy", "--model", "someone/small", *words))
+    server.shutdown()
+    server.server_close()
+    if time.monotonic() - started > 60:
+        raise Wrong("waited for more than a minute")
+    return told(ended, 2)
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table: `count` faults in the long form; what it needs of the machine."""
+
+    name: str
+    fault: Fault
+    count: int
+    needs: str = ""  # root
+    disk: bool = False  # the runs stand on a small disk of their own
+    weights: bool = False  # with the embedded model `toy`
+    replaces: bool = False  # the run may finish, and put its result in the place of the earlier
+
+
+KINDS = (
+    Kind("kernel killed by its own cell", kernel_killed, 12),
+    Kind("kernel killed from outside", kernel_killed_from_outside, 12, replaces=True),
+    Kind("papermill's process killed", papermill_killed, 12, replaces=True),
+    Kind("runner killed (SIGKILL)", _runner(signal.SIGKILL, -9), 15, replaces=True),
+    Kind("runner ended (SIGTERM)", _runner(signal.SIGTERM, 143), 8, replaces=True),
+    Kind("runner interrupted (Ctrl-C)", _runner(signal.SIGINT, 130), 8, replaces=True),
+    Kind("runner killed at its n-th file", _at_a_file("kill"), 24, replaces=True),
+    Kind("disk full at the runner's n-th file", _at_a_file("full"), 24, replaces=True),
+    Kind("disk full (tmpfs)", disk_full, 12, needs="root", disk=True, replaces=True),
+    Kind("folder for temporary files full", temporary_disk_full, 5, needs="root", replaces=True),
+    Kind("a cell raises", cell_raises, len(RAISES)),
+    Kind("a cell hangs past the limit", cell_hangs, 8),
+    Kind("a cell prints 100 MB", prints_100_mb, 3, replaces=True),
+    Kind("a measured value is not finite", not_a_number, 8, replaces=True),
+    Kind("memory limit hit", memory_limit, 8),
+    Kind("Snakemake or the sweep killed", workflow_killed, 8),
+    Kind("cache with one flipped bit", cache_flipped, 6, weights=True, replaces=True),
+    Kind("cache half-written", cache_half_written, 6, weights=True, replaces=True),
+    Kind("cache read-only", cache_read_only, 4, needs="root", weights=True, replaces=True),
+    Kind("embedded weights altered", embedded_weights_altered, 4, weights=True),
+    Kind("weights of a folder broken", folder_weights_broken, 10),
+    Kind("hub unreachable, slow or wrong", hub_fails, len(HUB)),
+    Kind("two runs of one pair at once", _at_once(2), 5, replaces=True),
+    Kind("eight runs of one pair at once", _at_once(8), 2, replaces=True),
+    Kind("clock set back", clock_set_back, 6, replaces=True),
+)
+
+
+def lacks(kind: Kind) -> str:
+    """What this machine lacks for a kind of fault; empty if nothing."""
+    if kind.needs == "root" and os.geteuid() != 0:
+        return "needs root"
+    return ""
+
+
+def inject(kind: Kind, number: int, seed: int = 0) -> str:
+    """Put the number-th fault of a kind into a run; how it ended, or `wrong: ...`."""
+    folder = Path(tempfile.mkdtemp(prefix="fault-"))
+    draw = random.Random(f"{kind.name} {number} {seed}")
+    try:
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(small_disk(folder / "disk")) if kind.disk else None
+            place = Place(folder / "p", out=out)
+            if kind.weights:
+                place.model = "toy"
+                _toy_weights(place)
+            try:
+                finished(place.run())
+                before = place.snapshot()
+                how = kind.fault(place, draw, number)
+                undamaged(place, before, kind.replaces and how != TOLD)
+                recovers(place, before)
+            except Wrong as error:
+                return f"wrong: {error}"
+            finally:
+                for process in place.family():
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+            return how
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of each kind's count, at least 1")
+    parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="part of a name")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
+    given = parser.parse_args()
+    # A shell's background job ignores Ctrl-C and passes that on; who handles it does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    started, rows, missing, bad = time.monotonic(), [], [], []
+    for kind in KINDS:
+        if given.only and not any(word in kind.name for word in given.only):
+            continue
+        if lack := lacks(kind):
+            missing.append(f"{kind.name}: {lack}")
+            print(f"{kind.name}: not injected, {lack}", flush=True)
+            continue
+        count = max(1, round(kind.count * given.share))
+        begun = time.monotonic()
+        with ThreadPoolExecutor(given.jobs) as pool:
+            ends = list(pool.map(partial(inject, kind, seed=given.seed), range(count)))
+        counts = Counter("wrong" if end.startswith("wrong") else end for end in ends)
+        wrong = [(n, end) for n, end in enumerate(ends) if end.startswith("wrong")]
+        bad += [f"{kind.name}, number {n}: {end}" for n, end in wrong]
+        rows.append([kind.name, count, *(counts[how] for how in (TOLD, FINISHED, SILENT, "wrong"))])
+        print(f"{kind.name}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
+        for line in bad[-counts["wrong"] :] if counts["wrong"] else []:
+            print(f"  {line[:1000]}", flush=True)
+    content = {
+        "what": "Faults put into real runs, and how each ended; wrong would be a false success, a "
+        "damaged or lost result, a process left behind, more or less than one line, or a next "
+        "run that does not recover.",
+        "columns": ["fault", "injected", TOLD, FINISHED, SILENT, "wrong"],
+        "rows": rows,
+        "not_injected": missing,
+        "seconds": round(time.monotonic() - started),
+        "date": date.today().isoformat(),
+        "code": code_hash(ROOT, "faults"),
+    }
+    print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {content['seconds']} s")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

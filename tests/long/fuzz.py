@@ -1,0 +1,1211 @@
+"""Hostile input, made from the project's own files: `make fuzz`, and a part of it in the tests.
+
+    python tests/long/fuzz.py --cases 5000 --seed 0 --out results/trust/fuzz.json
+
+A target reads one kind of input with the functions that the command line calls. A case is accepted,
+or refused with a `UsageError` of one short line. Anything else is a fault: another exception, a
+hang, a line that a terminal would not show as it is, a file outside the folder that was given, a
+process or a connection, or something that was accepted and is not whole.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import hypothesis
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from bookkit import certified, cli
+from bookkit.book import atlas
+from bookkit.book.pages import chapter_page, landing_page, model_switch
+from bookkit.book.runs import find_runs
+from bookkit.book.tables import scorecard, transfer
+from bookkit.book.trust import code_hash
+from bookkit.jobs import NOT_YET
+from bookkit.new import new_paper
+from bookkit.project import list_papers
+from bookkit.records import check_record, read_record, record_values, seal, write_record
+from bookkit.run import resources as sizing
+from bookkit.run.chapter import find_chapter
+from bookkit.run.execute import RunFailed
+from bookkit.run.plan import absolute_model, changed_since, plan
+from bookkit.sweep import command, read_sweep
+from replib.chapters.context_knob import cards as adapter_cards
+from replib.chapters.copying_mamba import training_grid as grid
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
+from replib.claims.tables import verdict_table
+from replib.errors import UsageError
+from replib.files import read_yaml
+from replib.hashes import library_hash, notebook_hash
+from replib.models.sources import EMBEDDED, KNOWN
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parents[1]  # a project of its own, with the paper `toy`
+SECONDS = 20  # a case that takes longer hangs
+LONGEST = 1200  # characters of a refusal
+
+
+class NotWhole(Exception):
+    """Something was accepted, and what came of it is not whole."""
+
+
+class Hang(BaseException):
+    """A case took too long; no Exception, so that nobody catches it on the way."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input. `read` gets a case and an empty folder, the current one."""
+
+    name: str
+    cases: st.SearchStrategy
+    read: Callable[[Any, Path], None]
+    share: int  # of the cases, in relation to the other targets
+
+
+@dataclass
+class Tally:
+    """What became of a target's cases, and the shortest case of each fault."""
+
+    counts: Counter = field(default_factory=Counter)
+    faults: dict[str, tuple[str, str]] = field(default_factory=dict)  # what: (details, case)
+
+
+# --- one case -------------------------------------------------------------------------------------
+
+_OPENED = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = ("mkdir", "rename", "remove", "rmdir", "link", "symlink", "truncate", "chmod", "chown")
+_FOREIGN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
+_allowed: Path | None = None  # while a case runs, the folder that it may write to
+_outside: list[str] = []
+
+
+def _audit(event: str, values: tuple) -> None:
+    """Note what a case does outside its folder, whichever library does it."""
+    if _allowed is None:
+        return
+    if event in _FOREIGN:
+        _outside.append(f"{event} {values[:1]!r}")
+    elif event == "open":
+        path, _, flags = values
+        if flags & _OPENED:
+            _note(event, path)
+    elif event.startswith("os.") and event[3:] in _CHANGES and values[-1] in (-1, None):
+        links = event in ("os.link", "os.symlink")  # what they point to stays as it is
+        for path in values[1:2] if links else values[: 2 if event == "os.rename" else 1]:
+            _note(event, path)
+
+
+def _note(event: str, path: Any) -> None:
+    if isinstance(path, int):
+        return
+    where = Path(os.path.abspath(os.fsdecode(path)))
+    if not where.is_relative_to(_allowed) and where != Path(os.devnull):
+        _outside.append(f"{event} {where}")
+
+
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Raises NotWhole at the end if anything was written elsewhere, Hang if it takes long."""
+    global _allowed
+
+    def stop(number: int, frame: object) -> None:
+        raise Hang(f"more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    _outside.clear()
+    _allowed = folder
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        _allowed = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if _outside:
+            raise NotWhole(f"outside the folder that was given: {_outside[0]}")
+
+
+def judge(target: Target, case: Any, folder: Path) -> tuple[str, str, str]:
+    """(accepted, refused or other; for the last of these what happened and where, and details)."""
+    try:
+        with watched(folder):
+            target.read(case, folder)
+    except UsageError as error:
+        text = str(error)
+        if 0 < len(text.strip()) <= LONGEST and text.isprintable():
+            return "refused", "", ""
+        kind = "unprintable" if len(text) <= LONGEST else "too long"
+        return "other", f"a refusal at {_place(error)} is {kind}", ascii(text)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a library in Rust panics with one that is no Exception
+        return "other", f"{type(error).__name__} at {_place(error)}", ascii(str(error))
+    return "accepted", "", ""
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the library that an exception went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "replib" in Path(frame.filename).parts] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+
+
+def run(target: Target, n_cases: int, seed: int, folder: Path) -> Tally:
+    """Judge up to `n_cases` cases of a target, the same ones for the same seed."""
+    tally = Tally()
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=n_cases,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(target.cases)
+    def each(case: Any) -> None:
+        place = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            outcome, fault, details = judge(target, case, place)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        tally.counts[outcome] += 1
+        if outcome == "other":
+            details, shown = details.replace(str(place), "FOLDER"), ascii(case)
+            if fault not in tally.faults or len(shown) < len(tally.faults[fault][1]):
+                tally.faults[fault] = details, shown
+
+    each()
+    return tally
+
+
+def run_all(n_cases: int, seed: int, folder: Path) -> dict[str, Tally]:
+    """Every target with its share of `n_cases`."""
+    _warm_up()
+    whole = sum(target.share for target in TARGETS)
+    found = {}
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for target in TARGETS:
+            count = math.ceil(n_cases * target.share / whole)
+            found[target.name] = run(target, count, seed, folder)
+    return found
+
+
+@cache
+def _warm_up() -> None:
+    """Import what the functions import on their way, and watch from now on."""
+    import matplotlib.pyplot  # noqa: F401
+
+    from replib.chapters.context_knob import training as finetuning  # noqa: F401
+    from replib.chapters.copying_mamba import training as copy_training  # noqa: F401
+    from replib.models.load import load_model, prepare_model  # noqa: F401
+    from replib.models.tiny import tiny_parts  # noqa: F401
+    from replib.models.unpack import quiet  # noqa: F401
+
+    sys.dont_write_bytecode = True
+    sys.addaudithook(_audit)  # for the life of the process
+
+
+def whole(call: Callable, *arguments: Any) -> Any:
+    """The call's result; what it refuses here was accepted before."""
+    try:
+        return call(*arguments)
+    except UsageError as error:
+        raise NotWhole(f"accepted before, now refused: {error}") from None
+
+
+def inside(path: Path, folder: Path) -> None:
+    if not Path(os.path.abspath(path)).is_relative_to(folder):
+        raise NotWhole(f"{path} is outside")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+# --- hostile parts --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A piece of a file as it is written, whether it parses or not."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"Raw({self.text[:30]!r})"
+
+
+class Map(list):
+    """[key, value] pairs: a mapping that may have a key twice."""
+
+
+HOSTILE = (
+    *("", " ", "\n", "a\nb", "tiny\n", "\0", "a\0b", "\x1b[31mred", "\x85", "\u2028", "\u202egnp"),
+    *("\ud800", "\udcff", "\ufeff", "é" * 300, "x" * 300, "y" * 5000, "z" * 100_000, "\U0010ffff"),
+    *("../up", "../../up", "/etc/passwd", "a/../../b", "..", ".", "/", "~", "~nobody-here/x"),
+    *("-", "--", "-p", "--help", "null", "true", "1e999", "NaN", "-1", "0x10", "1_000", "٣", "3.0"),
+    *("*a", "&a b", "!!python/object/apply:os.getcwd []", "a: b", "a #b", "- a", "[a", "{a", "'a"),
+    *("<script>alert(1)</script>", "{record}`x`", "${HOME}", "$(id)", "%s", "`", "[MEM]", "=", ","),
+    *("9" * 300, "9" * 5000, "1,2", "[1,2]", "[", "[[1],[2]]", "None", "none", "1e-400", "7"),
+)
+NUMBERS = (
+    *(0, 1, 2, 7, -1, 10**6, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, -(10**400), True, False),
+    *(0.5, 1.0, -0.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan),
+)
+DEEP = (*(Raw("[" * n + "]" * n) for n in (200, 900, 20_000)), Raw('{"a":' * 5000))
+IN_JSON = tuple(
+    map(
+        Raw,
+        (
+            *("1e999", "NaN", "-Infinity", "tru", "'a'", '"a', "01", '"\\x"', "", "1 2", "//"),
+            *("9" * 5000, '"\\ud800"', '"\\u0000"', '{"a": 1, "a": 2}'),
+        ),
+    )
+)
+_LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 40))
+IN_YAML = tuple(
+    map(
+        Raw,
+        (
+            *("*a", "&a [*a]", "&a {b: *a}", f"[&a0 [x, x], {_LAUGHS}]", "<<", "@a", "%a", "\t"),
+            *("!!python/object/apply:os.system [touch owned]", "!!python/name:os.system", "!x y"),
+            *("!!int x", "!!int ''", "!!bool maybe", "!!timestamp x", "!!float x", "!!binary x"),
+            *("!!set {a, b}", "!!omap [a]", "!!null x", "!!str 3", "!!map 3", "!!int 3"),
+            *("2001-99-99", "2001-01-01", "1:99:99", "0o7", "1_000", "on", "~", ".", "- a"),
+            *(".nan", ".inf", "-.inf", "1e400", "0x" + "f" * 5000, "9" * 5000, '"a\\nb"'),
+            *("{? [a] : b}", "{1: 2}", "{<<: 3}", "{a: 1, a: 2}", "{null: 1}", "{on: 1}"),
+            *('"\\U00110000"', '"\\ud800"', '"\\0"', '"\\e"'),
+        ),
+    )
+)
+texts = st.one_of(
+    st.sampled_from(HOSTILE), st.text(max_size=12), st.text("./~-_ \n\0@a1", max_size=8)
+)
+numbers = st.sampled_from(NUMBERS)
+plain = st.one_of(texts, numbers, st.sampled_from([None, [], {}, [[]], {"": ""}, [1, "a", None]]))
+
+
+@st.composite
+def mostly(draw: Callable, usual: st.SearchStrategy, odd: st.SearchStrategy = plain) -> Any:
+    """From the first, at times from the second."""
+    return draw(odd if draw(st.integers(0, 5)) == 0 else usual)
+
+
+def some(*values: Any) -> st.SearchStrategy:
+    return st.sampled_from(values)
+
+
+def opened(node: Any) -> Any:
+    """A parsed file with its mappings as `Map`."""
+    if isinstance(node, dict):
+        return Map([key, opened(value)] for key, value in node.items())
+    return [opened(value) for value in node] if isinstance(node, list) else node
+
+
+def written(node: Any) -> str:
+    """The tree as JSON, which is YAML too, with raw pieces as they are."""
+    if isinstance(node, Raw):
+        return node.text
+    if isinstance(node, Map | dict):
+        pairs = node if isinstance(node, Map) else node.items()
+        return "{" + ", ".join(f"{written(key)}: {written(value)}" for key, value in pairs) + "}"
+    if isinstance(node, list):
+        return "[" + ", ".join(map(written, node)) + "]"
+    return json.dumps(node)
+
+
+def _places(node: Any) -> Iterator[tuple[list, int]]:
+    for i, value in enumerate(node if isinstance(node, list) else ()):
+        yield node, i
+        yield from _places(value[1] if isinstance(node, Map) else value)
+
+
+EDITS = (*["change"] * 4, "replace", "replace", "drop", "twice", "rename", "wrap", "add")
+
+
+@st.composite
+def edited(draw: Callable, trees: Sequence[Any], raws: Sequence[Raw]) -> Any:
+    """One of the trees after one to three edits; few of them leave it as it should be."""
+    root = [opened(copy.deepcopy(draw(some(*trees))))]
+    odd = mostly(plain, some(*raws, *DEEP)).map(copy.deepcopy)
+    for _ in range(draw(some(1, 1, 1, 2, 3))):
+        places = list(_places(root))
+        node, i = places[draw(st.integers(0, len(places) - 1))]
+        mapping = isinstance(node, Map)
+        value = node[i][1] if mapping else node[i]
+        edit = draw(some(*EDITS))
+        if edit == "drop" and node is not root:
+            del node[i]
+        elif edit == "twice" and node is not root:
+            node.insert(i + 1, [node[i][0], draw(odd)] if mapping else copy.deepcopy(node[i]))
+        elif edit == "rename" and mapping:
+            node[i][0] = draw(st.one_of(texts, some(*raws), st.just(f"{node[i][0]}z")))
+        elif edit == "add" and mapping:
+            node.append([draw(texts), draw(odd)])
+        else:
+            if edit == "wrap":
+                value = [value]
+            elif edit == "change" and isinstance(value, str):
+                value = draw(some(f"{value} more", value[1:], value.upper(), value + "\n"))
+            elif edit == "change" and isinstance(value, int | float):
+                value = draw(some(value + 1, -value, value * 2, str(value)))
+            else:
+                value = draw(odd)
+            if mapping:
+                node[i][1] = value
+            else:
+                node[i] = value
+    return root[0]
+
+
+@st.composite
+def bruised(draw: Callable, sound: Sequence[str]) -> bytes:
+    """One of the texts with an accident to its bytes or lines."""
+    text = draw(some(*sound))
+    lines = text.splitlines(keepends=True)
+    i = draw(st.integers(0, max(0, len(lines) - 1)))
+    at = draw(st.integers(0, len(text)))
+    part = draw(some(*HOSTILE)).encode("utf-8", "surrogatepass")
+    raw = text.encode()
+    accidents = {
+        "nothing": raw,
+        "mark": b"\xef\xbb\xbf" + raw,
+        "utf-16": text.encode("utf-16"),
+        "crlf": raw.replace(b"\n", b"\r\n"),
+        "cut": text[:at].encode(),
+        "part": text[:at].encode() + part + text[at:].encode(),
+        "tail": raw + part,
+        "byte": text[:at].encode() + b"\xff" + text[at:].encode(),
+        "line lost": "".join(lines[:i] + lines[i + 1 :]).encode(),
+        "line twice": "".join(lines[: i + 1] + lines[i:]).encode(),
+        "line moved in": "".join([*lines[:i], "  " + lines[i], *lines[i + 1 :]]).encode()
+        if lines
+        else raw,
+        "line long": "".join([*lines[:i], "#" * 200_000, "\n", *lines[i:]]).encode(),
+        "empty": b"",
+    }
+    return accidents[draw(some(*sorted(accidents)))]
+
+
+def files(trees: Sequence[Any], raws: Sequence[Raw], sound: Sequence[str]) -> st.SearchStrategy:
+    """Contents of a file: an edited tree, at times with an accident; or a sound one with one."""
+    trees_written = edited(trees, raws).map(lambda node: written(node).encode())
+    accidents = edited(trees, raws).flatmap(lambda node: bruised([written(node)]))
+    return mostly(trees_written, st.one_of(bruised(sound), accidents))
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# --- chapters, parameters, models' names ----------------------------------------------------------
+
+CHAPTERS = {paper: find_chapter(ROOT, paper) for paper in list_papers(ROOT)}
+CHAPTERS["toy"] = find_chapter(HERE, "toy")
+# copying-mamba reads its whole grid of trainings, which takes a while, so it is one of many here.
+_PAPERS = [*[paper for paper in CHAPTERS if paper != grid.PAPER] * 3, grid.PAPER]
+RECORDS = {
+    f"{path.parts[-3]}/{path.parts[-2]}": path
+    for path in sorted(ROOT.glob("results/*/*/record.json"))
+}
+_RECORD = json.loads(RECORDS["ioi-circuit-reuse/tiny"].read_text())
+
+
+def _settings(paper: str) -> st.SearchStrategy:
+    known = some(*CHAPTERS[paper].parameters)
+    values = st.one_of(some("3", "0.5", "true", "[1, 2]", "main", "none", ""), numbers.map(str_of))
+    return st.tuples(
+        st.just(paper),
+        mostly(some("smoke", "laptop", "paper"), some("smoke\n", "", "big")),
+        st.dictionaries(mostly(known, texts), mostly(values, texts), max_size=3),
+    )
+
+
+def recordable(**values: Any) -> dict[str, Any]:
+    """A record with these values; what a run is given must not be refused when it ends."""
+    record = _RECORD | values
+    record["seal"] = seal(record)
+    whole(check_record, record, "record")
+    return record
+
+
+def str_of(number: Any) -> str:
+    return str(number).lower() if isinstance(number, bool) else str(number)
+
+
+def read_settings(case: tuple, folder: Path) -> None:
+    """A run that is planned can be recorded: none is refused after an hour."""
+    paper, profile, texts_by_name = case
+    planned = plan(CHAPTERS[paper], "tiny", profile, texts_by_name, out=folder / "out")
+    inside(planned.folder, folder / "out")
+    for name, value in planned.parameters.items():
+        whole(CHAPTERS[paper].parameters[name].check, value, "planned")
+    recordable(parameters=dict(planned.given), seed=planned.parameters["seed"])
+    if planned.parameters["seed"] < 0:
+        raise NotWhole("a generator takes no negative seed")
+
+
+_NAMES = (*KNOWN, "gpt2", "org/Name-1.5_b", "EleutherAI/pythia-70m", "./model", "~/model", "mine")
+model_names = st.one_of(
+    texts,
+    some(*_NAMES),
+    st.builds("{}{}".format, some(*_NAMES), some(*_NAMES, *HOSTILE)),
+    st.text("abZ09._-/~@ \n", min_size=1, max_size=30),
+).filter(lambda name: name not in EMBEDDED)  # these would be unpacked
+
+
+def read_model_name(name: str, folder: Path) -> None:
+    from replib.models import load as models
+
+    planned = plan(CHAPTERS["toy"], name, "smoke", {}, out=folder / "out")
+    if planned.folder.parent != folder / "out" / "toy" or len(planned.folder.name) > 200:
+        raise NotWhole(f"the folder is {planned.folder}")
+    planned.folder.mkdir(parents=True)
+    recordable(model=_RECORD["model"] | {"name": planned.model})
+    with mock.patch.object(models.huggingface_hub.HfApi, "model_info", _no_hub):
+        prepare_model(planned.model)
+
+
+def _no_hub(self: Any, name: str, **options: Any) -> None:
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(name)
+    raise ConnectionError("there is no network\nhere")
+
+
+def chapter_with(folder: Path, paper: str, **changed: bytes | str) -> Path:
+    """A project with the one paper, some of whose files are changed."""
+    source = (HERE if paper == "toy" else ROOT) / "notebooks"
+    for name in ("claims.yaml", "profiles.yaml", "ipynb"):
+        content = changed.get(name.partition(".")[0], (source / f"{paper}.{name}").read_bytes())
+        put(folder / "project" / "notebooks" / f"{paper}.{name}", content)
+    return folder / "project"
+
+
+def chapter_files(suffix: str, *, texts_only: bool) -> st.SearchStrategy:
+    """(paper, content of its file)."""
+
+    def of(paper: str) -> st.SearchStrategy:
+        text = ((HERE if paper == "toy" else ROOT) / f"notebooks/{paper}.{suffix}").read_text()
+        content = read_yaml(text, suffix, texts_only=texts_only)
+        return st.tuples(st.just(paper), files([content], IN_YAML, [text]))
+
+    return some(*_PAPERS).flatmap(of)
+
+
+_NOTEBOOK = json.loads((HERE / "notebooks/toy/toy.ipynb").read_text())
+
+
+def record_of(claims: Claims) -> dict[str, Any]:
+    """The record that a run would leave with these claims, checked."""
+    content = claims.bundle({"name": "tiny", "sha256": None})[MIME]
+    keys = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
+    entries = [claim | {"scope": "transfer"} for claim in content["claims"]]
+    record = recordable(**{key: content[key] for key in keys}, claims=entries)
+    verdict_table(record["claims"])._repr_html_()
+    return record
+
+
+def read_claims(case: tuple[str, bytes], folder: Path) -> None:
+    paper, content = case
+    chapter = find_chapter(chapter_with(folder, paper, claims=content), paper)
+    chapter.claims.table()._repr_html_()
+    chapter.claims.history()._repr_html_()
+    record_of(chapter.claims)
+
+
+def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
+    paper, content = case
+    project = chapter_with(folder, paper, profiles=content)
+    for kept in ("adapters", "checkpoints"):  # trainings that are stored
+        (project / f"notebooks/{paper}.{kept}").symlink_to(ROOT / f"notebooks/{paper}.{kept}")
+    chapter = find_chapter(project, paper)
+    for name, profile in chapter.profiles.items():
+        chapter.parameters_hash(name)
+        if not 0 < profile.time_limit_s < math.inf:
+            raise NotWhole(f"a time limit of {profile.time_limit_s}")
+        for model in profile.models:
+            with contextlib.suppress(*NOT_YET):  # an adapter that nobody has trained
+                planned = plan(chapter, model, name, {}, out=folder / "out")
+                recordable(parameters=dict(planned.given), seed=planned.parameters["seed"])
+
+
+def read_notebook(content: bytes, folder: Path) -> None:
+    chapter = find_chapter(chapter_with(folder, "toy", ipynb=content), "toy")
+    notebook_hash(chapter.notebook)
+    library_hash(chapter.notebook)
+    plan(chapter, "tiny", "smoke", {}, out=folder / "out")
+
+
+# --- measured numbers and rules -------------------------------------------------------------------
+
+_TOY = (HERE / "notebooks/toy/claims.yaml").read_text()
+expressions = st.recursive(
+    some("value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"),
+    lambda inner: st.one_of(
+        st.builds("({} {} {})".format, inner, some("+", "-", "*", "/", "<", "=="), inner),
+        st.builds("{}({}, {})".format, some("min", "max", "abs"), inner, inner),
+        st.builds("{}({})".format, some("min", "max", "abs", "not "), inner),
+        st.builds("{} and {} or {}".format, inner, inner, inner),
+    ),
+    max_leaves=6,
+)
+rules = mostly(
+    some("value > 0", "low > null_q95", "value < 0 or n < 5", "false"),
+    st.one_of(expressions, expressions.map("{} > 0".format), st.just("-" * 700 + "value > 0")),
+)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+given_numbers = st.fixed_dictionaries(
+    {
+        "value": mostly(st.one_of(finite, numbers)),
+        "interval": mostly(st.tuples(finite, finite).map(sorted), st.tuples(numbers, numbers)),
+        "n": mostly(st.integers(0, 100), st.one_of(numbers, plain)),
+        "null": mostly(
+            st.fixed_dictionaries({"q95": numbers}),
+            st.dictionaries(mostly(some("q95", "description"), texts), numbers, max_size=2),
+        ),
+    },
+    optional={"unit": texts, "note": texts, "x": mostly(numbers)},
+)
+reported = st.tuples(mostly(st.just("share"), texts), mostly(finite))
+
+
+def read_numbers(case: tuple, folder: Path) -> None:
+    """A claim has all of its result or none."""
+    gate, holds, fails, numbers_given, more = case
+    text = _TOY.replace("null: null", "null: by chance", 1)
+    for name, rule in (("holds_if", holds), ("fails_if", fails), ("gate", gate)):
+        start, _, rest = text.partition(f"    {name}: ")
+        text = f"{start}    {name}: {json.dumps(rule)}\n{rest.partition(chr(10))[2]}"
+    claims = Claims.load(put(folder / "toy/claims.yaml", text))
+    try:
+        claims.measure("1.1", **numbers_given)
+        claims.report(*more)
+    finally:
+        done = record_of(claims)
+        if claims.outcome("1.1") in ("holds", "fails") and done["claims"][0]["measured"] is None:
+            raise NotWhole("an outcome and no number")
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def sealed(content: bytes) -> bytes:
+    """As whoever altered a record would seal it again; else the seal would refuse them all."""
+    try:
+        record = json.loads(content)
+        return json.dumps(record | {"seal": seal(record)}).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return content
+
+
+def read_a_record(content: bytes, folder: Path) -> None:
+    """What is read can be written, compared, and shown on every page."""
+    content = sealed(content) if len(content) % 4 else content
+    path = put(folder / "runs/ioi-circuit-reuse/tiny/record.json", content)
+    (run_,) = find_runs(folder / "runs", None)
+    record = run_.record
+    record_values(record)
+    whole(write_record, folder / "again.json", record)
+    if whole(read_record, folder / "again.json") != record:
+        raise NotWhole("written and read again it is another record")
+    sizing.reference(record)
+    old = certified.certified_path(folder, record)
+    inside(old, folder)
+    put(old, RECORDS["ioi-circuit-reuse/tiny"].read_bytes())
+    certified.compare(folder, path.parent)
+    with contextlib.suppress(UsageError):  # such as an unknown profile
+        changed_since(record, CHAPTERS["ioi-circuit-reuse"])
+    with contextlib.suppress(UsageError):
+        changed_since(record, CHAPTERS["context-knob"])
+    scorecard([run_])
+    transfer([run_])
+    claims = CHAPTERS["ioi-circuit-reuse"].claims
+    landing_page([run_], claims, "")
+    chapter_page(ROOT, run_, model_switch(run_.key, [run_], []), claims.model, {})
+    if record["heads"]:
+        atlas.page("tiny", [record])
+
+
+def read_run_names(names: list[str], folder: Path) -> None:
+    runs = folder / "runs"
+    source = RECORDS["ioi-circuit-reuse/tiny"].read_bytes()
+    for place in (
+        "runs/ioi-circuit-reuse/tiny",
+        "ioi-circuit-reuse/tiny",
+        "runs/x/tiny",
+        "x",
+    ):
+        put(folder / place / "record.json", source)
+    for found in find_runs(runs, names, folder / "results"):
+        if found.folder != runs / found.paper / found.model:
+            raise NotWhole(f"a run in {found.folder}")
+        inside(folder / "page" / f"{found.key}.json", folder / "page" / found.paper)
+    for name in names:
+        certified.find_run(name, runs)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+SWEEPS = [
+    {
+        "name": "three-sizes",
+        "papers": ["factual-recall", "successor-heads"],
+        "models": ["EleutherAI/pythia-70m", "tiny"],
+        "seeds": [0, 1, 2],
+        "profile": "laptop",
+        "parameters": {"revision": ["", "main"]},
+        "device": "cuda",
+        "threads": 4,
+        "memory_gb": 16,
+    },
+    {"name": "seeds", "papers": ["ioi-circuit-reuse"], "models": ["tiny"], "seeds": [0, 1]},
+    {
+        "name": "many",
+        "papers": ["ioi-circuit-reuse"],
+        "models": ["tiny", "gpt2"],
+        "parameters": {"n_prompts": [50, 100], "n_deep": 8, "prompts_file": ""},
+    },
+]
+
+
+def read_a_sweep(content: bytes, folder: Path) -> None:
+    path = put(folder / "sweep.yaml", content)
+    planned = read_sweep(ROOT, path)
+    top = ROOT / "build" / "sweeps" / planned.name
+    if planned.folder != top or top.name != planned.name:
+        raise NotWhole(f"the folder is {planned.folder}")
+    for name, job in planned.jobs.items():
+        inside(planned.stamp(name), top / "stamps")
+        inside(job.run.folder, top / job.variant)
+        if job.run.folder.parents[2] != top or not name.isprintable():
+            raise NotWhole(f"a job {name!r} in {job.run.folder}")
+        recordable(parameters=dict(job.run.given), seed=job.run.parameters["seed"])
+    if type(planned.threads) is not int or type(planned.memory_mb) is not int:
+        raise NotWhole(f"threads {planned.threads}, memory {planned.memory_mb}")
+    command(ROOT, path, planned, "slurm", 2, [])
+
+
+# --- a reader's own data --------------------------------------------------------------------------
+
+_PAIR = {
+    "clean": "When Mary and John arrived at the park, John handed the lemon to",
+    "corrupted": "When Mary and John arrived at the park, Mary handed the lemon to",
+    "answer": " Mary",
+    "foil": " John",
+}
+_LONG_PAIR = _PAIR | {key: f"Then {_PAIR[key]}" for key in ("clean", "corrupted")}
+_SHORT_PAIR = {"clean": "Then Mary", "corrupted": "Then John", "answer": " and", "foil": " to"}
+_BYTES = {"clean": "1 + 1 = ", "corrupted": "1 + 2 = ", "answer": "2", "foil": "3"}
+_COLORED = "Q: On the desk, there is a red {}, a blue {}, and a black {}. What color is the {}?\nA:"
+_TWO_SHOTS = f"{_COLORED.format('pen', 'cup', 'mug', 'cup')} Blue\n"
+OWN = {
+    "prompts_file": [[_PAIR, _SHORT_PAIR, _LONG_PAIR], [_SHORT_PAIR], [_BYTES], [_BYTES]],
+    "colored_objects_file": [
+        [
+            [_COLORED.format("pen", "cup", "mug", "pen"), " Red"],
+            [_COLORED.format("cup", "pen", "mug", "cup"), "red"],
+            [_TWO_SHOTS + _COLORED.format("pen", "cup", "mug", "mug"), "black"],
+        ]
+    ],
+    "facts_file": [
+        [
+            {
+                "subject": "Ada",
+                "prompt": "The job of {subject} is",
+                "answer": "poet",
+                "foil": "king",
+            },
+            {
+                "subject": "Bo",
+                "prompt": "Bo is a",
+                "answer": "cook",
+                "foil": "spy",
+                "relation": "job",
+            },
+        ]
+    ],
+    "conflicts_file": [
+        [
+            {
+                "context": "The cat of Ada is green.",
+                "question": "What colour is the cat of Ada?",
+                "prior_answer": "black",
+                "context_answer": "green",
+            },
+            {
+                "context": "Bo lives in Rome.",
+                "question": "Where does Bo live?",
+                "prior_answer": "Oslo",
+                "context_answer": "Rome",
+                "opening": "Bo lives in",
+                "subject": "Bo",
+            },
+        ]
+    ],
+}
+
+
+def as_csv(rows: list) -> str:
+    out = io.StringIO()
+    first = rows[0]
+    writer = csv.writer(out)
+    writer.writerow(first if isinstance(first, dict) else range(len(first)))
+    for row in rows:
+        writer.writerow(row.values() if isinstance(row, dict) else row)
+    return out.getvalue()
+
+
+def own_files(kind: str) -> st.SearchStrategy:
+    sound = [json.dumps(rows) for rows in OWN[kind]]
+    lines = ["\n".join(json.dumps(row) for row in rows) for rows in OWN[kind]]
+    tables = [as_csv(rows) for rows in OWN[kind]]
+    node = edited(OWN[kind], IN_JSON)
+    contents = {
+        "mine.json": files(OWN[kind], IN_JSON, sound),
+        "mine.jsonl": st.one_of(
+            node.map(
+                lambda rows: "\n".join(map(written, rows if isinstance(rows, list) else [rows]))
+            ).map(str.encode),
+            bruised(lines),
+        ),
+        "mine.csv": bruised(tables),
+        "mine.txt": bruised(sound),
+        "MINE.JSON": bruised(sound),
+    }
+    named = [st.tuples(st.just(name), content) for name, content in contents.items()]
+    return st.tuples(mostly(named[0], st.one_of(*named[1:])), mostly(st.just(True), st.just(False)))
+
+
+@cache
+def tokenizers() -> tuple[Any, Any]:
+    """One that knows words only, and one that knows every byte."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from replib.prompts.vocabulary import word_tokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    return word_tokenizer(), transformers.PreTrainedTokenizerFast(
+        tokenizer_object=letters, eos_token=alphabet[0]
+    )
+
+
+def read_own_file(kind: str) -> Callable:
+    """Read as the runner does before a run, and made into prompts as the chapter does."""
+
+    def read(case: tuple, folder: Path) -> None:
+        from replib.chapters.context_knob import contexts
+        from replib.chapters.factual_recall import facts
+        from replib.prompts import files as prompts
+
+        (name, content), words_only = case
+        path = put(folder / name, content)
+        tokenizer = tokenizers()[0 if words_only else 1]
+        if kind == "prompts_file":
+            prompts.pairs_from_file(tokenizer, path)
+        elif kind == "colored_objects_file":
+            prompts.colored_objects_from_file(tokenizer, path)
+        elif kind == "conflicts_file":
+            contexts.paragraph_cases(contexts.cases_from_file(path))
+        else:
+            found = facts.readable(tokenizer, facts.facts_from_file(path), at_least=1)
+            if conflicts := facts.draw_foils(tokenizer, found, 1, 0):
+                facts.conflict_pairs(tokenizer, conflicts, facts.OWN_TEMPLATE)
+
+    return read
+
+
+# --- new chapters ---------------------------------------------------------------------------------
+
+_TOC = (ROOT / "_toc.yml").read_text()
+titles = mostly(
+    st.one_of(
+        some("A Sixth Paper", "null", "yes", "3.14", "Attention, again", "It's all", "[Draft]"),
+        st.builds("{} {}".format, texts, texts),
+        st.text(st.characters(codec="utf-8"), min_size=3, max_size=20),
+    ),
+    texts,
+)
+slugs = mostly(
+    st.from_regex(r"[a-z0-9]+(-[a-z0-9]+){0,2}", fullmatch=True),
+    st.one_of(some("null", "true", "1", "1e3", "claims", "toy", "sixth-paper\n", "x" * 60), texts),
+)
+numbers_of_papers = mostly(
+    some("2601.00001", "2601.0001"), st.one_of(some("2601.00001\n", "٢٣١٠.٠٨٧٤٤"), texts)
+)
+
+
+def read_new(case: tuple, folder: Path) -> None:
+    """A new chapter is whole, or nothing is written."""
+    slug, title, number, toc = case
+    project = chapter_with(folder, "toy")
+    put(project / "tests/test_claims.py", "mine")
+    put(project / "_toc.yml", toc)
+    before = tree(project)
+    try:
+        paths = new_paper(project, slug, title, number)
+    except BaseException:
+        if tree(project) != before:
+            raise NotWhole("something was written, and then it failed") from None
+        raise
+    chapter = whole(find_chapter, project, slug)
+    if (chapter.claims.title, chapter.claims.arxiv) != (title, number):
+        raise NotWhole(f"the title has become {chapter.claims.title!r}")
+    for path in paths:
+        inside(path, project)
+    ast.parse(paths[3].read_text())
+    heading = "".join(json.loads(chapter.notebook)["cells"][0]["source"]).partition("\n")[0]
+    if heading != f"# {title}" or title != title.strip():  # the book refuses another first line
+        raise NotWhole(f"the page begins with {heading!r}")
+    library_hash(chapter.notebook)
+    if f"chapters/{slug}/index" not in str(yaml.safe_load((project / "_toc.yml").read_text())):
+        raise NotWhole("it is not in the table of contents")
+    if [
+        path
+        for path, content in before.items()
+        if "_toc" not in path and tree(project)[path] != content
+    ]:
+        raise NotWhole("another file was changed")
+
+
+# --- whole commands -------------------------------------------------------------------------------
+
+_WORDS = {
+    "--model": ["tiny", "gpt2", "org/name", "./notebooks"],
+    "--profile": ["smoke", "laptop", "paper", "local", "slurm"],
+    "-p": ["mode=well", "n_prompts=3", "seed=-1", "seed=1e3", "prompts_file=_toc.yml"],
+    "--seed": ["0", "7", "-1", "99999999999999999999"],
+    "--revision": ["main", ""],
+    "--device": ["cpu", "cuda", "auto"],
+    "--out": ["out", "notebooks/toy/toy.ipynb", "../out", "_toc.yml/out", "~nobody-here/x"],
+    "--time-limit": ["60", "0", "-1", "nan", "1e400"],
+    "--refusal": ["refused", "notebooks", "_toc.yml/refused"],
+    "--jobs": ["2", "0", "1000000"],
+    "--title": ["A Seventh Paper"],
+    "--arxiv": ["2601.00001"],
+    "--format": ["weight"],
+    "--cell": ["copy/rope-0.003-1", "copy/rope-0.003", "copy/rope-9-1"],
+    "--cores": ["1", "0"],
+    "--dry-run": [],
+    "--modl": ["tiny"],
+    "--help": [],
+}
+_COMMANDS = {
+    "list": ([], ["--help"]),
+    "run": (["toy"], [*_WORDS][:9]),
+    "sweep": (["sweep.yaml"], ["--profile", "--jobs", "--dry-run"]),
+    "certify": (["ioi-circuit-reuse/tiny"], ["--out"]),
+    "verify": (["ioi-circuit-reuse/tiny"], ["--out"]),
+    "new": (["sixth-paper", "--title", "A Sixth Paper", "--arxiv", "2601.00001"], ["--help"]),
+    "train": (["context-knob"], ["--model", "--seed", "--format", "--cell", "--device"]),
+    "walk": ([], ["--help"]),
+}
+
+
+@st.composite
+def command_lines(draw: Callable) -> list[str]:
+    name = draw(mostly(some("run", "sweep", "certify", "verify", "new"), some(*_COMMANDS)))
+    usual, flags = _COMMANDS[name]
+    line = [name, *usual]
+    if draw(st.integers(0, 3)) == 0:
+        line[draw(st.integers(0, len(line) - 1))] = draw(texts)
+    for _ in range(draw(st.integers(0, 3))):
+        flag = draw(mostly(some(*flags), some(*_WORDS, "--", "-h")))
+        values = _WORDS.get(flag, [])
+        odd = texts if flag != "--refusal" else some(*values)  # which is written, wherever it is
+        line += [flag, draw(mostly(some(*values), odd))] if values else [flag]
+    return [word.replace("\0", "") for word in line]  # no command line has one
+
+
+def _not_run(*arguments: Any, **options: Any) -> None:
+    raise RunFailed("nothing runs here")
+
+
+def read_command_line(line: list[str], folder: Path) -> None:
+    """The exit code says how it ended; a refusal is the only line on standard error."""
+    project = chapter_with(folder, "toy")
+    chapter_with(folder, "ioi-circuit-reuse")
+    put(project / "_toc.yml", _TOC)
+    put(project / "sweep.yaml", "name: trial\npapers: [toy]\nmodels: [tiny]\nprofile: smoke\n")
+    record = RECORDS["ioi-circuit-reuse/tiny"].read_bytes()
+    put(project / "build/runs/ioi-circuit-reuse/tiny/record.json", record)
+    put(project / "results/ioi-circuit-reuse/tiny/record.json", record)
+    shutil.copytree(ROOT / "profiles", project / "profiles")
+    nothing_runs = {
+        "prepare": lambda runs, skip_missing: runs,
+        "execute": _not_run,
+        "run_sweep": lambda *_: 0,
+        "to_run": lambda *_: {},
+    }
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        for name, stand_in in nothing_runs.items():
+            stack.enter_context(mock.patch.object(cli, name, stand_in))
+        stack.enter_context(mock.patch.object(grid, "needed", lambda root: []))
+        stack.enter_context(
+            mock.patch("replib.chapters.context_knob.training.train_adapter", lambda *_: folder)
+        )
+        stack.enter_context(
+            mock.patch("replib.chapters.copying_mamba.training.train_cell", lambda *_: folder)
+        )
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(contextlib.chdir(project))
+        try:
+            code = cli.main(line)
+        except SystemExit as end:
+            if end.code != 0 or not {"-h", "--help", "--version"} & set(line):
+                raise
+            return
+    out.getvalue().encode()  # a terminal could not show half a character
+    if code == 2:
+        said = err.getvalue()
+        if not said.startswith("replib: ") or said.count("\n") != 1 or out.getvalue():
+            raise NotWhole(f"said {said!r} {out.getvalue()!r}")
+        raise UsageError(said.removesuffix("\n"))
+    if code == 1 and "nothing runs here" not in err.getvalue() and "verify" not in line:
+        raise NotWhole(f"ended with 1 and said {err.getvalue()!r}")
+    if code not in (0, 1):
+        raise NotWhole(f"ended with {code}")
+
+
+# --- a folder with a model ------------------------------------------------------------------------
+
+# More than a few layers would be built one by one; a size that fits no memory is refused at once.
+_SIZES = (0, 1, 3, -1, 0.5, math.nan, True, 2**62, 10**400)
+
+
+@cache
+def model_folder(arch: str) -> dict[str, bytes]:
+    """The files of a small random model, as a user would have saved it."""
+
+    with tempfile.TemporaryDirectory() as name, quiet():
+        model, tokenizer = tiny_parts(arch, 0)
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDEXES = [
+    {"metadata": {"total_size": 1}, "weight_map": {"lm_head.weight": _WEIGHTS}},
+    {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}},
+]
+
+
+@st.composite
+def model_folders(draw: Callable) -> tuple[str, dict[str, bytes]]:
+    """(architecture, the files that are changed)."""
+    arch = draw(some("gpt2", "llama"))
+    name = draw(some(*["config.json"] * 4, *[_WEIGHTS] * 2, *model_folder(arch), _INDEX))
+    raw = model_folder(arch).get(name, b"")
+    if name == _INDEX:
+        return arch, {name: draw(files(_INDEXES, IN_JSON, list(map(json.dumps, _INDEXES))))}
+    if name == _WEIGHTS:
+        (length,) = struct.unpack("<Q", raw[:8])
+        header = written(draw(edited([json.loads(raw[8 : 8 + length])], IN_JSON))).encode()
+        size = draw(mostly(st.just(len(header)), some(0, 1, 2**40, 2**64 - 1)))
+        cut = draw(mostly(st.just(None), some(0, 8, 1000, -1)))
+        return arch, {name: (struct.pack("<Q", size) + header + raw[8 + length :])[:cut]}
+    content = json.loads(raw)
+    if name != "config.json":
+        return arch, {name: draw(files([content], IN_JSON, [raw.decode()]))}
+    if draw(st.integers(0, 3)) == 0:
+        return arch, {name: draw(bruised([raw.decode()]))}
+    key = draw(some(*content))
+    sizes = [size for size in _SIZES if "layer" not in key or size < 9]
+    value = draw(st.one_of(some(*sizes), some(None, [], {}, "4", content[key]), texts))
+    foreign = {"auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}}
+    more = draw(mostly(st.just({}), st.just(foreign)))
+    return arch, {name: json.dumps(content | more | {key: value}).encode()}
+
+
+def read_model_folder(case: tuple, folder: Path) -> None:
+
+    arch, changed = case
+    for name, content in (model_folder(arch) | changed).items():
+        put(folder / "mine" / name, content)
+    put(folder / "mine/mine.py", f"open({str(ROOT / 'owned')!r}, 'w')")
+    name = absolute_model("./mine")
+    prepare_model(name)
+    size = sizing.folder_size(folder / "mine")
+    sizing.estimate(size, "float32", "cpu", 8e9, None)
+    if size.d_model * size.n_params <= 0:
+        raise NotWhole(f"a size of {size}")
+    load_model(name)
+
+
+# --- stored trainings -----------------------------------------------------------------------------
+
+_CELL = grid.cell_of(
+    next(
+        f"{path.parent.name}/{path.stem}"
+        for path in sorted(grid.folder(ROOT).glob("copy/*.json"))
+        if grid.cell_of(f"copy/{path.stem}").is_reported
+    )
+)
+_CARD = json.loads(grid.card_path(ROOT, _CELL).read_text())
+_ADAPTER = min(ROOT.glob("notebooks/context-knob/adapters/*/*/training.json")).parent
+_ADAPTER_CARD = json.loads((_ADAPTER / adapter_cards.CARD).read_text())
+_ADAPTER_CONFIG = json.loads((_ADAPTER / adapter_cards.CONFIG).read_text())
+_OLD = {"sha256": hashlib.sha256(b"weights").hexdigest()}
+cards = st.one_of(
+    st.tuples(st.just("grid"), files([_CARD | _OLD], IN_JSON, [json.dumps(_CARD | _OLD)])),
+    st.tuples(st.just("card"), files([_ADAPTER_CARD | _OLD], IN_JSON, [json.dumps(_ADAPTER_CARD)])),
+    st.tuples(st.just("config"), files([_ADAPTER_CONFIG], IN_JSON, [json.dumps(_ADAPTER_CONFIG)])),
+)
+
+
+def read_card(case: tuple, folder: Path) -> None:
+    kind, content = case
+    if kind == "grid":
+        put(grid.card_path(folder, _CELL), content)
+        put(grid.weights_path(folder, _CELL), b"weights")
+        grid.is_stale(folder, grid.read_card(folder, _CELL))
+        grid.selection(folder, _CELL.study, _CELL.architecture)
+        return
+    about = ("context-knob", "tiny", "weight", 1)
+    place = adapter_cards.adapter_folder(folder, *about)
+    put(place / adapter_cards.WEIGHTS, b"weights")
+    put(
+        place / adapter_cards.CARD,
+        json.dumps(_ADAPTER_CARD | _OLD) if kind == "config" else content,
+    )
+    put(place / adapter_cards.CONFIG, content if kind == "config" else json.dumps(_ADAPTER_CONFIG))
+    adapter_cards.check_adapter(folder, *about[:2], None, *about[2:])
+
+
+TARGETS = (
+    Target("parameters", some(*_PAPERS).flatmap(_settings), read_settings, 30),
+    Target("names of models", model_names, read_model_name, 25),
+    Target("claims files", chapter_files("claims.yaml", texts_only=True), read_claims, 30),
+    Target(
+        "numbers of a claim",
+        st.tuples(rules, rules, rules, given_numbers, reported),
+        read_numbers,
+        20,
+    ),
+    Target("profiles files", chapter_files("profiles.yaml", texts_only=False), read_profiles, 12),
+    Target("notebooks", files([_NOTEBOOK], IN_JSON, [json.dumps(_NOTEBOOK)]), read_notebook, 12),
+    Target(
+        "records",
+        files(
+            [json.loads(RECORDS[key].read_text()) for key in RECORDS if "ioi" in key],
+            IN_JSON,
+            [RECORDS["ioi-circuit-reuse/tiny"].read_text()],
+        ),
+        read_a_record,
+        30,
+    ),
+    Target(
+        "names of runs",
+        st.lists(
+            mostly(
+                st.one_of(
+                    some("ioi-circuit-reuse/tiny", "x/tiny", "../ioi-circuit-reuse/tiny"),
+                    some("ioi-circuit-reuse/../x/tiny", "ioi-circuit-reuse/../../x"),
+                    st.builds(
+                        "{}/{}".format, some("ioi-circuit-reuse", "..", ".", "results"), texts
+                    ),
+                ),
+                texts,
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        read_run_names,
+        8,
+    ),
+    Target(
+        "sweep files", files(SWEEPS, IN_YAML, list(map(yaml.safe_dump, SWEEPS))), read_a_sweep, 25
+    ),
+    *(Target(f"own data, {kind}", own_files(kind), read_own_file(kind), 8) for kind in OWN),
+    Target(
+        "new chapters",
+        st.tuples(slugs, titles, numbers_of_papers, st.one_of(st.just(_TOC), bruised([_TOC]))),
+        read_new,
+        15,
+    ),
+    Target("command lines", command_lines(), read_command_line, 25),
+    Target("folders with a model", st.deferred(model_folders), read_model_folder, 10),
+    Target("cards of stored trainings", cards, read_card, 8),
+)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: no fault; 1: some, each with its shortest case."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        tallies = run_all(options.cases, options.seed, Path(folder).resolve())
+    rows = [
+        [name, t.counts.total(), t.counts["accepted"], t.counts["refused"], t.counts["other"]]
+        for name, t in tallies.items()
+    ]
+    for row in rows:
+        print(
+            f"{row[0]:<28} {row[1]:>5} cases: {row[2]} accepted, {row[3]} refused, {row[4]} other"
+        )
+    for name, tally in tallies.items():
+        for fault, (details, case) in tally.faults.items():
+            print(f"fuzz: {name}: {fault}: {details[:200]}\n      {case[:300]}", file=sys.stderr)
+    if options.out is not None:
+        table = {
+            "what": "Hostile input, made from the project's own files: how each case ended.",
+            "columns": ["input", "cases", "accepted", "refused in one line", "other"],
+            "rows": rows,
+            "cases": sum(row[1] for row in rows),
+            "seconds": round(time.monotonic() - started, 1),
+            "date": date.today().isoformat(),
+            "code": code_hash(ROOT, "fuzz"),
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(table, indent=1) + "\n")
+    return 1 if any(tally.counts["other"] for tally in tallies.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

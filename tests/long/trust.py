@@ -1,0 +1,36 @@
+"""The tables of `make determinism` and `make calibration`, as files that a page is made from."""
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from bookkit.book.trust import code_hash
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_table(
+    script: Path, what: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], seconds: float
+) -> Path:
+    """Write results/trust/<script>.json; `code` says later whether it is of the code as it is."""
+    table = {
+        **{"what": what, "columns": list(columns), "rows": [list(row) for row in rows]},
+        **{"seconds": round(seconds), "date": date.today().isoformat()},
+        "code": code_hash(ROOT, script.stem),
+    }
+    path = ROOT / "results" / "trust" / f"{script.stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The table as text, a line a row."""
+    cells = [list(map(str, row)) for row in [columns, *rows]]
+    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(n) for cell, n in zip(row, width, strict=True)).rstrip()
+        for row in cells
+    )

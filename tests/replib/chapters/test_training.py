@@ -1,0 +1,300 @@
+"""Adapters: trained twice alike, stored whole, merged as peft merges, refused when they are not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from bookkit.cli import main
+from bookkit.run.chapter import find_chapter
+from bookkit.run.plan import plan
+from replib.chapters.context_knob import training as finetuning
+from replib.chapters.context_knob.adapters import adapted, load_adapter
+from replib.chapters.context_knob.cards import (
+    CARD,
+    CONFIG,
+    INTENT_FORMATS,
+    WEIGHTS,
+    NoAdapter,
+    code_sha256,
+)
+from replib.chapters.context_knob.intents import FORMATS, SPLITS
+from replib.chapters.factual_recall.facts import relations
+from replib.errors import UsageError
+from replib.files import find_root
+from replib.hashes import code_hash
+from replib.models.bridge import model_info
+from replib.models.load import load_bare, load_model
+from replib.models.sources import SOURCES, available_embedded
+from replib.models.tiny import tiny_parts
+
+PAPER = "context-knob"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random Llama with its tokenizer, saved as a user would have it."""
+    where = tmp_path_factory.mktemp("models") / "llama"
+    model, tokenizer = tiny_parts("llama", seed=0)
+    model.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return str(where)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A few rows, and facts that a random model is taken to know."""
+    capitals = [f for f in relations()["capital"] if f.subject.isalpha() and f.answer.isalpha()]
+
+    def known(tokenizer, greedily, split, most):
+        assert greedily(["The capital of France is"], ["Paris"])
+        at = list(SPLITS).index(split)
+        unknown = tokenizer.unk_token_id
+        readable = [f for f in capitals if unknown not in tokenizer(f" {f.answer}").input_ids]
+        return readable[at::3][:most]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "known_facts", known)
+        for name, value in {"rows": 40, "batch": 8, "validation_rows": 8, "foils": 2}.items():
+            patch.setitem(finetuning.SETTINGS, name, value)
+        patch.setitem(finetuning.SETTINGS, "validate_every", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(folder, small, tmp_path_factory):
+    roots = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    return [finetuning.train_adapter(root, PAPER, folder, "weight", 3) for root in roots], roots
+
+
+def adapter_of(folder, root, seed=3):
+    sha256 = model_info(load_model(folder)).sha256
+    return load_adapter(root, PAPER, folder, sha256, "weight", seed)
+
+
+def test_two_trainings_with_one_seed_agree_in_every_byte(trained):
+    (first, second), _ = trained
+    assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
+    assert (first / CONFIG).read_bytes() == (second / CONFIG).read_bytes()
+    targets = json.loads((first / CONFIG).read_text())["target_modules"]
+    assert targets == sorted(targets)  # not in the order of a set, which changes with each process
+    cards = [json.loads((path / CARD).read_text()) for path in (first, second)]
+    for card in cards:
+        assert card.pop("wall_time_s") >= 0
+    assert cards[0] == cards[1]
+    assert str(first.parents[3]) not in (first / CONFIG).read_text()  # no path of this machine
+
+
+def test_the_card_tells_how_it_was_made(trained, folder):
+    (first, _), (root, _) = trained
+    card = json.loads((first / CARD).read_text())
+    assert (card["seed"], card["intent_format"], card["settings"]["rows"]) == (3, "weight", 40)
+    assert len(card["curve"]["loss"]) == 5
+    assert [step for step, _ in card["curve"]["validation"]] == [0, 2, 4, 5]
+    assert len(card["data_sha256"]) == len(card["sha256"]) == 64
+    assert not adapter_of(folder, root).is_stale
+    assert sorted(path.name for path in first.parent.iterdir()) == ["weight-3"]  # nothing left over
+
+
+def test_another_seed_gives_another_adapter(folder, small, trained, tmp_path):
+    other = finetuning.train_adapter(tmp_path, PAPER, folder, "weight", 4)
+    assert (other / WEIGHTS).read_bytes() != (trained[0][0] / WEIGHTS).read_bytes()
+
+
+def test_training_lowers_the_loss_of_the_answers(folder, small, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(finetuning.SETTINGS, "rows", 400)
+        made = finetuning.train_adapter(tmp_path, PAPER, folder, "instruction", 0)
+    losses = json.loads((made / CARD).read_text())["curve"]["loss"]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_loss_is_that_of_the_answers_tokens_and_the_end_only(folder):
+    network, tokenizer = load_bare(folder)
+    rows = [
+        ("When Mary and John went to the", "store"),
+        ("The capital of France is", "red ball of"),
+    ]
+    each = []
+    for prompt, answer in rows:
+        ids = [*tokenizer(f"{prompt} {answer}").input_ids, tokenizer.eos_token_id]
+        n = len(tokenizer(prompt).input_ids)
+        with torch.no_grad():
+            logits = network(torch.tensor([ids])).logits[0, n - 1 : -1]
+        target = torch.tensor(ids[n:])
+        each.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+    with torch.no_grad():
+        loss = finetuning._loss(network, tokenizer, rows)
+    assert [len(values) for values in each] == [2, 4]
+    torch.testing.assert_close(loss, torch.cat(each).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_is_merged_as_peft_merges_it_and_taken_out_without_a_trace(trained, folder):
+    from peft import PeftModel
+
+    (first, _), (root, _) = trained
+    model = load_model(folder)
+    ids = torch.tensor([model.tokenizer("When Mary and John went to the store").input_ids])
+    before = {name: p.clone() for name, p in model.original_model.state_dict().items()}
+    with torch.no_grad():
+        plain = model.original_model(ids).logits
+        with adapted(model, adapter_of(folder, root)):
+            merged = model.original_model(ids).logits
+        network, _ = load_bare(folder)
+        expected = PeftModel.from_pretrained(network, first)(ids).logits
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(merged, plain, atol=1e-4)
+    after = model.original_model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with adapted(model, None), torch.no_grad():
+        assert torch.equal(model.original_model(ids).logits, plain)
+
+
+def test_an_adapter_leaves_no_trace_after_an_error(trained, folder):
+    model = load_model(folder)
+    before = {name: p.clone() for name, p in model.original_model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), adapted(model, adapter_of(folder, trained[1][0])):
+        raise ZeroDivisionError
+    assert all(torch.equal(model.original_model.state_dict()[n], v) for n, v in before.items())
+
+
+def test_an_adapter_for_other_matrices_is_refused(trained, folder):
+    with (
+        pytest.raises(UsageError, match=r"the model has no model\.layers\.\d\.self_attn"),
+        adapted(load_model("planted-gate"), adapter_of(folder, trained[1][0])),
+    ):
+        pass
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A root with one adapter that may be spoilt."""
+    (first, _), (root, _) = trained
+    target = tmp_path / first.relative_to(root)
+    shutil.copytree(first, target)
+    return tmp_path, target
+
+
+def spoil(path, how):
+    if how == "missing":
+        (path / WEIGHTS).unlink()
+    elif how == "altered":
+        data = bytearray((path / WEIGHTS).read_bytes())
+        data[-1] ^= 1
+        (path / WEIGHTS).write_bytes(data)
+    elif how == "deep card":
+        (path / CARD).write_text("[" * 100_000)
+    elif how == "card":
+        (path / CARD).write_text("{")
+    else:
+        card = json.loads((path / CARD).read_text())
+        (path / CARD).write_text(json.dumps(card | {"model_sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "is missing"),
+        ("altered", "was altered"),
+        ("card", "cannot be read"),
+        ("deep card", "cannot be read"),
+        ("other", "was trained on other weights"),
+    ],
+)
+def test_a_spoilt_adapter_is_refused_with_the_command_that_makes_it(copy, folder, how, message):
+    root, path = copy
+    spoil(path, how)
+    with pytest.raises(NoAdapter) as caught:
+        adapter_of(folder, root)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    command = f"replib train {PAPER} --model {folder} --format weight --seed 3"
+    assert str(caught.value).endswith(f"make it with: {command}")
+
+
+def test_an_adapter_of_older_code_says_so(copy, folder):
+    root, path = copy
+    card = json.loads((path / CARD).read_text())
+    (path / CARD).write_text(json.dumps(card | {"code_sha256": "0" * 64}))
+    assert adapter_of(folder, root).is_stale
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder, capsys):
+    out = tmp_path / "runs"
+    code = main(["run", PAPER, "--model", folder, "--out", str(out)])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count("\n") == 1 and not out.exists()
+    assert "is missing" in err and f"replib train {PAPER} --model {folder}" in err
+    assert main(["run", PAPER, "--model", folder, "-p", "adapter_seeds=[]", "--out", str(out)]) == 2
+    assert "adapter_seeds is empty" in capsys.readouterr().err
+    plan(find_chapter(find_root(), PAPER), "tiny", "smoke", {}, out=out)  # needs none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ioi-circuit-reuse", "--model", "smollm2-135m", "--seed", "1"], "invalid choice"),
+        ([PAPER, "--model", "tiny", "--seed", "1"], "made in memory"),
+        ([PAPER, "--model", "smollm2-135m", "--seed", "-1"], "--seed is -1"),
+        ([PAPER, "--model", "smollm2-135m"], "--seed"),
+        ([PAPER, "--model", "./nothing-here", "--seed", "1"], "nothing-here"),
+        ([PAPER, "--model", "a\0b", "--seed", "1"], "cannot stand in a name"),
+        ([PAPER, "--model", " ", "--seed", "1"], "the model's name is empty"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, message, capsys):
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and message in err
+
+
+def test_a_model_that_knows_nothing_is_not_trained(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "known_facts", lambda *_: [])
+    assert main(["train", PAPER, "--model", folder, "--seed", "1", "--format", "weight"]) == 2
+    assert "knows no fact of the training relations" in capsys.readouterr().err
+
+
+def test_a_model_with_other_matrices_is_not_trained(small, tmp_path):
+    model, tokenizer = tiny_parts("gpt2", seed=0)
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UsageError, match="the model has no k_proj, o_proj, q_proj, v_proj"):
+        finetuning.train_adapter(tmp_path, PAPER, str(tmp_path / "gpt2"), "weight", 0)
+    assert not (tmp_path / "notebooks").exists()
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
+def test_the_formats_are_those_of_the_prompts_and_the_code_is_there():
+    assert tuple(FORMATS) == INTENT_FORMATS
+    assert code_sha256() != code_hash("")
+
+
+@pytest.mark.parametrize("model", SOURCES)
+@pytest.mark.parametrize("intent_format", INTENT_FORMATS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_stored_adapter_is_whole_and_small(model, intent_format, seed):
+    adapter = load_adapter(find_root(), PAPER, model, SOURCES[model].sha256, intent_format, seed)
+    assert (adapter.card["model"], adapter.card["seed"]) == (model, seed)
+    assert sum(path.stat().st_size for path in adapter.folder.iterdir()) < 5_000_000
+    curve = [loss for _, loss in adapter.card["curve"]["validation"]]
+    assert curve[-1] < 0.25 * curve[0]
+    assert not adapter.is_stale
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif("smollm2-135m" not in available_embedded(), reason="smollm2 not installed")
+def test_a_stored_adapter_fits_its_model():
+    model = load_model("smollm2-135m")
+    sha256 = model_info(model).sha256
+    adapter = load_adapter(find_root(), PAPER, "smollm2-135m", sha256, "instruction", 1)
+    assert len(adapter.weights) == 4 * model.cfg.n_layers
+    weight = model.blocks[0].attn.q.original_component.weight
+    before = weight.clone()
+    with adapted(model, adapter):
+        assert not torch.equal(weight, before)
+    assert torch.equal(weight, before)

@@ -1,0 +1,698 @@
+"""Claims files, outcomes, tables and records."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bookkit.records import read_record, record_value, record_values, seal, write_record
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
+from replib.claims.rules import OUTCOMES
+from replib.errors import UsageError
+from replib.files import read_json, read_yaml
+
+ENTRY = """
+  - id: {id}
+    statement: Accuracy rises.
+    reported: 49.6% to 93.7%
+    source: {{mark: abstract, where: Sec. 5}}
+    null: random heads
+    gate: {gate}
+    gate_text: {gate_text}
+    holds_if: {holds_if}
+    fails_if: {fails_if}
+    decision: Ten points and more than the null.
+"""
+
+
+def claims_text(**rule):
+    rule = {
+        "id": "1.8",
+        "gate": "accuracy > 0.4",
+        "gate_text": "accuracy above 0.4",
+        "holds_if": "value >= 0.1 and low > null_q95",
+        "fails_if": "high < 0.1 or value <= null_mean",
+    } | rule
+    head = "paper: toy\ntitle: A title\narxiv: 2310.08740\nmodel: gpt2-medium\nclaims:"
+    return head + ENTRY.format(**rule) + ENTRY.format(**(rule | {"id": "1.10"}))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text=None, **rule):
+        path = tmp_path / "toy/claims.yaml"
+        path.write_text(claims_text(**rule) if text is None else text)
+        return Claims.load(path)
+
+    return load
+
+
+NUMBERS = {"interval": (0.2, 0.4), "n": 50, "null": {"mean": 0.0, "q95": 0.1}, "accuracy": 0.5}
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_every_scalar_is_read_as_text(load):
+    claims = load()
+    assert [claim.id for claim in claims.claims] == ["1.8", "1.10"]
+    assert claims.arxiv == "2310.08740"
+    assert claims.claims[0].null == "random heads"
+    assert claims.claims[0].mark == "abstract"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    gate:", "    gat: x\n    gate:", "unknown key 'gat'; did you mean 'gate'"),
+        ("model:", "modle: x\nmodel:", "unknown key 'modle'; did you mean 'model'"),
+        ("    gate:", "    outcome: holds\n    gate:", "unknown key 'outcome'"),
+        ("id: 1.10", "id: 1.8", "claim 1.8 is there twice"),
+        ("title: A title", "title: A title\ntitle: B", "key 'title' is there twice"),
+        ("title: A title\n", "", "'title' is a required property"),
+        ("mark: abstract", "mark: memory", "'memory' is not one of"),
+        ("mark: abstract", "mark: none", "claim 1.8: source mark none, but reported is '49.6%"),
+        ("reported: 49.6%", 'reported: "[MEM]" 49.6%', "line 8"),
+        ("reported: 49.6%", "reported: 49.6% [MEM]", "[MEM] is unverified"),
+        ("low > null_q95", "low >", "claim 1.8: holds_if does not parse: value >= 0.1 and low >"),
+        ("low > null_q95", "holds", "claim 1.8: holds_if uses the outcome 'holds'"),
+        ("low > null_q95", "min(value) > 1", "abs takes one number, min and max two or more"),
+        ("low > null_q95", "abs(value, 1) > 1", "abs takes one number"),
+        ("low > null_q95", "low ** 9 > 1", "holds_if may not contain Pow"),
+        ("low > null_q95", "open('x')", "may call min, max and abs only"),
+        ("low > null_q95", "max()", "may call min, max and abs only"),
+        ("low > null_q95", "max > 1", "uses max without calling it"),
+        ("low > null_q95", "low.real > 1", "holds_if may not contain Attribute"),
+        ("low > null_q95", "low > 'a'", "may not contain 'a'"),
+        ("low > null_q95", "(max if low else min)(low, 1) > 0", "may call min, max and abs only"),
+        ("gate_text: accuracy above 0.4", "gate_text: null", "gate and gate_text go together"),
+        ("id: 1.10", "id: 1/10", "claim 1/10, id: '1/10' does not match"),
+        ("claims:", "changes: [{date: 2025-1-1, claim: 1.8, reason: x}]\nclaims:", "2025-1-1"),
+        (
+            "claims:",
+            "changes: [{date: 2025-01-01, claim: 1.9, reason: x}]\nclaims:",
+            "a change names claim 1.9, which is not there; did you mean",
+        ),
+        ("claims:", "claims: [", "claims file"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_in_one_line(load, old, new, message):
+    text = claims_text()
+    assert old in text
+    with pytest.raises(UsageError) as error:
+        load(text.replace(old, new, 1))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "toy/claims.yaml" in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        Claims.load(tmp_path / "none.yaml")
+
+
+def test_yaml_runs_no_code(load):
+    with pytest.raises(UsageError, match="could not determine a constructor"):
+        load("paper: !!python/object/apply:os.getcwd []")
+
+
+LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"paper: [&a0 [x, x], {LAUGHS}]", "line 1: *a0: aliases are not read; write it out"),
+        ("paper: &a [*a]", "line 1: *a: aliases"),
+        (f"paper: {DEEP}", "nested too deeply"),
+        ("paper: !!int x", "a value is not what it should be (ValueError: invalid literal"),
+        ("paper: !!int ''", "a value is not what it should be"),
+        ("paper: !!bool maybe", "a value is not what it should be (KeyError: 'maybe')"),
+        ("paper: !!timestamp x", "a value is not what it should be (AttributeError"),
+        ('paper: "\\U00110000"', "a value is not what it should be"),
+        ("? [a]\n: b", "line 1: a key is not text"),
+        ('paper: "a\\0b"', "line 1: '\\x00' cannot stand in a text"),
+        ('paper: "\\ud800"', "line 1: '\\ud800' cannot stand in a text"),
+        ('"\\e": toy', "line 1: '\\x1b' cannot stand in a text"),
+        ("paper: toy\npaper: toy", "line 2: key 'paper' is there twice"),
+    ],
+)
+def test_yaml_that_is_no_plain_file_is_one_line(load, text, message):
+    with pytest.raises(UsageError) as error:
+        load(text)
+    assert message in str(error.value)
+    assert "toy/claims.yaml" in str(error.value)
+
+
+def test_a_tag_or_a_key_of_another_type_where_types_are_read():
+    assert read_yaml("{a: 1, 'on': [2001-01-01, .inf]}", "x")["a"] == 1
+    for text in ("{1: 2}", "{on: 1}", "{null: 1}", "{<<: {a: 1}}"):
+        with pytest.raises(UsageError, match="x, line 1: a key is not text; put it in quotes"):
+            read_yaml(text, "x")
+    with pytest.raises(UsageError, match="ValueError: month must be in"):
+        read_yaml("2001-99-99", "x")
+
+
+def test_a_name_that_ends_in_a_line_break_is_none(load):
+    with pytest.raises(UsageError, match="does not match"):
+        load(claims_text().replace("paper: toy", 'paper: "toy\\n"'))
+
+
+def test_a_path_that_is_none_is_one_line():
+    with pytest.raises(UsageError, match="cannot be read: embedded null byte"):
+        Claims.load("a\0b")
+
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers", "outcome"),
+    [
+        (0.3, {}, "holds"),
+        (0.1, {}, "holds"),  # value >= 0.1, at the edge
+        (0.0999, {}, "unclear"),
+        (0.3, {"interval": (0.1, 0.4)}, "unclear"),  # low > q95 fails at the edge
+        (0.05, {"interval": (0.0, 0.0999)}, "fails"),
+        (0.05, {"interval": (0.0, 0.1)}, "unclear"),
+        (0.0, {}, "fails"),  # value <= null_mean
+        (0.3, {"accuracy": 0.4}, "not_testable"),  # the gate's edge
+        (0.0, {"accuracy": 0.1}, "not_testable"),  # the gate comes before the rule
+        (math.nan, {}, "not_testable"),
+        (0.3, {"interval": (0.2, math.inf)}, "not_testable"),
+        (0.3, {"null": {"mean": 0.0, "q95": math.nan}}, "not_testable"),
+        (0.3, {"other": math.nan}, "not_testable"),
+    ],
+)
+def test_outcome(load, value, numbers, outcome):
+    claims = load()
+    assert claims.outcome("1.8") == "not_attempted"
+    assert claims.measure("1.8", value, **(NUMBERS | numbers)) == outcome
+    assert claims.outcome("1.8") == outcome
+    assert claims.outcome("1.10") == "not_attempted"
+    reason = claims.results["1.8"].reason
+    assert bool(reason) == (outcome == "not_testable")
+
+
+def test_the_reason_names_the_gate_or_the_number(load):
+    claims = load()
+    claims.measure("1.8", math.nan, **(NUMBERS | {"accuracy": 0.1}))
+    assert claims.results["1.8"].reason == "gate not passed: accuracy above 0.4"
+    claims.measure("1.10", 0.3, **(NUMBERS | {"accuracy": math.nan}))
+    assert claims.results["1.10"].reason == "not a finite number: accuracy"
+    assert claims.results["1.10"].measured["accuracy"] is None
+
+
+def test_division_by_zero_is_not_testable(load):
+    claims = load(holds_if="value / null_mean > 2")
+    assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
+    assert claims.results["1.8"].reason == "the rule divides by zero"
+
+
+def test_numbers_beyond_a_float(load):
+    claims = load(gate=f"accuracy * {'9' * 320} > 0")
+    assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
+    assert claims.results["1.8"].reason == "the gate's numbers are too large"
+    claims = load(holds_if=f"value * {'9' * 320} > 0")
+    assert claims.measure("1.8", 0.3, **NUMBERS) == "not_testable"
+    assert claims.results["1.8"].reason == "the rule's numbers are too large"
+    assert claims.measure("1.10", 10**400, **(NUMBERS | {"accuracy": -(10**400)})) == "not_testable"
+    assert claims.results["1.10"].reason == "not a finite number: accuracy, value"
+    assert claims.results["1.10"].measured["value"] is None
+    with pytest.raises(UsageError, match="n is inf; give a count"):
+        load().measure("1.8", 0.3, **(NUMBERS | {"n": 10**400}))
+
+
+def test_the_ends_of_an_interval_are_numbers(load):
+    claims = load()
+    claims.measure("1.8", True, **(NUMBERS | {"interval": (np.False_, True)}))
+    result = claims.results["1.8"]
+    assert [type(end) for end in result.interval] == [float] * 2 and result.interval == (0, 1)
+    assert result.measured["value"] is True
+
+
+def test_a_rule_that_is_nested_too_deeply(load):
+    claims = load(gate="null", gate_text="null", holds_if="-" * 700 + "value > 0")
+    with pytest.raises(UsageError, match=r"claim 1\.8: holds_if is nested too deeply"):
+        claims.measure("1.8", 0.3, **NUMBERS)
+    assert claims.outcome("1.8") == "not_attempted"
+
+
+def test_control_characters_in_notes_are_shown(load):
+    claims = load()
+    claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
+    claims.not_testable("1.10", "it said \x07")
+    claims.report("share", 1, unit="\x85")
+    claims.role("mover", [], "\x1b")
+    measured = claims.results["1.8"].measured
+    assert measured["note"] == "a token: \\u0000\\ud800\nand é\xa0"
+    assert measured["unit"] == "\\u001b" and claims.results["1.10"].reason == "it said \\u0007"
+    assert claims.measurements["share"]["unit"] == "\\u0085"
+    assert claims.heads["mover"]["rule"] == "\\u001b"
+
+
+def test_no_gate(load):
+    claims = load(gate="null", gate_text="null", holds_if="value > 0", fails_if="false")
+    assert claims.measure("1.8", 1) == "holds"
+    assert claims.measure("1.10", -1) == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("expression", "outcome"),
+    [
+        ("abs(value) == 2 and not value > 0", "holds"),
+        ("min(value, 5) == -2", "holds"),
+        ("max(value, 5) - 5 == 0", "holds"),
+        ("-3 < value < -1", "holds"),
+        ("value * 2 + 4 == 0 or false", "holds"),
+        (">-\n      value == -2\n      and n == 3", "holds"),
+        ("value > 0", "unclear"),
+    ],
+)
+def test_what_a_rule_may_say(load, expression, outcome):
+    claims = load(gate="null", gate_text="null", holds_if=expression, fails_if="false")
+    assert claims.measure("1.8", -2, n=3) == outcome
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"holds_if": "vale > 0"}, "holds_if uses 'vale', which was not measured; did you mean"),
+        ({"gate": "acuracy > 0"}, "gate uses 'acuracy'"),
+        ({"fails_if": "null_draws > 0"}, "fails_if uses 'null_draws'"),
+        ({"holds_if": "value + 1"}, "holds_if gives 1.3, not true or false"),
+        ({"fails_if": "value > 0"}, "bad rule, holds_if .* and fails_if .* are both true"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_numbers(load, rule, message):
+    claims = load(**rule)
+    with pytest.raises(UsageError, match=message):
+        claims.measure("1.8", 0.3, **NUMBERS)
+    assert claims.outcome("1.8") == "not_attempted"
+
+
+def test_a_misspelt_rule_is_found_where_the_gate_is_closed(load):
+    claims = load(holds_if="vale > 0")
+    with pytest.raises(UsageError, match="uses 'vale'"):
+        claims.measure("1.8", 0.3, **(NUMBERS | {"accuracy": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("given_numbers", "message"),
+    [
+        ({"interval": (0.4, 0.2)}, "low 0.4 above high 0.2"),
+        ({"interval": 0.4}, "give \\(low, high\\)"),
+        ({"n": 1.5}, "give a count"),
+        ({"n": -1}, "give a count"),
+        ({"n": math.nan}, "give a count"),
+        ({"accuracy": "0.5"}, "accuracy is '0.5', a str; give one number"),
+        ({"accuracy": None}, "give one number"),
+        ({"accuracy": torch.zeros(2)}, "array of shape \\(2,\\)"),
+        ({"holds": 1}, "'holds' cannot name a number"),
+        ({"low": 1}, "'low' cannot name a number"),
+        ({"null_mean": 1}, "'null_mean' is a number of the null"),
+        ({"is-odd": 1}, "'is-odd' cannot name a number"),
+        ({"null": {"description": 1}}, "'description' cannot name a number of the null"),
+        ({"null": {"Q 95": 1}}, "'Q 95'"),
+    ],
+)
+def test_numbers_that_are_none(load, given_numbers, message):
+    with pytest.raises(UsageError, match=message):
+        load().measure("1.8", 0.3, **(NUMBERS | given_numbers))
+
+
+def test_a_null_that_the_file_does_not_name(load):
+    claims = load(claims_text().replace("null: random heads", "null: null"))
+    with pytest.raises(UsageError, match="a null that the claims file does not name"):
+        claims.measure("1.8", 0.3, **NUMBERS)
+
+
+def test_once_and_by_its_name(load):
+    claims = load()
+    claims.measure("1.8", 0.3, **NUMBERS)
+    with pytest.raises(UsageError, match="measured twice"):
+        claims.measure("1.8", 0.3, **NUMBERS)
+    with pytest.raises(UsageError, match="measured twice"):
+        claims.not_testable("1.8", "no")
+    with pytest.raises(UsageError, match=r"no claim '1.18'.*did you mean"):
+        claims.measure("1.18", 0.3)
+    with pytest.raises(UsageError, match="no claim '9'"):
+        claims.outcome("9")
+    with pytest.raises(UsageError, match="needs a reason"):
+        claims.not_testable("1.10", " ")
+    claims.report("accuracy", 0.5)
+    with pytest.raises(UsageError, match="reported twice"):
+        claims.report("accuracy", 0.5)
+    with pytest.raises(UsageError, match="a key is letters"):
+        claims.report("1.accuracy", 0.5)
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        0.5,
+        np.float32(0.5),
+        np.float64(0.5),
+        np.array([0.5]),
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+    ],
+)
+def test_scalars_become_plain_numbers(load, scalar):
+    claims = load(gate="null", gate_text="null", holds_if="value > 0", fails_if="false")
+    claims.measure("1.8", scalar, interval=(scalar, scalar), n=torch.tensor(7), flag=np.bool_(True))
+    result = claims.results["1.8"]
+    assert type(result.measured["value"]) is float
+    assert result.measured["value"] == 0.5
+    assert result.interval == (0.5, 0.5)
+    assert (type(result.n), result.n) == (int, 7)
+    assert result.measured["flag"] is True
+
+
+@given(
+    st.floats(allow_nan=True),
+    st.floats(allow_nan=True),
+    st.floats(allow_nan=True),
+    st.floats(allow_nan=True),
+)
+def test_every_outcome_is_the_rule_s(tmp_path_factory, value, low, high, q95):
+    path = tmp_path_factory.getbasetemp() / "every/claims.yaml"
+    path.write_text(claims_text(gate="null", gate_text="null", fails_if="high < 0.1"))
+    claims = Claims.load(path)
+    numbers = {"interval": (low, high), "null": {"q95": q95}}
+    holds, fails = value >= 0.1 and low > q95, high < 0.1
+    if low > high or (holds and fails and all(map(math.isfinite, (value, low, high, q95)))):
+        with pytest.raises(UsageError):
+            claims.measure("1.8", value, **numbers)
+        return
+    outcome = claims.measure("1.8", value, **numbers)
+    if not all(map(math.isfinite, (value, low, high, q95))):
+        assert outcome == "not_testable"
+    else:
+        assert outcome == ("holds" if holds else "fails" if fails else "unclear")
+    json.dumps(claims.bundle({"name": "m", "sha256": None})[MIME], allow_nan=False)
+
+
+SCALARS = st.one_of(
+    st.floats(),
+    st.integers(-(10**400), 10**400),
+    st.booleans(),
+    st.floats(width=16).map(np.float16),
+    st.floats(width=32).map(np.float32),
+    st.floats().map(np.array),
+    st.integers(-(2**63), 2**63 - 1).map(np.int64),
+    st.floats(width=32).map(torch.tensor),
+    st.floats(width=16).map(lambda x: torch.tensor([x], dtype=torch.bfloat16)),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, 10**400]),
+)
+RULES = ("value / accuracy > null_q95", "n / value * accuracy < high - low", "value > 0")
+
+
+@given(
+    *(SCALARS for _ in range(5)),
+    st.none() | st.integers(0, 10**400),
+    *(st.sampled_from(RULES) for _ in range(2)),
+)
+def test_what_is_stored_is_finite_or_there_is_a_reason(
+    tmp_path_factory, value, low, high, accuracy, q95, n, gate, holds
+):
+    path = tmp_path_factory.getbasetemp() / "stored/claims.yaml"
+    path.write_text(claims_text(gate=gate, holds_if=holds, fails_if="false"))
+    claims = Claims.load(path)
+    given_numbers = {"interval": (low, high), "null": {"q95": q95}, "accuracy": accuracy}
+    try:
+        outcome = claims.measure("1.8", value, n=n, **given_numbers)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    result = claims.results["1.8"]
+    stored = {k: x for k, x in result.measured.items() if k not in ("unit", "note")}
+    numbers = [*stored.values(), *result.interval, *result.null.values()]
+    assert len(numbers) == 5
+    assert all(x is None or math.isfinite(x) for x in numbers)
+    if None in numbers:
+        assert outcome == "not_testable"
+    if outcome == "not_testable":
+        assert result.reason.strip()
+    json.dumps(claims.bundle({"name": "m", "sha256": None})[MIME], allow_nan=False)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_the_history_shows_every_change_in_full(load):
+    reason = "A long reason that a table of pandas would cut off after fifty characters <b>."
+    claims = load()
+    entry = {"date": "2026-11-25", "claim": claims.claims[0].id, "reason": reason}
+    shown = replace(claims, changes=(entry,)).history()._repr_html_()
+    assert "cut off after fifty characters &lt;b&gt;." in shown and "2026-11-25" in shown
+    assert "nothing" in claims.history()._repr_html_()
+
+
+def test_the_table_shows_the_claims_before_anything_is_measured(load):
+    shown = load().table()._repr_html_()
+    for text in ("1.8", "Accuracy rises.", "49.6% to 93.7%", "abstract, Sec. 5", "random heads"):
+        assert text in shown
+    assert "Ten points" in shown and "accuracy above 0.4" in shown
+    assert not any(re.search(rf"\b{outcome}\b", shown) for outcome in OUTCOMES)
+
+
+def test_html_is_escaped_everywhere(load):
+    bad = "<script>alert(1)</script>"
+    text = claims_text().replace("Accuracy rises.", bad).replace("random heads", f"a {bad}")
+    text = text.replace("49.6%", bad).replace("Ten points", bad).replace("Sec. 5", bad)
+    text = text.replace("accuracy above 0.4", bad).replace("A title", bad)
+    claims = load(text)
+    claims.measure("1.8", 0.3, unit=bad, note=bad, **NUMBERS)
+    claims.not_testable("1.10", bad)
+    bundle = claims.bundle({"name": bad, "sha256": None})
+    for shown in (claims.table()._repr_html_(), bundle["text/html"]):
+        assert "<script" not in shown
+        assert shown.count("&lt;script&gt;") >= 8
+    assert bundle[MIME]["claims"][0]["statement"] == bad  # data stays as it is
+
+
+def test_the_bundle_holds_everything(load):
+    claims = load()
+    claims.measure("1.8", 0.3, unit="points", note="a note", **NUMBERS)
+    claims.report("ioi", 0.9, interval=(0.8, 1.0), n=10, unit="share")
+    bundle = claims.bundle({"name": "tiny", "sha256": "abc", "n_params": 3})
+    content = bundle[MIME]
+    assert content["claims"][0] == {
+        "id": "1.8",
+        "statement": "Accuracy rises.",
+        "reported": "49.6% to 93.7%",
+        "source": {"mark": "abstract", "where": "Sec. 5"},
+        "measured": {"value": 0.3, "unit": "points", "note": "a note", "accuracy": 0.5},
+        "interval": [0.2, 0.4],
+        "n": 50,
+        "null": {"description": "random heads", "mean": 0.0, "q95": 0.1},
+        "decision_rule": {
+            "text": "Ten points and more than the null.",
+            "gate": "accuracy > 0.4",
+            "gate_text": "accuracy above 0.4",
+            "holds_if": "value >= 0.1 and low > null_q95",
+            "fails_if": "high < 0.1 or value <= null_mean",
+        },
+        "outcome": "holds",
+        "reason": "",
+    }
+    assert content["claims"][1]["outcome"] == "not_attempted"
+    assert content["measurements"] == {
+        "ioi": {"value": 0.9, "interval": [0.8, 1.0], "n": 10, "unit": "share"}
+    }
+    assert content["model"] == {"name": "tiny", "sha256": "abc", "n_params": 3}
+    assert content["paper_model"] == "gpt2-medium"
+    for text in ("0.3 points [0.2, 0.4], n = 50", "q95 0.1", "outcome-holds", "not attempted"):
+        assert text in bundle["text/html"]
+    with pytest.raises(UsageError, match="lacks 'sha256'"):
+        claims.bundle({"name": "tiny"})
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def record(load):
+    claims = load()
+    numbers = NUMBERS | {"inhibition_only": 0.25, "broken": 1}
+    claims.measure("1.8", 0.3, unit="points", **numbers)
+    claims.report("ioi", 0.9, interval=(0.8, 1.0), n=10)
+    content = claims.bundle({"name": "tiny", "sha256": "abc"})[MIME]
+    digest = "0" * 64
+    return {
+        "schema_version": 1,
+        **{
+            key: content[key]
+            for key in ("paper", "title", "arxiv", "model", "measurements", "heads")
+        },
+        "changes": content["changes"],
+        "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
+        "profile": "smoke",
+        "parameters": {"n_prompts": 10, "prompts_file": None, "sizes": [1, 2]},
+        "seed": 0,
+        "status": "finished",
+        "hashes": dict.fromkeys(
+            ("notebook", "claims", "library", "requirements", "environment", "parameters"), digest
+        )
+        | {"weights": "abc", "inputs": {}},
+        "versions": {"python": "3.11"},
+        "device": "cpu",
+        "threads": 1,
+        "wall_time_s": 1.5,
+        "calibration": None,
+        "peak_memory_mb": 10,
+        "started": "2025-01-02T03:04:05Z",
+    }
+
+
+def test_heads_are_stored_by_role_with_their_rule(load):
+    claims = load()
+    claims.role("mover", [(2, 1), (0, 3), (2, 1)], "attends to the name")
+    claims.role("memory", [], "none passed")
+    assert claims.bundle({"name": "tiny", "sha256": "abc"})[MIME]["heads"] == {
+        "mover": {"heads": [[0, 3], [2, 1]], "rule": "attends to the name"},
+        "memory": {"heads": [], "rule": "none passed"},
+    }
+    with pytest.raises(UsageError, match="given twice"):
+        claims.role("mover", [], "again")
+    with pytest.raises(UsageError, match="did you mean 'mover'"):
+        claims.role("movers", [], "no such role")
+    with pytest.raises(UsageError, match="needs the rule"):
+        claims.role("copy", [(0, 0)], " ")
+
+
+def test_record_round_trip(record, tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, record)
+    first = path.read_bytes()
+    assert read_record(path) == record | {"seal": seal(record)}
+    write_record(path, dict(reversed(record.items())))
+    assert path.read_bytes() == first  # keys are sorted
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".yaml"] == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("seed"), "'seed' is a required property"),
+        (lambda r: r.update(extra=1), "unknown key 'extra'"),
+        (lambda r: r.update(status="running"), "status: 'finished' was expected"),
+        (lambda r: r.update(wall_time_s=math.nan), "not finite"),
+        (lambda r: r["claims"][0].update(outcome="maybe"), "claim 1.8, outcome"),
+        (lambda r: r["claims"][0].update(scope="both"), "claim 1.8, scope"),
+        (lambda r: r["claims"][0].update(measured=None), "claim 1.8, measured"),
+        (lambda r: r["claims"][0].update(interval=[1]), "claim 1.8, interval"),
+        (lambda r: r["claims"][0].update(outcome="not_testable"), "claim 1.8, reason"),
+        (lambda r: r["claims"][1].update(id="1.8"), "claim 1.8 is there twice"),
+        (lambda r: r["claims"][0]["measured"].update(value="0.3"), "claim 1.8, measured"),
+        (lambda r: r.update(wall_time_s=10**400), "wall_time_s: a number is not finite"),
+        (lambda r: r.update(seed=1.0), "seed"),
+        (lambda r: r.update(paper="toy\n"), "paper"),
+        (lambda r: r.update(title="a\x1b[31m"), "title: '\\x1b' cannot stand in a text"),
+        (lambda r: r["parameters"].update(mode="\ud800"), "parameters, mode: '\\ud800' is not"),
+        (lambda r: r["model"].update(n_params="many"), "model, n_params"),
+        (lambda r: r["model"].update(n_layers=10**6), "model, n_layers"),
+        (lambda r: r["claims"][0]["measured"].update(outcome=1), "claim 1.8, measured"),
+        (lambda r: r["claims"][0]["measured"].update({"a.b": 1}), "claim 1.8, measured"),
+        (lambda r: r["claims"][0]["null"].update({"Q 95": 1}), "claim 1.8, null"),
+        (lambda r: r["claims"][0]["measured"].update(value=None), "claim 1.8, measured, value"),
+        (lambda r: r["claims"][0].update(interval=[0, None]), "claim 1.8, interval"),
+        (lambda r: r["hashes"].update(library="xyz"), "hashes, library"),
+    ],
+)
+def test_a_bad_record_is_neither_written_nor_read(record, tmp_path, change, message):
+    path = tmp_path / "record.json"
+    change(record)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        write_record(path, record)
+    assert not path.exists()
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError):
+        read_record(path)
+
+
+def test_a_broken_record_file(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_record(path)
+    path.write_text('{"a": ')
+    with pytest.raises(UsageError, match="not valid JSON"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+        ('{"a\\u0000": 1}', "cannot be a key"),
+        ("[NaN]", "NaN is not a number"),
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("\ufeff{}", "BOM"),
+    ],
+)
+def test_json_is_read_by_the_letter(text, message):
+    assert read_json('{"a": [1, null, "\\u0000"]}', "x") == {"a": [1, None, "\0"]}
+    with pytest.raises(UsageError, match=f"^x.*{message}"):
+        read_json(text, "x")
+
+
+def test_record_value(record):
+    expected = {
+        "claims.1.8.value": 0.3,
+        "claims.1.8.low": 0.2,
+        "claims.1.8.high": 0.4,
+        "claims.1.8.n": 50,
+        "claims.1.8.unit": "points",
+        "claims.1.8.null.q95": 0.1,
+        "claims.1.8.null.description": "random heads",
+        "claims.1.8.inhibition_only": 0.25,
+        "claims.1.8.outcome": "holds",
+        "claims.1.8.scope": "transfer",
+        "claims.1.8.reported": "49.6% to 93.7%",
+        "claims.1.8.source.mark": "abstract",
+        "claims.1.10.outcome": "not_attempted",
+        "claims.1.10.value": None,
+        "claims.1.10.low": None,
+        "claims.1.10.null.q95": None,  # not measured: the page still builds
+        "claims.1.10.inhibition_only": None,
+        "measurements.ioi.value": 0.9,
+        "measurements.ioi.high": 1.0,
+        "model.name": "tiny",
+        "parameters.n_prompts": 10,
+        "hashes.weights": "abc",
+        "wall_time_s": 1.5,
+        "calibration": None,
+    }
+    assert {key: record_value(record, key) for key in expected} == expected
+    assert set(expected) - set(record_values(record)) == {
+        "claims.1.10.null.q95",
+        "claims.1.10.inhibition_only",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("claims.1.8.vale", "'claims.1.8.value'"),
+        ("claims.1.8.inhibition_onlly", "'claims.1.8.inhibition_only'"),
+        ("claims.1.9.value", "'claims.1.8.value'"),
+        ("measurements.iou.value", "'measurements.ioi.value'"),
+        ("model", "toy on tiny"),
+        ("claims", "toy on tiny"),
+        ("parameters.sizes", "'parameters.sizes'"),
+        ("", "toy on tiny"),
+    ],
+)
+def test_an_unknown_key_names_near_ones(record, key, near):
+    with pytest.raises(UsageError, match=re.escape(near)):
+        record_value(record, key)

@@ -1,0 +1,325 @@
+"""Exact edits against hooks and whole forward passes, on small random models of four shapes."""
+
+import dataclasses
+import functools
+import hashlib
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformer_lens.tools.analysis import direct_logit_attribution
+
+from replib.errors import UsageError
+from replib.interventions import forward
+from replib.interventions.head_edits import (
+    HeadEdit,
+    _frozen_norm,
+    attention_from,
+    attention_knockout,
+    attention_row,
+    mean_ablate,
+    mean_z,
+    read,
+    resample_ablate,
+    scale_head,
+    zero_ablate,
+)
+from replib.interventions.network import Network
+from replib.interventions.path_patching import PathPatch, path_patch
+from replib.models.tiny import tiny_model
+from replib.prompts.pairs import PromptPairs
+
+ARCHS = ("gpt2", "neox", "llama", "gemma3")
+TOLERANCE = 1e-4  # logits
+
+
+@functools.cache
+def network(arch: str) -> Network:
+    return Network(tiny_model(arch, seed=1))
+
+
+def random_pairs(seed: int, n: int = 4, n_pos: int = 11) -> PromptPairs:
+    """Prompts of unequal lengths that differ at one position, with a set of positions too."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return torch.randint(low, high, (n,), generator=g)
+
+    length = draw(n_pos - 3, n_pos + 1)
+    length[0] = n_pos
+    differs = draw(1, 6)
+    clean = torch.randint(3, 60, (n, n_pos), generator=g)
+    corrupted = clean.clone()
+    corrupted[torch.arange(n), differs] = 60 + differs
+    padding = torch.arange(n_pos) >= length[:, None]
+    clean[padding], corrupted[padding] = 0, 0
+    pair = torch.stack([differs, differs + 1], 1)
+    pair[0, 1] = -1
+    return PromptPairs(
+        task="random",
+        clean=clean,
+        corrupted=corrupted,
+        length=length,
+        answer=draw(3, 30),
+        foil=draw(30, 60),
+        positions={"END": length - 1, "S2": differs, "pair": pair},
+        candidates=None,
+        text=tuple(f"clean {i}" for i in range(n)),
+        corrupted_text=tuple(f"corrupted {i}" for i in range(n)),
+        group=tuple("ab"[i % 2] for i in range(n)),
+        dropped={},
+    )
+
+
+def end_logits_to_diff(logits, pairs):
+    prompt = torch.arange(len(pairs))
+    return logits[prompt, pairs.answer] - logits[prompt, pairs.foil]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arch=st.sampled_from(ARCHS),
+    seed=st.integers(0, 10_000),
+    component=st.sampled_from(["q", "k", "v", "resid_post", "logits"]),
+    position=st.sampled_from(["END", "S2", "pair", "all"]),
+    freeze_mlps=st.booleans(),
+    data=st.data(),
+)
+def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_mlps, data):
+    net, pairs = network(arch), random_pairs(seed)
+    head = st.tuples(st.integers(1, net.n_layers - 1), st.integers(0, net.n_heads - 1))
+    receivers = data.draw(st.lists(head, min_size=1, max_size=3, unique=True))
+    if component == "logits":
+        receivers, component, position = "logits", "q", "END"
+        top = net.n_layers
+    elif component == "resid_post":
+        receivers, component = ("resid_post", receivers[0][0] - 1), "q"
+        top = receivers[1] + 1
+    else:
+        top = max(layer for layer, _ in receivers)
+    sender = data.draw(st.sampled_from(net.heads(below=top)))
+    ours = path_patch(net, pairs, receivers, component, position, [sender], freeze_mlps)
+    slow = reference.path_patch(
+        net.model, pairs, [sender], receivers, component, position, freeze_mlps
+    )
+    torch.testing.assert_close(ours.logit_diff[sender], slow[0], atol=TOLERANCE, rtol=0)
+    assert ours.logit_diff.isnan().all(-1).sum() == net.n_layers * net.n_heads - 1
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_all_senders_at_once_are_each_sender_alone(arch):
+    net, pairs = network(arch), random_pairs(3)
+    receivers = [(2, 1), (1, 0)]
+    together = path_patch(net, pairs, receivers, "v", "S2")
+    for sender in net.heads(below=2):
+        alone = path_patch(net, pairs, receivers, "v", "S2", senders=[sender])
+        assert torch.allclose(together.logit_diff[sender], alone.logit_diff[sender], atol=1e-5)
+
+
+def test_batches_and_chunks_change_nothing(monkeypatch):
+    net, pairs = network("gemma3"), random_pairs(5, n=7)
+    whole = path_patch(net, pairs, "logits")
+    edited = read(net, pairs, [HeadEdit(), zero_ablate([(1, 1)])], capture=True)
+    monkeypatch.setattr(forward, "MAX_ROWS", 5)
+    monkeypatch.setattr(forward, "MAX_TOKENS", 25)
+    pieces = path_patch(net, pairs, "logits")
+    assert torch.allclose(whole.logit_diff, pieces.logit_diff, atol=1e-5)
+    again = read(net, pairs, [HeadEdit(), zero_ablate([(1, 1)])], capture=True)
+    assert torch.allclose(edited.attribution, again.attribution, atol=1e-5)
+
+
+def test_score_has_the_sign_of_support():
+    """A head whose corruption lowers the logit difference supports the answer: score > 0."""
+    result = PathPatch(
+        logit_diff=torch.tensor([[[1.0, 2.0], [4.0, 6.0]]]),  # one layer, two heads, two prompts
+        clean=torch.tensor([3.0, 4.0]),
+        corrupted=torch.tensor([-3.0, -4.0]),
+    )
+    # gap of the means: −3.5 − 3.5 = −7; head 0: (−2, −2) / −7; head 1: (1, 2) / −7
+    torch.testing.assert_close(result.effect()[0, 0], torch.tensor([2.0, 2.0]) / 7)
+    torch.testing.assert_close(result.score()[0], torch.tensor([2.0, -1.5]) / 7)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_edits_agree_with_hooks(arch, everywhere):
+    net, pairs = network(arch), random_pairs(11)
+    row = torch.zeros(pairs.clean.shape)
+    row[:, 1], row[:, 0] = 0.25, 0.75
+    edits = [
+        HeadEdit(),
+        zero_ablate([(0, 1), (2, 0)]),
+        mean_ablate([(1, 2)], mean_z(net, pairs)),
+        resample_ablate([(0, 0), (2, 3)]),
+        scale_head((1, 3), -3.0),
+    ]
+    if not everywhere:
+        edits += [
+            attention_row([(1, 0), (2, 3)], row),
+            attention_knockout([(1, 1), (2, 1)], pairs.positions["pair"]),
+        ]
+    ours = read(net, pairs, edits, everywhere=everywhere, correct=True, full_vocabulary=True)
+    assert torch.equal(ours.correct, ours.top1 == pairs.answer)
+    for i, edit in enumerate(edits):
+        slow = reference.read(net.model, pairs, edit, everywhere)
+        expected = end_logits_to_diff(slow, pairs)
+        torch.testing.assert_close(ours.logit_diff[i], expected, atol=TOLERANCE, rtol=0)
+        assert torch.equal(ours.top1[i], slow.argmax(-1))
+        assert i == 0 or (ours.logit_diff[i] - ours.logit_diff[0]).abs().max() > 1e-3
+
+
+def test_scaling_one_head_leaves_its_group_alone():
+    """Llama and Gemma heads share value vectors: only the scaled head's write may change."""
+    for arch in ("llama", "gemma3"):
+        net, pairs = network(arch), random_pairs(2)
+        both = read(net, pairs, [HeadEdit(), scale_head((2, 0), 2.0)], capture=True)
+        assert torch.allclose(both.pattern[0, :, :3], both.pattern[1, :, :3], atol=1e-6)
+        # the norms' scales change with the edit, the proportions between heads only by it
+        before, after = both.attribution[:, :, 2, :, 0]
+        ratio = before / before[:, 1:2], after / after[:, 1:2]
+        torch.testing.assert_close(ratio[1][:, 2:], ratio[0][:, 2:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ratio[1][:, 0], 2 * ratio[0][:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_correct_is_top1_of_the_whole_vocabulary():
+    """Also where most rows are settled by a few tokens: every third answer is the model's own."""
+    net, pairs = network("gemma3"), random_pairs(2, n=30)
+    winners = read(net, pairs, full_vocabulary=True).top1[0]
+    answer = pairs.answer.clone()
+    answer[::3] = torch.where(winners[::3] == pairs.foil[::3], answer[::3], winners[::3])
+    told = dataclasses.replace(pairs, answer=answer)
+    assert torch.equal(read(net, told, correct=True).correct[0], winners == answer)
+    assert (winners == answer).sum() > 5
+
+
+def test_mean_ablation_mixes_up_no_heads():
+    """Mean output over two prompts, by hand."""
+    net, pairs = network("llama"), random_pairs(4, n=2)
+    end = pairs.length - 1
+    cache = reference.activations(net.model, pairs.clean, "blocks.1.attn.hook_z")
+    z = cache["blocks.1.attn.hook_z"]
+    expected = (z[0, end[0]] + z[1, end[1]]) / 2
+    torch.testing.assert_close(mean_z(net, pairs)[1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_attribution_is_transformerlens_own(arch):
+    """TransformerLens folds the final norm into the unembedding and reads off the same numbers."""
+    net, pairs = network(arch), random_pairs(8, n=3)
+    ours = read(net, pairs, capture=True).attribution[0]  # prompt layer head token
+    theirs_model = tiny_model(arch, seed=1)
+    # a value bias is part of what a head writes; their default moves it to the layer
+    theirs_model.enable_compatibility_mode(fold_value_biases=False)
+    for i in range(len(pairs)):
+        tokens = pairs.clean[i : i + 1, : pairs.length[i]]
+        theirs = direct_logit_attribution(
+            theirs_model,
+            tokens,
+            answer_tokens=pairs.answer[i : i + 1],
+            incorrect_tokens=pairs.foil[i : i + 1],
+            unit="head",
+        )
+        heads = theirs.attribution[: net.n_layers * net.n_heads].reshape(net.n_layers, -1)
+        diff = ours[i, :, :, 0] - ours[i, :, :, 1]
+        torch.testing.assert_close(diff, heads.to(diff), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_frozen_norm_terms_add_up(arch):
+    """Terms of a residual stream, sent through the frozen norm one by one, sum to its output."""
+    net = network(arch)
+    x = torch.randn(3, 4, net.W_U.shape[1], generator=torch.Generator().manual_seed(0))
+    norm = _frozen_norm(net.ln_final, x)
+    whole = net.ln_final(x) - (getattr(net.ln_final, "bias", None) if arch in "gpt2neox" else 0)
+    torch.testing.assert_close(norm(0.3 * x) + norm(0.7 * x), whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_attention_is_the_models_own(arch):
+    net, pairs = network(arch), random_pairs(6)
+    cache = reference.activations(net.model, pairs.clean, "hook_pattern")
+    prompt = torch.arange(len(pairs))
+    for position in ("END", "S2"):
+        ours = attention_from(net, pairs, position)
+        for layer in range(net.n_layers):
+            theirs = cache[f"blocks.{layer}.attn.hook_pattern"][
+                prompt, :, pairs.positions[position]
+            ]
+            torch.testing.assert_close(ours[:, layer], theirs, atol=1e-5, rtol=0)
+
+
+def weights_hash(model) -> str:
+    digest = hashlib.sha256()
+    for _, value in sorted(model.original_model.state_dict().items()):
+        digest.update(value.contiguous().numpy(force=True).tobytes())
+    return digest.hexdigest()
+
+
+def test_interventions_leave_no_trace():
+    net, pairs = network("gemma3"), random_pairs(9)
+    before, logits = weights_hash(net.model), net.model(pairs.clean)
+    path_patch(net, pairs, [(2, 0)], "k", "S2")
+    read(net, pairs, [zero_ablate([(0, 0)])])
+    assert weights_hash(net.model) == before
+    assert torch.equal(net.model(pairs.clean), logits)
+    assert not any(hook.fwd_hooks for hook in net.model.hook_dict.values())
+
+
+def test_an_edit_that_does_not_fire_raises(monkeypatch):
+    net, pairs = network("llama"), random_pairs(1)
+    read(net, pairs)  # the unedited run is kept: only the edited one is made below
+    monkeypatch.setattr(forward, "run_forward", lambda net, past, resid, *rest, **kw: resid)
+    with pytest.raises(RuntimeError, match="did not fire"):
+        read(net, pairs, [zero_ablate([(2, 0)])])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"receivers": []}, "at least one receiver"),
+        ({"receivers": [(9, 0)]}, "no head L9H0"),
+        ({"receivers": [(1, 0)], "senders": [(2, 0)]}, "below layer 1"),
+        ({"receivers": [(2, 0)], "position": "S3"}, "no position 'S3'"),
+        ({"receivers": "logits", "position": "S2"}, "read at END"),
+        ({"receivers": ("resid_post", 9)}, "no layer 9: this model has"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(arguments, words):
+    with pytest.raises(UsageError, match=words) as error:
+        path_patch(network("gpt2"), random_pairs(1), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_attention_rows_must_be_distributions():
+    with pytest.raises(UsageError, match="sum to 1"):
+        attention_row([(0, 0)], torch.full((2, 5), 0.3))
+
+
+def test_an_unknown_block_layout_is_refused():
+    """A model whose blocks do something else must not be edited as if they did not."""
+    net, pairs = Network(tiny_model("llama", seed=1)), random_pairs(1)
+    net.blocks[1].scale *= 1.5
+    with pytest.raises(UsageError, match="not of a known layout"):
+        read(net, pairs)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
+def test_bfloat16_is_near_float32_and_reads_out_in_float32(arch):
+    """Rounding only: errors far below the size of the effects; nothing read out is bfloat16."""
+    exact, pairs = network(arch), random_pairs(7)
+    model = tiny_model(arch, seed=1)
+    model.original_model.to(torch.bfloat16)
+    model.cfg.dtype = torch.bfloat16
+    half = Network(model)
+    for receivers, position in (("logits", "END"), ([(2, 1)], "S2")):
+        a, b = (path_patch(net, pairs, receivers, "q", position) for net in (exact, half))
+        error = (a.logit_diff - b.logit_diff).nan_to_num().abs().max()
+        assert 0 < error < 0.05 * a.clean.abs().max()
+        assert b.logit_diff.dtype == torch.float32
+    seen = read(half, pairs, capture=True, correct=True, full_vocabulary=True)
+    for name in ("logits", "logsumexp", "pattern", "attribution"):
+        assert getattr(seen, name).dtype == torch.float32
+    assert torch.equal(seen.correct, seen.top1 == pairs.answer)
+    read(half, pairs, [mean_ablate([(1, 1)], mean_z(half, pairs))])

