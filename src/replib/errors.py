@@ -54,3 +54,8 @@ def one_line(text: str, limit: int = 160) -> str:
     characters."""
     line = printable(" ".join(text.split())[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

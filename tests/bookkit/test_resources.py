@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -220,7 +221,7 @@ def test_a_model_of_the_hub_that_cannot_fit_is_refused_before_the_download(monke
     class Total:
         total = 70_000_000_000
 
-    monkeypatch.setattr(models.huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
 
     def refuse(n_params):

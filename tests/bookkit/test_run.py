@@ -1,6 +1,7 @@
 """Runs of a small notebook: how they end, and what is left of them."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -334,7 +335,7 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path):
     for folder in (old, held):
         os.utime(folder, (0, 0))
     lock = os.open(held, os.O_RDONLY)
-    runner.fcntl.flock(lock, runner.fcntl.LOCK_EX)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     _sweep(checked)
     os.close(lock)
     assert files(checked.folder.parent) == [".tiny.tmp-h", ".tiny.tmp-n"]

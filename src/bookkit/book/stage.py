@@ -28,6 +28,7 @@ from bookkit.book.markup import as_myst, raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import (
     RECORDS,
+    STALE,
     Run,
     by_paper,
     find_changes,

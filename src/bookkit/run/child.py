@@ -171,6 +171,7 @@ def _check_files(question: Mapping[str, Any]) -> None:
         return
     from replib.chapters.context_knob import contexts
     from replib.chapters.factual_recall import facts
+    from replib.models.load import load_model
     from replib.prompts import files as prompts
 
     loaders = {

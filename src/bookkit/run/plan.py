@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bookkit.project import chapter_folder
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter, known_parameter
 from bookkit.run.environment import environment, n_threads

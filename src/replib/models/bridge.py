@@ -14,7 +14,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import detect_tokeniz
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from replib.errors import UsageError
+from replib.errors import UsageError, first_line
 from replib.models.sources import Place, folder_hash
 
 

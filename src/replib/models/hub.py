@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from replib.errors import UsageError
+from replib.errors import UsageError, first_line
 from replib.models.sources import KNOWN, Place, find_gguf
 from replib.models.unpack import TerminalBar
 
@@ -122,7 +122,3 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return result
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,11 +18,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from replib.errors import UsageError
+from replib.errors import UsageError, first_line
 from replib.models.bridge import bridge_for
 from replib.models.device import find_device, find_dtype, set_threads
-from replib.models.hub import check_revision, first_line, from_hub
-from replib.models.sources import MADE_IN_MEMORY, SOURCES, Place, find_gguf
+from replib.models.hub import check_revision, from_hub
+from replib.models.sources import MADE_IN_MEMORY, PLANTED, SOURCES, Place, find_gguf, planted_module
 from replib.models.tiny import TINY_NOTE, tiny_parts
 from replib.models.unpack import load_dequantised, quiet
 

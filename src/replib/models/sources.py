@@ -19,6 +19,7 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
+from replib.errors import UsageError
 from replib.files import sha256_file, write_whole
 
 MANIFEST = "manifest.json"  # in the folder of an unpacked model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 

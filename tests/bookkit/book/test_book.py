@@ -20,6 +20,7 @@ import pytest
 
 from bookkit.book import stage as staging
 from bookkit.book.browser import find_chromium
+from bookkit.book.cells import lift_alt_text, localise_labels
 from bookkit.book.gate import faults
 from bookkit.book.pages import command, model_switch
 from bookkit.book.requests import requests_in_css, requests_in_script
@@ -320,7 +321,7 @@ def test_the_heads_of_a_model_of_unknown_size_are_refused_in_a_line(project: Pat
 def test_stage_refuses_two_pictures_in_a_cell() -> None:
     show = {"output_type": "display_data", "metadata": {}, "data": {"image/png": ""}}
     with pytest.raises(UsageError, match="cell 1: 2 pictures"):
-        book.lift_alt_text([code("", 1, [show, show])], "here")
+        lift_alt_text([code("", 1, [show, show])], "here")
 
 
 def test_stage_refuses_a_page_that_the_contents_name_and_nobody_wrote(project: Path) -> None:
@@ -344,7 +345,7 @@ def test_labels_are_made_unique_with_their_references_and_nothing_else() -> None
         {"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)},
         code("", 1, mystnb={"figure": {"name": "fig", "caption": "As [above](#here)."}}),
     ]
-    book.localise_labels(cells, "m")
+    localise_labels(cells, "m")
     assert cells[0]["source"] == (
         "(here-m)=\n{ref}`here-m`, {ref}`text <here-m>`, [a](#here-m), [b](#there), {eq}`e-m`, here"
         "\n:::{note}\n:name: box-m\n:::\n$$ x $$ (e-m)\n{numref}`Figure %s <fig-m>` {cite}`here`"
@@ -356,11 +357,11 @@ def test_labels_are_made_unique_with_their_references_and_nothing_else() -> None
 def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None:
     show = {"output_type": "display_data", "data": {"image/png": ""}}
     own = [code("", 1, [show | {"metadata": {}}], mystnb={"image": {"alt": "of the cell"}})]
-    book.lift_alt_text(own, "here")
+    lift_alt_text(own, "here")
     assert own[0]["metadata"]["mystnb"]["image"]["alt"] == "of the cell"
     both = copy.deepcopy(own)
     both[0]["outputs"][0]["metadata"] = {"image/png": {"alt": "of the\noutput"}}
-    book.lift_alt_text(both, "here")
+    lift_alt_text(both, "here")
     assert both[0]["metadata"]["mystnb"]["image"]["alt"] == "of the output"
 
 
