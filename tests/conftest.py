@@ -13,9 +13,9 @@ from bookkit.records import seal
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Two finished runs, nothing staged."""
-    import test_book
+    import small_book
 
-    test_book.make_project(tmp_path)
+    small_book.make_project(tmp_path)
     return tmp_path
 
 
@@ -23,13 +23,13 @@ def project(tmp_path: Path) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the hostile paper's runs, staged and built; read only."""
     import hostile
-    import test_book
+    import small_book
 
     root = tmp_path_factory.mktemp("book")
-    test_book.make_project(root)
-    hostile.make_hostile(root, test_book.png())
-    test_book.stage(root)
-    result = test_book.build(root)
+    small_book.make_project(root)
+    hostile.make_hostile(root, small_book.png())
+    small_book.stage(root)
+    result = small_book.build(root)
     assert result.returncode == 0, result.stdout + result.stderr
     return root
 

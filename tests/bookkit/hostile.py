@@ -1,5 +1,5 @@
 """A paper whose records, rows and failed run hold what somebody would write who wants a script to
-run in a reader's browser. `make_hostile` puts it into a project of test_book's."""
+run in a reader's browser. `make_hostile` puts it into a project of small_book.py."""
 
 import ast
 import json
@@ -203,6 +203,7 @@ PROSE = """# A Hostile Paper
 
 def make_hostile(root: Path, png: str) -> None:
     """Add the paper, one finished and one failed run of it to the project in `root`."""
+    (root / "notebooks" / PAPER).mkdir()
     (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(claims_file())
     profile = {"models": ["tiny"], "parameters": {}}
     profiles = {"smoke": profile, "laptop": profile, "paper": profile}

@@ -11,7 +11,7 @@ import pytest
 import requests
 from rocrate_validator import services
 from rocrate_validator.utils.http import HttpRequester
-from test_book import EXPECTED, gate
+from small_book import EXPECTED, gate
 
 from bookkit.book import crate
 
@@ -143,12 +143,12 @@ def test_the_gate_refuses(
 
 
 def test_the_authors_are_those_of_the_citation(project: Path, tmp_path: Path) -> None:
-    import test_book
+    import small_book
 
     (project / "CITATION.cff").write_text(
         "title: T\nversion: 1\nabstract: About.\nauthors: [{name: A}, {name: B}]\n"
     )
-    test_book.stage(project)
+    small_book.stage(project)
     book = project / "build/book"
     shutil.copy(book / crate.FILE, tmp_path / crate.FILE)
     graph = json.loads((tmp_path / crate.FILE).read_text())["@graph"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import hostile
 import pytest
-import test_book
+import small_book
 from bs4 import BeautifulSoup
-from test_book import EXPECTED, MODELS, PAPER, code, gate, stage
+from small_book import EXPECTED, MODELS, PAPER, code, gate, stage
 
 from bookkit.book import failed as failed_runs
 from bookkit.book.failed import FailedRun, find_failed
@@ -228,13 +228,13 @@ BREAKS = {
     "a result": (PAGE, "</article>", '<b class="outcome">holds</b></article>', "shows a result"),
     "a number": (PAGE, "</article>", '<b class="record">0.5</b></article>', "shows a result"),
     "no failed run": (
-        test_book.CHAPTER,
+        small_book.CHAPTER,
         "</article>",
         '<p class="failed-note"></p></article>',
         "failed run that is not there",
     ),
     "an error elsewhere": (
-        test_book.CHAPTER,
+        small_book.CHAPTER,
         "</article>",
         '<div class="cell_output"><p class="output traceback"></p></div></article>',
         "output of an error",

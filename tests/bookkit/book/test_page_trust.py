@@ -17,7 +17,7 @@ from typing import Any
 import hostile
 import pytest
 from bs4 import BeautifulSoup
-from test_book import CHROMIUM, EXPECTED
+from small_book import CHROMIUM, EXPECTED
 
 from bookkit.book import page_policy
 from bookkit.book.markup import as_myst, raw_html

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pybtex.database import parse_string
 from pypdf import PdfReader
-from test_book import CHROMIUM, EXPECTED, PAPER, ROOT, gate, stage
+from small_book import CHROMIUM, EXPECTED, PAPER, ROOT, gate, stage
 
 from bookkit.book import citations, page_names, pdf, run_statistics
 from bookkit.book.runs import Run

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import test_book as small
+import small_book as small
 from bs4 import BeautifulSoup
-from test_book import CHROMIUM, MODELS, PAPER
+from small_book import CHROMIUM, MODELS, PAPER
 
 from bookkit.book.runs import find_runs
 from bookkit.book.tables import transfer

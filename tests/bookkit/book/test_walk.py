@@ -19,7 +19,7 @@ import hostile
 import nbformat
 import pytest
 from pypdf import PdfReader
-from test_book import CHROMIUM, EXPECTED, PAPER, ROOT, build
+from small_book import CHROMIUM, EXPECTED, PAPER, ROOT, build
 
 from bookkit.book.browser import chromium
 from bookkit.book.runs import finished

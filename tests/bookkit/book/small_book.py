@@ -1,0 +1,206 @@
+"""The small book that several files test: a paper about nothing that ran on two models.
+
+conftest.py builds it once; `stage`, `build` and `gate` do to it what `make book` does.
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+from bookkit.book import stage as staging
+from bookkit.book.browser import find_chromium
+from bookkit.book.gate import faults
+from bookkit.book.runs import Run
+from bookkit.records import write_record
+from bookkit.run.chapter import find_chapter
+from replib.claims.file import MIME
+from replib.claims.measure import Claims
+from replib.hashes import library_hash, notebook_hash
+
+ROOT = Path(__file__).parents[3]
+PAPER = "fake-paper"
+MODELS = ("model-a", "model-b")
+EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
+CHROMIUM = find_chromium()
+
+CLAIMS = """
+paper: fake-paper
+title: A Paper About Nothing
+arxiv: "2001.00001"
+model: gpt2-medium
+claims:
+  - {id: "1.1", statement: The gain <b>is</b> large & real, reported: "44 points",
+     source: {mark: abstract, where: null}, null: random heads, gate: accuracy >= 0.5,
+     gate_text: accuracy of at least one half, holds_if: low > null_q95, fails_if: high < null_q95,
+     decision: The interval lies above the null.}
+  - {id: "1.2", statement: Nothing else changes, reported: null,
+     source: {mark: none, where: null}, null: null, gate: null, gate_text: null,
+     holds_if: value < 0.1, fails_if: value > 0.2, decision: Below a tenth.}
+  - {id: "1.10", statement: It is the largest, reported: "0.69",
+     source: {mark: second-hand, where: Sec. 5}, null: null, gate: null, gate_text: null,
+     holds_if: value > 0, fails_if: value < 0, decision: Above zero.}
+"""
+PROFILES = """
+smoke: {models: [tiny], parameters: {}}
+laptop: {models: [model-a, model-b], parameters: {n_prompts: 40}}
+paper: {models: [gpt2-medium], parameters: {}}
+"""
+TOC = """
+format: jb-book
+root: index
+parts:
+  - caption: Chapters
+    chapters: [{file: chapters/fake-paper/index}, {file: chapters/hostile-paper/index},
+               {file: chapters/unwritten-paper/index}]
+  - caption: Results
+    chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
+"""
+PAGES = {
+    "index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
+    "and $x_1$. See [the scorecard](scorecard.md) and {cite:p}`nobody`.\n",
+    "scorecard.md": "# Scorecard\n\n```{transfer}\n```\n\n```{scorecard}\n```\n",
+    "atlas/index.md": "# Head atlas\n",
+    "references.md": "# References\n\n```{bibliography}\n```\n",
+    "references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
+    "chapters/fake-paper.md": "What this chapter asks.",
+}
+PARAMETERS = """model_name: str = "tiny"
+device: str = "cpu"
+seed: int = 0
+profile: str = "laptop"
+n_prompts: int = 100  # prompts
+ratio: float = 0.5"""
+TEXT = """# A Paper About Nothing
+
+(start)=
+The gain was {record}`claims.1.1.value:.1%`, [{record}`claims.1.1.low:.2f`], on
+{record}`model.name`, {record}`model.source`; claim 1.10:
+{record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`.
+{numref}`fig-gain` shows it; {eq}`logit-diff` and [the start](#start) too, and [below](#verdicts).
+
+$$ d = a - b $$ (logit-diff)
+"""
+
+
+def png() -> str:
+    """An 8 x 4 grey picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    head = chunk(b"IHDR", bytes([0, 0, 0, 8, 0, 0, 0, 4, 8, 0, 0, 0, 0]))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + b"\x80" * 8) * 4))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")).decode()
+
+
+def code(source: str, count: int, outputs: list | None = None, **metadata: object) -> dict:
+    return {
+        "cell_type": "code",
+        "id": f"cell{count}",
+        "metadata": metadata,
+        "execution_count": count,
+        "source": source,
+        "outputs": outputs or [],
+    }
+
+
+def make_run(root: Path, model: str, gain: float) -> None:
+    """`build/runs/fake-paper/<model>/`: a record and a notebook as the runner leaves them."""
+    claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
+    null = {"mean": 0.01, "q95": 0.05}
+    claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
+    claims.measure("1.2", 0.15, unit="nats")
+    claims.not_testable("1.10", "too small")
+    info = {"name": model, "sha256": "0" * 64, "source": "made <here>", "n_params": 1234}
+    bundle = claims.bundle(info | {"dtype": "float32", "note": "quantised"})
+    content = bundle[MIME]
+    zero = "0" * 64
+    record = {
+        "schema_version": 1,
+        "profile": "laptop",
+        "parameters": {"n_prompts": 30, "model_name": model, "ratio": 0.5},
+        "seed": 3,
+        "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
+        "status": "finished",
+        "hashes": dict.fromkeys(
+            ("notebook", "claims", "library", "environment", "parameters"), zero
+        )
+        | {"weights": None, "requirements": None, "inputs": {}},
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "threads": 2,
+        "wall_time_s": 75.2,
+        "calibration": None,
+        "peak_memory_mb": 900.0,
+        "started": "2026-01-02T03:04:05Z",
+    } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements", "heads")}
+    record["changes"] = content["changes"]
+    show = {"output_type": "display_data", "metadata": {}, "data": bundle}
+    picture = {"image/png": png(), "text/plain": "<Figure>"}
+    alt = {"image/png": {"alt": f"A grey box for {model}"}}
+    figure = {"output_type": "display_data", "metadata": alt, "data": picture}
+    caption = "The gain, {record}`claims.1.1.value:.1%`, see {numref}`fig-gain`."
+    cells = [
+        {"cell_type": "markdown", "id": "text", "metadata": {}, "source": TEXT},
+        code(PARAMETERS, 1, tags=["parameters"]),
+        code("# Parameters\nn_prompts = 30\n", 2, tags=["injected-parameters"]),
+        code("draw()", 3, [figure], mystnb={"figure": {"name": "fig-gain", "caption": caption}}),
+        {"cell_type": "markdown", "id": "v", "metadata": {}, "source": "## Verdicts"},
+        code("claims.verdicts(model_info(model))", 4, [show], tags=["claims"]),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    folder = root / "build" / "runs" / PAPER / model
+    folder.mkdir(parents=True)
+    (folder / "notebook.ipynb").write_text(json.dumps(notebook))
+    source = root / "notebooks" / f"{PAPER}/{PAPER}.ipynb"
+    if not source.exists():
+        given = ["injected-parameters"]
+        own = [cell for cell in cells if cell["metadata"].get("tags") != given]
+        bare = [{k: v for k, v in cell.items() if k != "outputs"} for cell in own]
+        source.write_text(json.dumps(notebook | {"cells": bare}))
+    chapter = find_chapter(root, PAPER)
+    record["hashes"] |= {
+        "notebook": notebook_hash(source.read_text()),
+        "claims": chapter.claims.sha256,
+        "library": library_hash(source.read_text()),
+        "parameters": chapter.parameters_hash("laptop"),
+    }
+    write_record(folder / "record.json", record)
+
+
+def make_project(root: Path) -> None:
+    for name, text in PAGES.items():
+        (root / "book" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "book" / name).write_text(text)
+    shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
+    shutil.copy(ROOT / "_config.yml", root)
+    shutil.copy(ROOT / "CITATION.cff", root)
+    (root / "_toc.yml").write_text(TOC)
+    (root / "notebooks" / PAPER).mkdir(parents=True)
+    (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(CLAIMS)
+    (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(PROFILES)
+    for model, gain in zip(MODELS, (0.3, 0.06), strict=True):
+        make_run(root, model, gain)
+
+
+def build(root: Path, *options: str) -> subprocess.CompletedProcess:
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", root / "build/book", "--path-output", root, "-W", "-n"]
+    return subprocess.run(
+        [*command, "--keep-going", "-q", *options], capture_output=True, text=True
+    )
+
+
+def stage(root: Path, expected: list[str] | None = None) -> list[Run]:
+    return staging.stage(root, root / "build/runs", root / "build/book", expected)
+
+
+def gate(root: Path, expected: list[str] | None = None) -> list[str]:
+    return faults(root / "_build/html", root / "build/runs", root / "build/book", expected)
