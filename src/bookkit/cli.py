@@ -325,7 +325,13 @@ def _train_grid(options: argparse.Namespace) -> int:
     while cells := grid.needed(root):
         _say(f"{grid.PAPER}: {len(cells)} cells to train")
         marks = [f"build/grid/{cell.name}.done" for cell in cells]
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "grid.smk")]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(root / "workflow/grid.smk"),
+        ]
         command += ["--cores", str(options.cores or os.cpu_count() or 1), "--keep-going"]
         command += ["--config", f"device={options.device}", "--quiet", "rules", "--force", *marks]
         if subprocess.run(command, cwd=root, check=False).returncode:

@@ -148,7 +148,11 @@ def command(
     Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
     """
     try:
-        chosen = root / "profiles" / profile if profile in PROFILES else Path(profile).expanduser()
+        chosen = (
+            root / "workflow/profiles" / profile
+            if profile in PROFILES
+            else Path(profile).expanduser()
+        )
         is_profile = (chosen / "config.yaml").is_file()
     except (OSError, RuntimeError):  # a path that cannot be looked at
         is_profile = False
@@ -157,7 +161,7 @@ def command(
             f"profile {profile!r} is neither a folder with config.yaml nor one of: "
             f"{', '.join(PROFILES)}"
         )
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "sweep.smk")]
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "workflow/sweep.smk")]
     words += ["--directory", str(root), "--profile", str(chosen)]
     words += ["--config", f"sweep={path.absolute()}"]
     if n_jobs is not None:

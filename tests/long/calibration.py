@@ -19,14 +19,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
-from trust import ROOT, show, write_table
+from trust import ROOT, TRUST, show, write_table
 
 from bookkit.book import atlas
 from replib import metrics as m
@@ -546,7 +545,7 @@ def main() -> int:
     print(f"{len(rows)} cases, {faults} not as they are said to be")
     if given.less == 1 and not given.only:
         what = "Coverage of every 95% interval and false positives of every null at 5%, simulated."
-        write_table(Path(__file__), what, COLUMNS, rows, time.monotonic() - began)
+        write_table(TRUST / "calibration.json", what, COLUMNS, rows, time.monotonic() - began)
     return 1 if faults else 0
 
 

@@ -29,26 +29,29 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import huggingface_hub
 import hypothesis
+import matplotlib.pyplot
+import transformers
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from trust import HERE, ROOT, show, write_table
 
 from bookkit import certified, cli
 from bookkit.book import atlas
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import find_runs
 from bookkit.book.tables import scorecard, transfer
-from bookkit.book.trust import code_hash
 from bookkit.jobs import NOT_YET
 from bookkit.new import new_paper
-from bookkit.project import list_papers
+from bookkit.project import chapter_folder, list_papers
 from bookkit.records import check_record, read_record, record_values, seal, write_record
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import find_chapter
@@ -56,19 +59,25 @@ from bookkit.run.execute import RunFailed
 from bookkit.run.plan import absolute_model, changed_since, plan
 from bookkit.sweep import command, read_sweep
 from replib.chapters.context_knob import cards as adapter_cards
+from replib.chapters.context_knob import contexts
 from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.factual_recall import facts
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
 from replib.files import read_yaml
 from replib.hashes import library_hash, notebook_hash
+from replib.models.load import load_model, prepare_model
 from replib.models.sources import EMBEDDED, KNOWN
+from replib.models.tiny import tiny_parts
+from replib.models.unpack import quiet
+from replib.prompts import files as prompts
+from replib.prompts.vocabulary import word_tokenizer
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parents[1]  # a project of its own, with the paper `toy`
 SECONDS = 20  # a case that takes longer hangs
 LONGEST = 1200  # characters of a refusal
+TOY, IOI, KNOB = "toy", "ioi-circuit-reuse", "context-knob"
 
 
 class NotWhole(Exception):
@@ -174,7 +183,8 @@ def judge(target: Target, case: Any, folder: Path) -> tuple[str, str, str]:
 def _place(error: BaseException) -> str:
     """The last line of the library that an exception went through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "replib" in Path(frame.filename).parts] or frames
+    own = [frame for frame in frames if {"replib", "bookkit"} & {*Path(frame.filename).parts}]
+    own = own or frames
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
@@ -223,14 +233,10 @@ def run_all(n_cases: int, seed: int, folder: Path) -> dict[str, Tally]:
 @cache
 def _warm_up() -> None:
     """Import what the functions import on their way, and watch from now on."""
-    import matplotlib.pyplot  # noqa: F401
+    import replib.chapters.context_knob.training
+    import replib.chapters.copying_mamba.training  # noqa: F401
 
-    from replib.chapters.context_knob import training as finetuning  # noqa: F401
-    from replib.chapters.copying_mamba import training as copy_training  # noqa: F401
-    from replib.models.load import load_model, prepare_model  # noqa: F401
-    from replib.models.tiny import tiny_parts  # noqa: F401
-    from replib.models.unpack import quiet  # noqa: F401
-
+    matplotlib.get_configdir(), matplotlib.get_cachedir()  # makes the folders
     sys.dont_write_bytecode = True
     sys.addaudithook(_audit)  # for the life of the process
 
@@ -265,6 +271,10 @@ class Raw:
         return f"Raw({self.text[:30]!r})"
 
 
+def raws(*texts: str) -> tuple[Raw, ...]:
+    return tuple(map(Raw, texts))
+
+
 class Map(list):
     """[key, value] pairs: a mapping that may have a key twice."""
 
@@ -283,30 +293,20 @@ NUMBERS = (
     *(0.5, 1.0, -0.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan),
 )
 DEEP = (*(Raw("[" * n + "]" * n) for n in (200, 900, 20_000)), Raw('{"a":' * 5000))
-IN_JSON = tuple(
-    map(
-        Raw,
-        (
-            *("1e999", "NaN", "-Infinity", "tru", "'a'", '"a', "01", '"\\x"', "", "1 2", "//"),
-            *("9" * 5000, '"\\ud800"', '"\\u0000"', '{"a": 1, "a": 2}'),
-        ),
-    )
+IN_JSON = raws(
+    *("1e999", "NaN", "-Infinity", "tru", "'a'", '"a', "01", '"\\x"', "", "1 2", "//"),
+    *("9" * 5000, '"\\ud800"', '"\\u0000"', '{"a": 1, "a": 2}'),
 )
 _LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 40))
-IN_YAML = tuple(
-    map(
-        Raw,
-        (
-            *("*a", "&a [*a]", "&a {b: *a}", f"[&a0 [x, x], {_LAUGHS}]", "<<", "@a", "%a", "\t"),
-            *("!!python/object/apply:os.system [touch owned]", "!!python/name:os.system", "!x y"),
-            *("!!int x", "!!int ''", "!!bool maybe", "!!timestamp x", "!!float x", "!!binary x"),
-            *("!!set {a, b}", "!!omap [a]", "!!null x", "!!str 3", "!!map 3", "!!int 3"),
-            *("2001-99-99", "2001-01-01", "1:99:99", "0o7", "1_000", "on", "~", ".", "- a"),
-            *(".nan", ".inf", "-.inf", "1e400", "0x" + "f" * 5000, "9" * 5000, '"a\\nb"'),
-            *("{? [a] : b}", "{1: 2}", "{<<: 3}", "{a: 1, a: 2}", "{null: 1}", "{on: 1}"),
-            *('"\\U00110000"', '"\\ud800"', '"\\0"', '"\\e"'),
-        ),
-    )
+IN_YAML = raws(
+    *("*a", "&a [*a]", "&a {b: *a}", f"[&a0 [x, x], {_LAUGHS}]", "<<", "@a", "%a", "\t"),
+    *("!!python/object/apply:os.system [touch owned]", "!!python/name:os.system", "!x y"),
+    *("!!int x", "!!int ''", "!!bool maybe", "!!timestamp x", "!!float x", "!!binary x"),
+    *("!!set {a, b}", "!!omap [a]", "!!null x", "!!str 3", "!!map 3", "!!int 3"),
+    *("2001-99-99", "2001-01-01", "1:99:99", "0o7", "1_000", "on", "~", ".", "- a"),
+    *(".nan", ".inf", "-.inf", "1e400", "0x" + "f" * 5000, "9" * 5000, '"a\\nb"'),
+    *("{? [a] : b}", "{1: 2}", "{<<: 3}", "{a: 1, a: 2}", "{null: 1}", "{on: 1}"),
+    *('"\\U00110000"', '"\\ud800"', '"\\0"', '"\\e"'),
 )
 texts = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=12), st.text("./~-_ \n\0@a1", max_size=8)
@@ -408,9 +408,7 @@ def bruised(draw: Callable, sound: Sequence[str]) -> bytes:
         "byte": text[:at].encode() + b"\xff" + text[at:].encode(),
         "line lost": "".join(lines[:i] + lines[i + 1 :]).encode(),
         "line twice": "".join(lines[: i + 1] + lines[i:]).encode(),
-        "line moved in": "".join([*lines[:i], "  " + lines[i], *lines[i + 1 :]]).encode()
-        if lines
-        else raw,
+        "line moved in": "".join([*lines[:i], "  ", *lines[i:]]).encode(),
         "line long": "".join([*lines[:i], "#" * 200_000, "\n", *lines[i:]]).encode(),
         "empty": b"",
     }
@@ -433,14 +431,21 @@ def put(path: Path, content: bytes | str) -> Path:
 # --- chapters, parameters, models' names ----------------------------------------------------------
 
 CHAPTERS = {paper: find_chapter(ROOT, paper) for paper in list_papers(ROOT)}
-CHAPTERS["toy"] = find_chapter(HERE, "toy")
+CHAPTERS[TOY] = find_chapter(HERE, TOY)
 # copying-mamba reads its whole grid of trainings, which takes a while, so it is one of many here.
 _PAPERS = [*[paper for paper in CHAPTERS if paper != grid.PAPER] * 3, grid.PAPER]
 RECORDS = {
-    f"{path.parts[-3]}/{path.parts[-2]}": path
+    f"{path.parts[-3]}/{path.parts[-2]}": path.read_text()
     for path in sorted(ROOT.glob("results/*/*/record.json"))
 }
-_RECORD = json.loads(RECORDS["ioi-circuit-reuse/tiny"].read_text())
+_SOUND = RECORDS[f"{IOI}/tiny"]
+_RECORD = json.loads(_SOUND)
+
+
+def source(paper: str, suffix: str) -> Path:
+    """A chapter's file, as the project or the tests have it."""
+    name = f"{paper}.ipynb" if suffix == "ipynb" else f"{suffix}.yaml"
+    return chapter_folder(HERE if paper == TOY else ROOT, paper) / name
 
 
 def _settings(paper: str) -> st.SearchStrategy:
@@ -487,14 +492,12 @@ model_names = st.one_of(
 
 
 def read_model_name(name: str, folder: Path) -> None:
-    from replib.models import load as models
-
-    planned = plan(CHAPTERS["toy"], name, "smoke", {}, out=folder / "out")
-    if planned.folder.parent != folder / "out" / "toy" or len(planned.folder.name) > 200:
+    planned = plan(CHAPTERS[TOY], name, "smoke", {}, out=folder / "out")
+    if planned.folder.parent != folder / "out" / TOY or len(planned.folder.name) > 200:
         raise NotWhole(f"the folder is {planned.folder}")
     planned.folder.mkdir(parents=True)
     recordable(model=_RECORD["model"] | {"name": planned.model})
-    with mock.patch.object(models.huggingface_hub.HfApi, "model_info", _no_hub):
+    with mock.patch.object(huggingface_hub.HfApi, "model_info", _no_hub):
         prepare_model(planned.model)
 
 
@@ -507,25 +510,25 @@ def _no_hub(self: Any, name: str, **options: Any) -> None:
 
 def chapter_with(folder: Path, paper: str, **changed: bytes | str) -> Path:
     """A project with the one paper, some of whose files are changed."""
-    source = (HERE if paper == "toy" else ROOT) / "notebooks"
-    for name in ("claims.yaml", "profiles.yaml", "ipynb"):
-        content = changed.get(name.partition(".")[0], (source / f"{paper}.{name}").read_bytes())
-        put(folder / "project" / "notebooks" / f"{paper}.{name}", content)
+    for suffix in ("claims", "profiles", "ipynb"):
+        path = source(paper, suffix)
+        place = chapter_folder(folder / "project", paper) / path.name
+        put(place, changed.get(suffix, path.read_bytes()))
     return folder / "project"
 
 
-def chapter_files(suffix: str, *, texts_only: bool) -> st.SearchStrategy:
+def chapter_files(suffix: str) -> st.SearchStrategy:
     """(paper, content of its file)."""
 
     def of(paper: str) -> st.SearchStrategy:
-        text = ((HERE if paper == "toy" else ROOT) / f"notebooks/{paper}.{suffix}").read_text()
-        content = read_yaml(text, suffix, texts_only=texts_only)
+        text = source(paper, suffix).read_text()
+        content = read_yaml(text, suffix, texts_only=suffix == "claims")
         return st.tuples(st.just(paper), files([content], IN_YAML, [text]))
 
     return some(*_PAPERS).flatmap(of)
 
 
-_NOTEBOOK = json.loads((HERE / "notebooks/toy/toy.ipynb").read_text())
+_NOTEBOOK = json.loads(source(TOY, "ipynb").read_text())
 
 
 def record_of(claims: Claims) -> dict[str, Any]:
@@ -550,7 +553,7 @@ def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
     paper, content = case
     project = chapter_with(folder, paper, profiles=content)
     for kept in ("adapters", "checkpoints"):  # trainings that are stored
-        (project / f"notebooks/{paper}.{kept}").symlink_to(ROOT / f"notebooks/{paper}.{kept}")
+        (chapter_folder(project, paper) / kept).symlink_to(chapter_folder(ROOT, paper) / kept)
     chapter = find_chapter(project, paper)
     for name, profile in chapter.profiles.items():
         chapter.parameters_hash(name)
@@ -563,7 +566,7 @@ def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
 
 
 def read_notebook(content: bytes, folder: Path) -> None:
-    chapter = find_chapter(chapter_with(folder, "toy", ipynb=content), "toy")
+    chapter = find_chapter(chapter_with(folder, TOY, ipynb=content), TOY)
     notebook_hash(chapter.notebook)
     library_hash(chapter.notebook)
     plan(chapter, "tiny", "smoke", {}, out=folder / "out")
@@ -571,7 +574,7 @@ def read_notebook(content: bytes, folder: Path) -> None:
 
 # --- measured numbers and rules -------------------------------------------------------------------
 
-_TOY = (HERE / "notebooks/toy/claims.yaml").read_text()
+_TOY = source(TOY, "claims").read_text()
 expressions = st.recursive(
     some("value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"),
     lambda inner: st.one_of(
@@ -634,7 +637,7 @@ def sealed(content: bytes) -> bytes:
 def read_a_record(content: bytes, folder: Path) -> None:
     """What is read can be written, compared, and shown on every page."""
     content = sealed(content) if len(content) % 4 else content
-    path = put(folder / "runs/ioi-circuit-reuse/tiny/record.json", content)
+    path = put(folder / "runs" / IOI / "tiny/record.json", content)
     (run_,) = find_runs(folder / "runs", None)
     record = run_.record
     record_values(record)
@@ -644,15 +647,14 @@ def read_a_record(content: bytes, folder: Path) -> None:
     sizing.reference(record)
     old = certified.certified_path(folder, record)
     inside(old, folder)
-    put(old, RECORDS["ioi-circuit-reuse/tiny"].read_bytes())
+    put(old, _SOUND)
     certified.compare(folder, path.parent)
-    with contextlib.suppress(UsageError):  # such as an unknown profile
-        changed_since(record, CHAPTERS["ioi-circuit-reuse"])
-    with contextlib.suppress(UsageError):
-        changed_since(record, CHAPTERS["context-knob"])
+    for paper in (IOI, KNOB):
+        with contextlib.suppress(UsageError):  # such as an unknown profile
+            changed_since(record, CHAPTERS[paper])
     scorecard([run_])
     transfer([run_])
-    claims = CHAPTERS["ioi-circuit-reuse"].claims
+    claims = CHAPTERS[IOI].claims
     landing_page([run_], claims, "")
     chapter_page(ROOT, run_, model_switch(run_.key, [run_], []), claims.model, {})
     if record["heads"]:
@@ -661,14 +663,8 @@ def read_a_record(content: bytes, folder: Path) -> None:
 
 def read_run_names(names: list[str], folder: Path) -> None:
     runs = folder / "runs"
-    source = RECORDS["ioi-circuit-reuse/tiny"].read_bytes()
-    for place in (
-        "runs/ioi-circuit-reuse/tiny",
-        "ioi-circuit-reuse/tiny",
-        "runs/x/tiny",
-        "x",
-    ):
-        put(folder / place / "record.json", source)
+    for place in (f"runs/{IOI}/tiny", f"{IOI}/tiny", "runs/x/tiny", "x"):
+        put(folder / place / "record.json", _SOUND)
     for found in find_runs(runs, names, folder / "results"):
         if found.folder != runs / found.paper / found.model:
             raise NotWhole(f"a run in {found.folder}")
@@ -681,21 +677,14 @@ def read_run_names(names: list[str], folder: Path) -> None:
 
 SWEEPS = [
     {
-        "name": "three-sizes",
-        "papers": ["factual-recall", "successor-heads"],
-        "models": ["EleutherAI/pythia-70m", "tiny"],
-        "seeds": [0, 1, 2],
-        "profile": "laptop",
-        "parameters": {"revision": ["", "main"]},
-        "device": "cuda",
-        "threads": 4,
-        "memory_gb": 16,
+        **{"name": "three-sizes", "papers": ["factual-recall", "successor-heads"]},
+        **{"models": ["EleutherAI/pythia-70m", "tiny"], "seeds": [0, 1, 2], "profile": "laptop"},
+        **{"parameters": {"revision": ["", "main"]}, "device": "cuda"},
+        **{"threads": 4, "memory_gb": 16},
     },
-    {"name": "seeds", "papers": ["ioi-circuit-reuse"], "models": ["tiny"], "seeds": [0, 1]},
+    {"name": "seeds", "papers": [IOI], "models": ["tiny"], "seeds": [0, 1]},
     {
-        "name": "many",
-        "papers": ["ioi-circuit-reuse"],
-        "models": ["tiny", "gpt2"],
+        **{"name": "many", "papers": [IOI], "models": ["tiny", "gpt2"]},
         "parameters": {"n_prompts": [50, 100], "n_deep": 8, "prompts_file": ""},
     },
 ]
@@ -720,17 +709,18 @@ def read_a_sweep(content: bytes, folder: Path) -> None:
 
 # --- a reader's own data --------------------------------------------------------------------------
 
-_PAIR = {
-    "clean": "When Mary and John arrived at the park, John handed the lemon to",
-    "corrupted": "When Mary and John arrived at the park, Mary handed the lemon to",
-    "answer": " Mary",
-    "foil": " John",
-}
+_PARK = "When Mary and John arrived at the park, {} handed the lemon to"
+_PAIR = dict(clean=_PARK.format("John"), corrupted=_PARK.format("Mary"))
+_PAIR |= dict(answer=" Mary", foil=" John")
 _LONG_PAIR = _PAIR | {key: f"Then {_PAIR[key]}" for key in ("clean", "corrupted")}
-_SHORT_PAIR = {"clean": "Then Mary", "corrupted": "Then John", "answer": " and", "foil": " to"}
-_BYTES = {"clean": "1 + 1 = ", "corrupted": "1 + 2 = ", "answer": "2", "foil": "3"}
+_SHORT_PAIR = dict(clean="Then Mary", corrupted="Then John", answer=" and", foil=" to")
+_BYTES = dict(clean="1 + 1 = ", corrupted="1 + 2 = ", answer="2", foil="3")
 _COLORED = "Q: On the desk, there is a red {}, a blue {}, and a black {}. What color is the {}?\nA:"
 _TWO_SHOTS = f"{_COLORED.format('pen', 'cup', 'mug', 'cup')} Blue\n"
+_ADA = dict(subject="Ada", prompt="The job of {subject} is", answer="poet", foil="king")
+_BO = dict(subject="Bo", prompt="Bo is a", answer="cook", foil="spy", relation="job")
+_CAT = dict(context="The cat of Ada is green.", question="What colour is the cat of Ada?")
+_CITY = dict(context="Bo lives in Rome.", question="Where does Bo live?", subject="Bo")
 OWN = {
     "prompts_file": [[_PAIR, _SHORT_PAIR, _LONG_PAIR], [_SHORT_PAIR], [_BYTES], [_BYTES]],
     "colored_objects_file": [
@@ -740,39 +730,11 @@ OWN = {
             [_TWO_SHOTS + _COLORED.format("pen", "cup", "mug", "mug"), "black"],
         ]
     ],
-    "facts_file": [
-        [
-            {
-                "subject": "Ada",
-                "prompt": "The job of {subject} is",
-                "answer": "poet",
-                "foil": "king",
-            },
-            {
-                "subject": "Bo",
-                "prompt": "Bo is a",
-                "answer": "cook",
-                "foil": "spy",
-                "relation": "job",
-            },
-        ]
-    ],
+    "facts_file": [[_ADA, _BO]],
     "conflicts_file": [
         [
-            {
-                "context": "The cat of Ada is green.",
-                "question": "What colour is the cat of Ada?",
-                "prior_answer": "black",
-                "context_answer": "green",
-            },
-            {
-                "context": "Bo lives in Rome.",
-                "question": "Where does Bo live?",
-                "prior_answer": "Oslo",
-                "context_answer": "Rome",
-                "opening": "Bo lives in",
-                "subject": "Bo",
-            },
+            _CAT | dict(prior_answer="black", context_answer="green"),
+            _CITY | dict(prior_answer="Oslo", context_answer="Rome", opening="Bo lives in"),
         ]
     ],
 }
@@ -789,34 +751,27 @@ def as_csv(rows: list) -> str:
 
 
 def own_files(kind: str) -> st.SearchStrategy:
-    sound = [json.dumps(rows) for rows in OWN[kind]]
-    lines = ["\n".join(json.dumps(row) for row in rows) for rows in OWN[kind]]
-    tables = [as_csv(rows) for rows in OWN[kind]]
-    node = edited(OWN[kind], IN_JSON)
-    contents = {
-        "mine.json": files(OWN[kind], IN_JSON, sound),
-        "mine.jsonl": st.one_of(
-            node.map(
-                lambda rows: "\n".join(map(written, rows if isinstance(rows, list) else [rows]))
-            ).map(str.encode),
-            bruised(lines),
-        ),
-        "mine.csv": bruised(tables),
+    """((the file's name, its content), is it read with a tokenizer that knows words only?)."""
+
+    def by_lines(rows: Any) -> str:
+        return "\n".join(map(written, rows if isinstance(rows, list) else [rows]))
+
+    sound = list(map(json.dumps, OWN[kind]))
+    lines = edited(OWN[kind], IN_JSON).map(by_lines).map(str.encode)
+    others = {
+        "mine.jsonl": st.one_of(lines, bruised(list(map(by_lines, OWN[kind])))),
+        "mine.csv": bruised(list(map(as_csv, OWN[kind]))),
         "mine.txt": bruised(sound),
         "MINE.JSON": bruised(sound),
     }
-    named = [st.tuples(st.just(name), content) for name, content in contents.items()]
-    return st.tuples(mostly(named[0], st.one_of(*named[1:])), mostly(st.just(True), st.just(False)))
+    usual = st.tuples(st.just("mine.json"), files(OWN[kind], IN_JSON, sound))
+    odd = st.one_of(*(st.tuples(st.just(name), content) for name, content in others.items()))
+    return st.tuples(mostly(usual, odd), mostly(st.just(True), st.just(False)))
 
 
 @cache
 def tokenizers() -> tuple[Any, Any]:
     """One that knows words only, and one that knows every byte."""
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    from replib.prompts.vocabulary import word_tokenizer
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -830,10 +785,6 @@ def read_own_file(kind: str) -> Callable:
     """Read as the runner does before a run, and made into prompts as the chapter does."""
 
     def read(case: tuple, folder: Path) -> None:
-        from replib.chapters.context_knob import contexts
-        from replib.chapters.factual_recall import facts
-        from replib.prompts import files as prompts
-
         (name, content), words_only = case
         path = put(folder / name, content)
         tokenizer = tokenizers()[0 if words_only else 1]
@@ -874,7 +825,7 @@ numbers_of_papers = mostly(
 def read_new(case: tuple, folder: Path) -> None:
     """A new chapter is whole, or nothing is written."""
     slug, title, number, toc = case
-    project = chapter_with(folder, "toy")
+    project = chapter_with(folder, TOY)
     put(project / "tests/test_claims.py", "mine")
     put(project / "_toc.yml", toc)
     before = tree(project)
@@ -896,11 +847,8 @@ def read_new(case: tuple, folder: Path) -> None:
     library_hash(chapter.notebook)
     if f"chapters/{slug}/index" not in str(yaml.safe_load((project / "_toc.yml").read_text())):
         raise NotWhole("it is not in the table of contents")
-    if [
-        path
-        for path, content in before.items()
-        if "_toc" not in path and tree(project)[path] != content
-    ]:
+    after = tree(project)
+    if any(after[path] != content for path, content in before.items() if "_toc" not in path):
         raise NotWhole("another file was changed")
 
 
@@ -930,10 +878,10 @@ _COMMANDS = {
     "list": ([], ["--help"]),
     "run": (["toy"], [*_WORDS][:9]),
     "sweep": (["sweep.yaml"], ["--profile", "--jobs", "--dry-run"]),
-    "certify": (["ioi-circuit-reuse/tiny"], ["--out"]),
-    "verify": (["ioi-circuit-reuse/tiny"], ["--out"]),
+    "certify": ([f"{IOI}/tiny"], ["--out"]),
+    "verify": ([f"{IOI}/tiny"], ["--out"]),
     "new": (["sixth-paper", "--title", "A Sixth Paper", "--arxiv", "2601.00001"], ["--help"]),
-    "train": (["context-knob"], ["--model", "--seed", "--format", "--cell", "--device"]),
+    "train": ([KNOB], ["--model", "--seed", "--format", "--cell", "--device"]),
     "walk": ([], ["--help"]),
 }
 
@@ -957,33 +905,30 @@ def _not_run(*arguments: Any, **options: Any) -> None:
     raise RunFailed("nothing runs here")
 
 
+NOTHING_RUNS: dict[str, Callable] = {
+    "bookkit.cli.prepare": lambda runs, skip_missing: runs,
+    "bookkit.cli.execute": _not_run,
+    "bookkit.cli.run_sweep": lambda *_: 0,
+    "bookkit.cli.to_run": lambda *_: {},
+    "replib.chapters.copying_mamba.training_grid.needed": lambda root: [],
+    "replib.chapters.context_knob.training.train_adapter": lambda *_: Path(),
+    "replib.chapters.copying_mamba.training.train_cell": lambda *_: Path(),
+}
+
+
 def read_command_line(line: list[str], folder: Path) -> None:
     """The exit code says how it ended; a refusal is the only line on standard error."""
-    project = chapter_with(folder, "toy")
-    chapter_with(folder, "ioi-circuit-reuse")
+    project = chapter_with(folder, TOY)
+    chapter_with(folder, IOI)
     put(project / "_toc.yml", _TOC)
     put(project / "sweep.yaml", "name: trial\npapers: [toy]\nmodels: [tiny]\nprofile: smoke\n")
-    record = RECORDS["ioi-circuit-reuse/tiny"].read_bytes()
-    put(project / "build/runs/ioi-circuit-reuse/tiny/record.json", record)
-    put(project / "results/ioi-circuit-reuse/tiny/record.json", record)
-    shutil.copytree(ROOT / "profiles", project / "profiles")
-    nothing_runs = {
-        "prepare": lambda runs, skip_missing: runs,
-        "execute": _not_run,
-        "run_sweep": lambda *_: 0,
-        "to_run": lambda *_: {},
-    }
+    for place in ("build/runs", "results"):
+        put(project / place / IOI / "tiny/record.json", _SOUND)
+    shutil.copytree(ROOT / "workflow/profiles", project / "workflow/profiles")
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
-        for name, stand_in in nothing_runs.items():
-            stack.enter_context(mock.patch.object(cli, name, stand_in))
-        stack.enter_context(mock.patch.object(grid, "needed", lambda root: []))
-        stack.enter_context(
-            mock.patch("replib.chapters.context_knob.training.train_adapter", lambda *_: folder)
-        )
-        stack.enter_context(
-            mock.patch("replib.chapters.copying_mamba.training.train_cell", lambda *_: folder)
-        )
+        for name, stand_in in NOTHING_RUNS.items():
+            stack.enter_context(mock.patch(name, stand_in))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(contextlib.chdir(project))
@@ -1014,7 +959,6 @@ _SIZES = (0, 1, 3, -1, 0.5, math.nan, True, 2**62, 10**400)
 @cache
 def model_folder(arch: str) -> dict[str, bytes]:
     """The files of a small random model, as a user would have saved it."""
-
     with tempfile.TemporaryDirectory() as name, quiet():
         model, tokenizer = tiny_parts(arch, 0)
         model.save_pretrained(name)
@@ -1057,7 +1001,6 @@ def model_folders(draw: Callable) -> tuple[str, dict[str, bytes]]:
 
 
 def read_model_folder(case: tuple, folder: Path) -> None:
-
     arch, changed = case
     for name, content in (model_folder(arch) | changed).items():
         put(folder / "mine" / name, content)
@@ -1081,7 +1024,7 @@ _CELL = grid.cell_of(
     )
 )
 _CARD = json.loads(grid.card_path(ROOT, _CELL).read_text())
-_ADAPTER = min(ROOT.glob("notebooks/context-knob/adapters/*/*/training.json")).parent
+_ADAPTER = min(chapter_folder(ROOT, KNOB).glob("adapters/*/*/training.json")).parent
 _ADAPTER_CARD = json.loads((_ADAPTER / adapter_cards.CARD).read_text())
 _ADAPTER_CONFIG = json.loads((_ADAPTER / adapter_cards.CONFIG).read_text())
 _OLD = {"sha256": hashlib.sha256(b"weights").hexdigest()}
@@ -1100,72 +1043,43 @@ def read_card(case: tuple, folder: Path) -> None:
         grid.is_stale(folder, grid.read_card(folder, _CELL))
         grid.selection(folder, _CELL.study, _CELL.architecture)
         return
-    about = ("context-knob", "tiny", "weight", 1)
+    about = (KNOB, "tiny", "weight", 1)
     place = adapter_cards.adapter_folder(folder, *about)
+    card, config = json.dumps(_ADAPTER_CARD | _OLD), json.dumps(_ADAPTER_CONFIG)
+    card, config = (card, content) if kind == "config" else (content, config)
     put(place / adapter_cards.WEIGHTS, b"weights")
-    put(
-        place / adapter_cards.CARD,
-        json.dumps(_ADAPTER_CARD | _OLD) if kind == "config" else content,
-    )
-    put(place / adapter_cards.CONFIG, content if kind == "config" else json.dumps(_ADAPTER_CONFIG))
+    put(place / adapter_cards.CARD, card)
+    put(place / adapter_cards.CONFIG, config)
     adapter_cards.check_adapter(folder, *about[:2], None, *about[2:])
 
 
+_RUN_NAMES = st.one_of(
+    some(f"{IOI}/tiny", "x/tiny", f"../{IOI}/tiny", f"{IOI}/../x/tiny", f"{IOI}/../../x"),
+    st.builds("{}/{}".format, some(IOI, "..", ".", "results"), texts),
+)
+_run_names = st.lists(mostly(_RUN_NAMES, texts), min_size=1, max_size=3)
+_numbers = st.tuples(rules, rules, rules, given_numbers, reported)
+_notebooks = files([_NOTEBOOK], IN_JSON, [json.dumps(_NOTEBOOK)])
+_records = files([json.loads(RECORDS[key]) for key in RECORDS if "ioi" in key], IN_JSON, [_SOUND])
+_sweeps = files(SWEEPS, IN_YAML, list(map(yaml.safe_dump, SWEEPS)))
+_tocs = st.one_of(st.just(_TOC), bruised([_TOC]))
 TARGETS = (
     Target("parameters", some(*_PAPERS).flatmap(_settings), read_settings, 30),
     Target("names of models", model_names, read_model_name, 25),
-    Target("claims files", chapter_files("claims.yaml", texts_only=True), read_claims, 30),
-    Target(
-        "numbers of a claim",
-        st.tuples(rules, rules, rules, given_numbers, reported),
-        read_numbers,
-        20,
-    ),
-    Target("profiles files", chapter_files("profiles.yaml", texts_only=False), read_profiles, 12),
-    Target("notebooks", files([_NOTEBOOK], IN_JSON, [json.dumps(_NOTEBOOK)]), read_notebook, 12),
-    Target(
-        "records",
-        files(
-            [json.loads(RECORDS[key].read_text()) for key in RECORDS if "ioi" in key],
-            IN_JSON,
-            [RECORDS["ioi-circuit-reuse/tiny"].read_text()],
-        ),
-        read_a_record,
-        30,
-    ),
-    Target(
-        "names of runs",
-        st.lists(
-            mostly(
-                st.one_of(
-                    some("ioi-circuit-reuse/tiny", "x/tiny", "../ioi-circuit-reuse/tiny"),
-                    some("ioi-circuit-reuse/../x/tiny", "ioi-circuit-reuse/../../x"),
-                    st.builds(
-                        "{}/{}".format, some("ioi-circuit-reuse", "..", ".", "results"), texts
-                    ),
-                ),
-                texts,
-            ),
-            min_size=1,
-            max_size=3,
-        ),
-        read_run_names,
-        8,
-    ),
-    Target(
-        "sweep files", files(SWEEPS, IN_YAML, list(map(yaml.safe_dump, SWEEPS))), read_a_sweep, 25
-    ),
+    Target("claims files", chapter_files("claims"), read_claims, 30),
+    Target("numbers of a claim", _numbers, read_numbers, 20),
+    Target("profiles files", chapter_files("profiles"), read_profiles, 12),
+    Target("notebooks", _notebooks, read_notebook, 12),
+    Target("records", _records, read_a_record, 30),
+    Target("names of runs", _run_names, read_run_names, 8),
+    Target("sweep files", _sweeps, read_a_sweep, 25),
     *(Target(f"own data, {kind}", own_files(kind), read_own_file(kind), 8) for kind in OWN),
-    Target(
-        "new chapters",
-        st.tuples(slugs, titles, numbers_of_papers, st.one_of(st.just(_TOC), bruised([_TOC]))),
-        read_new,
-        15,
-    ),
+    Target("new chapters", st.tuples(slugs, titles, numbers_of_papers, _tocs), read_new, 15),
     Target("command lines", command_lines(), read_command_line, 25),
     Target("folders with a model", st.deferred(model_folders), read_model_folder, 10),
     Target("cards of stored trainings", cards, read_card, 8),
 )
+COLUMNS = ("input", "cases", "accepted", "refused in one line", "other")
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -1181,30 +1095,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         tallies = run_all(options.cases, options.seed, Path(folder).resolve())
-    rows = [
-        [name, t.counts.total(), t.counts["accepted"], t.counts["refused"], t.counts["other"]]
-        for name, t in tallies.items()
-    ]
-    for row in rows:
-        print(
-            f"{row[0]:<28} {row[1]:>5} cases: {row[2]} accepted, {row[3]} refused, {row[4]} other"
-        )
+    rows = []
     for name, tally in tallies.items():
+        counts = tally.counts
+        rows.append([name, counts.total(), *(counts[o] for o in ("accepted", "refused", "other"))])
         for fault, (details, case) in tally.faults.items():
             print(f"fuzz: {name}: {fault}: {details[:200]}\n      {case[:300]}", file=sys.stderr)
+    print(show(COLUMNS, rows))
     if options.out is not None:
-        table = {
-            "what": "Hostile input, made from the project's own files: how each case ended.",
-            "columns": ["input", "cases", "accepted", "refused in one line", "other"],
-            "rows": rows,
-            "cases": sum(row[1] for row in rows),
-            "seconds": round(time.monotonic() - started, 1),
-            "date": date.today().isoformat(),
-            "code": code_hash(ROOT, "fuzz"),
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
-    return 1 if any(tally.counts["other"] for tally in tallies.values()) else 0
+        what = "Hostile input, made from the project's own files: how each case ended."
+        more = {"cases": sum(row[1] for row in rows)}
+        write_table(options.out, what, COLUMNS, rows, time.monotonic() - started, **more)
+    return 1 if any(row[-1] for row in rows) else 0
 
 
 if __name__ == "__main__":

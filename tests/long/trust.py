@@ -1,4 +1,4 @@
-"""The tables of `make determinism` and `make calibration`, as files that a page is made from."""
+"""The tables of the long forms (`make faults`, `fuzz`, ...), as files that a page is made from."""
 
 import json
 from collections.abc import Sequence
@@ -9,21 +9,25 @@ from typing import Any
 from bookkit.book.trust import code_hash
 
 ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
+TRUST = ROOT / "results" / "trust"
 
 
 def write_table(
-    script: Path, what: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], seconds: float
-) -> Path:
-    """Write results/trust/<script>.json; `code` says later whether it is of the code as it is."""
-    table = {
-        **{"what": what, "columns": list(columns), "rows": [list(row) for row in rows]},
-        **{"seconds": round(seconds), "date": date.today().isoformat()},
-        "code": code_hash(ROOT, script.stem),
-    }
-    path = ROOT / "results" / "trust" / f"{script.stem}.json"
+    path: Path,
+    what: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    seconds: float,
+    **more: Any,
+) -> None:
+    """Write a table of the script that `path` is named after; `code` says later whether it is of
+    the code as it is."""
+    table = {"what": what, "columns": list(columns), "rows": [list(row) for row in rows], **more}
+    table |= {"seconds": round(seconds), "date": date.today().isoformat()}
+    table["code"] = code_hash(ROOT, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

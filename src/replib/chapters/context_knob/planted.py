@@ -37,7 +37,6 @@ from replib.chapters.context_knob.intents import (
     sentence_case,
 )
 from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact
-from replib.chapters.factual_recall.planted import set_embeddings, word_embedding
 from replib.models.planted import (
     BALLAST,
     D_MODEL,
@@ -46,7 +45,9 @@ from replib.models.planted import (
     blank_model,
     make_codes,
     make_slots,
+    set_embeddings,
     set_heads,
+    word_embedding,
 )
 from replib.prompts.vocabulary import word_tokenizer
 

@@ -20,7 +20,6 @@ by 0 or by 2 turns nearly all of them. The regression on frequencies must find t
 """
 
 import re
-from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,9 @@ from replib.models.planted import (
     blank_model,
     make_codes,
     make_slots,
+    set_embeddings,
     set_heads,
+    word_embedding,
 )
 from replib.prompts.vocabulary import word_tokenizer
 
@@ -106,45 +107,6 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         set_embeddings(model, tokenizer, embedding, slots, codes, LOGIT * scale, generator)
         set_heads(model, _HEADS, slots, scale, generator)
     return model, tokenizer
-
-
-def word_embedding(
-    tokenizer: PreTrainedTokenizerFast,
-    slots: Mapping[str, Float[Tensor, "d_model width"]],
-    asking: Sequence[str],
-    generator: torch.Generator,
-) -> Float[Tensor, "token d_model"]:
-    """A code for every token in the slot `word`, and whether it is one of those `asking` for an
-    answer. (For models with this module's slots for words and answers.)"""
-    words = torch.randn(len(tokenizer), slots["word"].shape[1], generator=generator)
-    embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
-    embedding += slots["idle"][:, 0]
-    asks = tokenizer.convert_tokens_to_ids(list(asking))
-    embedding[asks] += slots["wants_answer"][:, 0] - slots["idle"][:, 0]
-    return embedding
-
-
-def set_embeddings(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    embedding: Float[Tensor, "token d_model"],
-    slots: Mapping[str, Float[Tensor, "d_model width"]],
-    codes: Mapping[str, Float[Tensor, " width"]],
-    logit: float,
-    generator: torch.Generator,
-) -> None:
-    """Put the embedding in place, with the ballast and the mark of the first position, and an
-    unembedding that reads the answers' codes from `output`, and "." where none is wanted."""
-    model.transformer.wte.weight.copy_(embedding + BALLAST * slots["ballast"][:, 0])
-    model.transformer.wpe.weight.zero_()
-    model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
-
-    unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
-    for answer, code in codes.items():
-        token = tokenizer.convert_tokens_to_ids(f" {answer}")
-        unembedding[token] += logit * slots["output"] @ code
-    unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * slots["idle"][:, 0]
-    model.lm_head.weight.copy_(unembedding)
 
 
 def _strengths(names: list[str], sign: float, generator: torch.Generator) -> dict[str, float]:

@@ -1,0 +1,104 @@
+"""The rules of the house: who may import whom, how long a module is, and who names a paper."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from bookkit.project import list_papers
+
+ROOT = Path(__file__).parents[1]
+ORDER = ("errors", "files", "markup", "hashes", "prompts", "models", "interventions", "metrics")
+ORDER += ("claims", "figures", "chapters")
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.glob("src/*/**/*.py"))}
+
+
+def imports(name):
+    """(module of ours that is imported, line, is it imported with the module?)."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    lazy = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        wanted = []
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno} imports by dots"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                wanted.append(whole if whole in MODULES else node.module)
+        for other in wanted:
+            if other.partition(".")[0] in ("replib", "bookkit"):
+                yield other, node.lineno, id(node) not in lazy
+
+
+EDGES = [(name, *edge) for name in MODULES for edge in imports(name)]
+
+
+def breaches(is_breach):
+    return [f"{a}:{line} imports {b}" for a, b, line, _ in EDGES if is_breach(a, b)]
+
+
+def test_no_module_is_long():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+
+
+def test_what_is_imported_exists_and_in_no_circle():
+    assert breaches(lambda a, b: b not in MODULES) == []
+    at_once = {name: {b for a, b, _, now in EDGES if a == name and now} for name in MODULES}
+    try:
+        TopologicalSorter(at_once).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_the_science_does_not_know_the_workshop():
+    assert breaches(lambda a, b: a.startswith("replib.") and b.startswith("bookkit")) == []
+    assert all(not now for a, b, _, now in EDGES if a == "replib" and b.startswith("bookkit"))
+
+
+def test_the_science_imports_downwards():
+    """Each part only what stands before it in ORDER."""
+
+    def rank(name):
+        return ORDER.index(name.split(".")[1]) if name != "replib" else -1
+
+    def is_breach(a, b):
+        return a.startswith("replib.") and b.startswith("replib") and rank(b) > rank(a)
+
+    assert breaches(is_breach) == []
+
+
+def test_of_another_chapter_only_its_facts_are_imported():
+    def is_breach(a, b):
+        one, other = a.split("."), b.split(".")
+        chapters = one[:2] == other[:2] == ["replib", "chapters"]
+        return chapters and one[2:3] != other[2:3] and len(one) > 3 and other[3:] != ["facts"]
+
+    assert breaches(is_breach) == []
+
+
+def test_the_workshop_names_no_paper():
+    papers = [paper for paper in list_papers(ROOT) if not paper.startswith("method")]
+    words = [*papers, *(paper.replace("-", "_") for paper in papers)]
+    found = [
+        f"{name}: {word}"
+        for name, path in MODULES.items()
+        if name.startswith("bookkit")
+        for word in words
+        if word in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
