@@ -14,12 +14,13 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+DEV := .venv/.stamp-dev
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
 CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)") $(if $(JOBS),jobs=$(JOBS))
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/*/*.ipynb)
 
-.PHONY: help setup lint test run papers book pdf accessibility classroom
+.PHONY: help setup lint test test-all run papers book pdf accessibility classroom
 .PHONY: matrix faults fuzz determinism calibration
 .PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
@@ -28,7 +29,9 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 help:
 	@echo "make setup   create .venv and install the pinned packages, the models and replib"
 	@echo "make lint    ruff (check and format) on code and notebooks; notebooks hold no outputs"
-	@echo "make test    run the tests, WORKERS=2 at once; ARGS=... is passed on to pytest"
+	@echo "make test    run the fast tests, WORKERS=2 at once; ARGS=... is passed on to pytest"
+	@echo "make test-all"
+	@echo "             run the slow ones, which look at the runs of make book where there are any"
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
@@ -82,44 +85,52 @@ $(STAMP): requirements.txt requirements-models.txt requirements-gemma.txt pyproj
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(DEV): $(STAMP) requirements-dev.txt
+	@echo "setup: installing what tests and lint need besides"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
 # Does an index say which versions have known vulnerabilities? AUDIT: --ignore-vuln ID, with why.
 AUDIT :=
 INDEX := https://pypi.org/pypi/torch/2.0.0/json
 ANSWERS := import json, urllib.request as u; json.load(u.urlopen("$(INDEX)", timeout=5))["vulnerabilities"]
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS))
 	@if $(BIN)/python -c '$(ANSWERS)' 2>/dev/null; \
-	then $(BIN)/pip-audit -r requirements.txt --no-deps --disable-pip --progress-spinner off $(AUDIT); \
+	then $(BIN)/pip-audit -r requirements-dev.txt --no-deps --disable-pip --progress-spinner off $(AUDIT); \
 	else echo "audit: left out, no index answers at $(INDEX)"; fi
 
 # Two at a time, each on one core: torch's threads wait for each other where cores are shared.
-test: $(STAMP)
-	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(DEV)
+	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(DEV)
+	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 ifneq ($(RECORDS),)
 book: $(STAMP)
-	$(BIN)/python -m bookkit.book.stage stage --runs "$(RECORDS)" --out build/book
+	$(BIN)/replib book stage --runs "$(RECORDS)"
 	rm -rf _build
 	$(BIN)/jupyter-book build build/book --path-output . -W -n --keep-going -q
-	$(BIN)/python -m bookkit.book.stage gate --html _build/html --runs "$(RECORDS)" --book build/book
+	$(BIN)/replib book gate --runs "$(RECORDS)"
 else
 # A run that fails leaves no book; the last line says how to look at where it stopped.
 book: $(STAMP)
 	@mkdir -p build && touch build/.book-begun
-	$(BIN)/snakemake book --snakefile Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
-	  { $(BIN)/python -m bookkit.book.failed build/runs build/.book-begun; exit 1; }
+	$(BIN)/snakemake book --snakefile workflow/Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
+	  { $(BIN)/replib book failed build/runs build/.book-begun; exit 1; }
 endif
 
 pdf: $(STAMP)
-	$(BIN)/python -m bookkit.book.pdf --html _build/html --book build/book --out _build/pdf
+	$(BIN)/replib book pdf
 
-accessibility: $(STAMP)
+accessibility: $(DEV)
 	$(BIN)/python tests/long/accessibility.py _build/html
 
-faults: $(STAMP)
+faults: $(DEV)
 	$(BIN)/python tests/long/faults.py --out results/trust/faults.json
 
 bench: $(STAMP)
@@ -136,23 +147,23 @@ run: $(STAMP)
 
 # For a workflow that starts a job for each; needs nothing but a shell.
 papers:
-	@printf 'papers=[%s]\n' "$$(grep -L '^arxiv: null' notebooks/*.claims.yaml | sed 's|.*/|"|; s|\.claims\.yaml|"|' | paste -sd ,)"
+	@printf 'papers=[%s]\n' "$$(grep -L '^arxiv: null' notebooks/*/claims.yaml | sed 's|notebooks/\(.*\)/claims\.yaml|"\1"|' | paste -sd ,)"
 
-matrix: $(STAMP)
+matrix: $(DEV)
 	$(BIN)/python tests/long/matrix.py
 
-determinism: $(STAMP)
+determinism: $(DEV)
 	$(BIN)/python tests/long/determinism.py
 
-calibration: $(STAMP)
+calibration: $(DEV)
 	$(BIN)/python tests/long/calibration.py
 
-fuzz: $(STAMP)
+fuzz: $(DEV)
 	$(BIN)/python tests/long/fuzz.py --out results/trust/fuzz.json $(ARGS)
 
 # The students' notebooks that are committed, for Colab; a test says when they are old.
 classroom: $(STAMP)
-	$(BIN)/python -m bookkit.course.classroom
+	$(BIN)/replib book classroom
 
 clean:
 	rm -rf build _build

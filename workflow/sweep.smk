@@ -8,25 +8,24 @@ import os
 import sys
 from pathlib import Path
 
-from bookkit import jobs
+from bookkit import sweep
 from replib.errors import UsageError
 from replib.files import find_root
-from bookkit.sweep import FOLDER, read_sweep
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = find_root()
 try:
-    SWEEP = read_sweep(ROOT, config["sweep"])
+    SWEEP = sweep.read_sweep(ROOT, config["sweep"])
 except UsageError as error:
     raise WorkflowError(str(error)) from None
-OUT = (FOLDER / SWEEP.name).as_posix()
-LOCK = jobs.lock(ROOT)
+OUT = (sweep.FOLDER / SWEEP.name).as_posix()
+LOCK = sweep.lock(ROOT)
 WEIGHTS = {
-    model: jobs.weights(model) for model in {job.run.model for job in SWEEP.jobs.values()}
+    model: sweep.weights(model) for model in {job.run.model for job in SWEEP.jobs.values()}
 }
-jobs.drop_stale_stamps(
+sweep.drop_stale_stamps(
     (Path(OUT, "stamps", f"{name}.ok"), job.run.folder) for name, job in SWEEP.jobs.items()
 )
 
@@ -55,7 +54,7 @@ rule sweep:
 
 rule run:
     input:
-        lambda wildcards: jobs.inputs(job_of(wildcards).run),
+        lambda wildcards: sweep.inputs(job_of(wildcards).run),
     output:
         touch(OUT + "/stamps/{variant}/{paper}/{model}.ok"),
     params:

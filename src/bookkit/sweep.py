@@ -9,30 +9,42 @@
 
 A job is one `replib run`; those with one seed and the same parameters stand in one folder, which is
 a folder of runs like any other: `make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it.
+
+The second part is what a job of any workflow depends on, and the stamps that say it is done.
+Snakemake watches files and parameters. Package versions and weights are neither, so their marks are
+given to it as parameters.
 """
 
-import fcntl
 import itertools
+import json
 import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bookkit.jobs import NOT_YET, refusal
+from filelock import FileLock, Timeout
+
+from bookkit.project import chapter_folder
 from bookkit.run.chapter import find_chapter
 from bookkit.run.gpus import visible_gpus
 from bookkit.run.plan import Run, plan
+from replib.chapters.context_knob.cards import NoAdapter
+from replib.chapters.copying_mamba.training_grid import NoCell
 from replib.claims.schema import check_schema
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
+from replib.hashes import library_files, pins_hash
+from replib.models.sources import SOURCES
 
 FOLDER = Path("build/sweeps")
+RUN = Path(__file__).parent / "run"
+# What keeps one chapter of a model from being planned, without being a mistake.
+NOT_YET = (NoAdapter, NoCell)
 MOST_JOBS = 10_000
 PROFILES = ("local", "slurm", "kubernetes")
 
@@ -161,7 +173,7 @@ def command(
             f"profile {profile!r} is neither a folder with config.yaml nor one of: "
             f"{', '.join(PROFILES)}"
         )
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "workflow/sweep.smk")]
+    words = [sys.executable, "-m", "snakemake", "--snakefile", f"{root}/workflow/sweep.smk"]
     words += ["--directory", str(root), "--profile", str(chosen)]
     words += ["--config", f"sweep={path.absolute()}"]
     if n_jobs is not None:
@@ -175,10 +187,14 @@ def command(
 
 def run_sweep(root: Path, sweep: Sweep, words: Sequence[str]) -> int:
     """Snakemake's exit code; UsageError when this sweep is running already."""
-    with _only_one(sweep):
-        # Our lock ends with us, unlike Snakemake's, which a killed process leaves behind.
-        words = [*words, "--nolock", "--quiet", "rules", "host"]
-        return subprocess.run(words, cwd=root, check=False).returncode
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(sweep.folder / ".lock", timeout=0):
+            # Our lock ends with us, unlike Snakemake's, which a killed process leaves behind.
+            words = [*words, "--nolock", "--quiet", "rules", "host"]
+            return subprocess.run(words, cwd=root, check=False).returncode
+    except Timeout:
+        raise UsageError(f"sweep {sweep.name} is running already") from None
 
 
 def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
@@ -201,15 +217,54 @@ def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-@contextmanager
-def _only_one(sweep: Sweep) -> Iterator[None]:
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(sweep.folder / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"sweep {sweep.name} is running already") from None
-        yield
-    finally:
-        os.close(lock)
+# --- the jobs of a workflow -----------------------------------------------------------------------
+
+
+def lock(root: Path) -> str | None:
+    """sha256 of the pinned packages, None without a pin; the models' packages are in `weights`."""
+    return pins_hash(root / "requirements.txt")
+
+
+def weights(name: str) -> str:
+    """What tells one set of weights from another without reading them."""
+    if name in SOURCES:
+        source = SOURCES[name]
+        sizes = [[path.name, path.stat().st_size] for path in source.paths() or ()]
+        return json.dumps([source.sha256, source.requirements, sizes])
+    if Path(name).is_dir():
+        files = [path for path in sorted(Path(name).rglob("*")) if path.is_file()]
+        return json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+    return name
+
+
+def inputs(run: Run) -> list[str]:
+    """The files that a run reads: notebook, claims, modules, stored trainings, the user's own."""
+    folder = chapter_folder(run.chapter.root, run.chapter.paper)
+    found = [folder / f"{folder.name}.ipynb", folder / "claims.yaml"]
+    found += library_files(run.chapter.notebook, *run.chapter.modules(run.model))
+    # They do not change the numbers, but what a record holds.
+    found += sorted(RUN.glob("*.py"))
+    found += sorted((folder / "adapters").glob(f"{run.folder.name}/*/*"))
+    found += sorted((folder / "checkpoints").glob("*/*"))
+    return [str(path) for path in [*found, *run.files.values()]]
+
+
+def refusal(stamp: Path) -> str:
+    """Why a run was refused, as its stamp has it; empty if it was not."""
+    return stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else ""
+
+
+def drop_stale_stamps(stamps: Iterable[tuple[Path, Path]]) -> None:
+    """Remove every stamp, (stamp, the run's folder), that says nothing.
+
+    A stamp says that the record was made by its job, or holds the reason of a refusal. Without the
+    record, or with one that was written later by hand, it says nothing.
+    """
+    for stamp, folder in stamps:
+        record = folder / "record.json"
+        if (
+            stamp.exists()
+            and not refusal(stamp)
+            and not (record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime)
+        ):
+            stamp.unlink()

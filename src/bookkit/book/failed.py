@@ -4,13 +4,10 @@ A failed run leaves `runs/<paper>/<model>.failed/{notebook.ipynb, run.log}`. Its
 `chapters/<paper>/<model>.failed`: no model's folder is called like that, so the page of an earlier
 good run stays its own. It holds the notebook up to the cell that failed, and no outcome: nothing
 in a failed run is a result.
-
-    python -m replib.failed_runs build/runs build/.book-begun  # last line of make book
 """
 
 import json
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,7 @@ from bookkit.book.markup import as_myst, raw_html
 from bookkit.project import words
 from replib.claims.file import MIME
 from replib.errors import UsageError
-from replib.markup import as_html, visible
+from replib.markup import as_html
 
 SUFFIX = ".failed"
 PLACE = "where-the-run-stopped"
@@ -232,14 +229,6 @@ def last_line(runs: Path, since: Path) -> str:
         return ""
     names = words([f"{run.paper} on {run.model}" for run in failed])
     return (
-        f"book: {names} failed, so there is no new book; for one with a page that shows where it "
+        f"{names} failed, so there is no new book; for one with a page that shows where it "
         "stopped: make book RECORDS=build/runs"
     )
-
-
-if __name__ == "__main__":
-    try:
-        line = last_line(*map(Path, sys.argv[1:]))
-    except UsageError as error:
-        line = f"book: {error}"
-    print(visible(line), file=sys.stderr, end="\n" if line else "")

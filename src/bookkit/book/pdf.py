@@ -1,12 +1,9 @@
 """The book and each chapter as PDF, printed from the built pages by Chromium.
 
-    python -m replib.pdf --html _build/html --book build/book --out _build/pdf
-
 Every page is printed once, in one browser; pypdf joins them. Pages that hold `<!-- pdf NAME -->`
 then get a link to NAME.pdf there, so that a book without PDFs has no link that leads nowhere.
 """
 
-import argparse
 import re
 import shutil
 import sys
@@ -19,6 +16,7 @@ from urllib.parse import urldefrag
 import yaml
 
 from bookkit.book.browser import chromium, find_chromium
+from bookkit.book.contents import pages_in
 from replib.errors import UsageError
 
 BOOK = "book"  # the name of the PDF of all pages
@@ -125,33 +123,16 @@ def link_all(html: Path, files: Sequence[Path]) -> None:
             path.write_text(new, encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: done, or no Chromium, which one line says; 1: no book."""
-    parser = argparse.ArgumentParser(
-        prog="python -m replib.pdf", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--html", type=Path, default=Path("_build/html"))
-    parser.add_argument("--book", type=Path, default=Path("build/book"))
-    parser.add_argument("--out", type=Path, default=Path("_build/pdf"))
-    given = parser.parse_args(arguments)
+def write_all(html: Path, book: Path, out: Path) -> None:
+    """The book and each chapter as PDF in `out`, with links to them; a line says so, or that there
+    is no Chromium. Raises UsageError when there is no book."""
     if find_chromium() is None:
         print("pdf: left out, there is no Chromium on this machine", file=sys.stderr)
-        return 0
-    from bookkit.book.contents import pages_in
-
+        return
     start = time.monotonic()
-    try:
-        if not (given.book / "_toc.yml").is_file() or not (given.html / "index.html").is_file():
-            raise UsageError(f"no book in {given.html} and {given.book}; make it with: make book")
-        pages = pages_in(yaml.safe_load((given.book / "_toc.yml").read_text(encoding="utf-8")))
-        files = write(given.html, pages, given.out)
-        link_all(given.html, files)
-    except UsageError as error:
-        print(f"pdf: {error}", file=sys.stderr)
-        return 1
-    print(f"pdf: {len(files)} files in {given.out}, {time.monotonic() - start:.0f} s")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if not (book / "_toc.yml").is_file() or not (html / "index.html").is_file():
+        raise UsageError(f"no book in {html} and {book}; make it with: make book")
+    pages = pages_in(yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")))
+    files = write(html, pages, out)
+    link_all(html, files)
+    print(f"pdf: {len(files)} files in {out}, {time.monotonic() - start:.0f} s")

@@ -1,10 +1,5 @@
-"""The scorecard on the project's front page, from the certified records.
+"""The scorecard on the project's front page, from the certified records."""
 
-python -m replib.readme   # writes it into README.md anew
-"""
-
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bookkit.project import list_papers
@@ -12,7 +7,7 @@ from bookkit.records import read_record
 from bookkit.run.resources import FOLDER
 from replib.claims.measure import Claims
 from replib.claims.rules import OUTCOMES
-from replib.files import find_root, write_whole
+from replib.files import write_whole
 from replib.models.sources import EMBEDDED
 
 START, END = "<!-- scorecard -->\n", "<!-- end of scorecard -->\n"
@@ -45,12 +40,3 @@ def write(root: Path) -> None:
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     write_whole(path, f"{before}{START}{scorecard(root)}{END}{after}".encode())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    write(find_root())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

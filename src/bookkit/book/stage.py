@@ -1,17 +1,12 @@
 """The book: from finished runs to a Jupyter Book source folder, and the parts that Sphinx needs.
 
-    python -m replib.book stage --runs build/runs --out build/book   # for jupyter-book to build
-    python -m replib.book gate --html _build/html --runs build/runs  # is the built book right?
-
 `stage` copies the prose pages, turns every run's executed notebook into a page and writes the
 table of contents. Sphinx loads this module as an extension for the role {record} and the directive
 {scorecard}. Every number on a page comes from a record, so this module computes none.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -20,7 +15,6 @@ from pathlib import Path
 import yaml
 
 from bookkit import certified as certified_records
-from bookkit import jobs
 from bookkit.book import atlas, citations, crate, pdf, performance, reruns, run_statistics, trust
 from bookkit.book import failed as failed_runs
 from bookkit.book.contents import pages_in, table_of_contents
@@ -44,7 +38,6 @@ from bookkit.project import list_chapters, words
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import read_yaml
-from replib.markup import visible
 
 
 def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
@@ -168,46 +161,3 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: done; 1: a run is missing, or the gate found faults, one line each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m replib.book", description=__doc__.split("\n")[0]
-    )
-    actions = parser.add_subparsers(dest="action", required=True)
-    for name, text in (("stage", "write the book's source folder"), ("gate", "check a built book")):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("--runs", type=Path, default=Path("build/runs"))
-        action.add_argument(
-            "--expect", nargs="+", metavar="PAPER/MODEL", help="default: every finished run"
-        )
-        action.add_argument("--stamps", type=Path, help="of jobs; one that was refused is left out")
-        if name == "stage":
-            action.add_argument("--out", type=Path, default=Path("build/book"))
-            action.add_argument("--root", type=Path, default=Path())
-        else:
-            action.add_argument("--html", type=Path, default=Path("_build/html"))
-            action.add_argument("--book", type=Path, default=Path("build/book"))
-            action.add_argument("--certified", type=Path, default=Path("results"))
-    given = parser.parse_args(arguments)
-    if given.expect and given.stamps:
-        given.expect = [
-            pair for pair in given.expect if not jobs.refusal(given.stamps / f"{pair}.ok")
-        ]
-    try:
-        if given.action == "stage":
-            stage(given.root, given.runs, given.out, given.expect)
-            return 0
-        from bookkit.book.gate import faults
-
-        found = faults(given.html, given.runs, given.book, given.expect, given.certified)
-    except UsageError as error:
-        found = [str(error)]
-    for fault in found:
-        print(f"book: {visible(fault)}", file=sys.stderr)
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,13 @@
 """Exercises as pages of the book and as notebooks for class, student's and instructor's.
 
-    python -m replib.classroom --out classroom   # the notebooks, without figures, as committed
-
 One source makes all three: notebooks/<part>/exercises.yaml. A student's notebook has the questions,
 the code to begin with and the checks; an instructor's the solutions, times and common mistakes too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +20,7 @@ import replib
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.course.exercises import NAME, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
-from replib.errors import UsageError
-from replib.files import find_root, write_whole
+from replib.files import write_whole
 from replib.markup import as_html
 
 METHOD = "method"  # the exercises of the method pages together
@@ -283,22 +278,3 @@ def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
         made.append(page_of(part))
     write_notebooks(root, book / "static" / STATIC, pictures)
     return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: written; 1: an exercises' file does not fit, one line says so."""
-    parser = argparse.ArgumentParser(
-        prog="python -m replib.classroom", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path(FOLDER))
-    given = parser.parse_args(arguments)
-    try:
-        write_notebooks(find_root(), given.out)
-    except UsageError as error:
-        print(f"classroom: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,13 +5,14 @@ this library on this machine, whether a workflow started them or a person.
 """
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from replib.errors import UsageError
 
@@ -56,16 +57,12 @@ def own_gpu(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator
     told = False
     while True:
         for gpu in gpus:
-            lock = os.open(folder / gpu.replace(os.sep, "-"), os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
+                held = FileLock(folder / gpu.replace(os.sep, "-"), timeout=0, mode=0o600).acquire()
+            except Timeout:
                 continue
-            try:
+            with held:
                 yield gpu
-            finally:
-                os.close(lock)
             return
         if not told:
             waiting()
