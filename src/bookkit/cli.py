@@ -37,23 +37,25 @@ from replib.files import find_root, write_whole
 from replib.models.sources import EMBEDDED, KNOWN, available_embedded
 
 OUT = Path("build/runs")
-SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    rich_markup_mode=None, add_completion=False, help=replib.__doc__, context_settings=SETTINGS
+    rich_markup_mode=None,
+    add_completion=False,
+    help=replib.__doc__,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(book.app, name="book")
 
 Text = str | None
 Profile = Literal["smoke", "laptop", "paper"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-MODELS = ", ".join(KNOWN)
+Paper = Annotated[str, Argument(metavar="PAPER", help="A name that `replib list` shows.")]
+Finished = Annotated[str, Argument(metavar="RUN", help="A folder, or PAPER/MODEL in --out.")]
+Out = Annotated[Path, Option(metavar="DIR", help="Where runs stand.")]
+MODELS = f"{', '.join(KNOWN)}, a folder, or a hub id."
+PAIRS = "A parameter of the notebook; may come several times."
 LIMIT = "For each model; 0 for none; default: the profile's, else an hour."
 REFUSAL = "For workflows: if the run is refused, write the line to FILE and end with 0."
-Paper = Annotated[str, Argument(metavar="PAPER", help="A name that `replib list` shows.")]
-Finished = Annotated[
-    str, Argument(metavar="RUN", help="A run's folder, or PAPER/MODEL among those in --out.")
-]
-Out = Annotated[Path, Option(metavar="DIR", help="Where runs stand.")]
+WHERE = f"{', '.join(PROFILES)}, or a folder."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,16 +95,17 @@ def _wrong(error: typer.TyperException) -> str:
     return f"{text.replace('Value error, ', '')} (see {where} --help)"
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(f"replib {replib.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
 def _top(
     version: Annotated[
-        bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", help="Show the version.", callback=_version)
     ] = False,
 ) -> None:
     pass
@@ -129,18 +132,13 @@ def list_all() -> int:
 @app.command()
 def run(
     paper: Paper,
-    model: Annotated[Text, Option(metavar="NAME", help=f"{MODELS}, a folder, or a hub id.")] = None,
+    model: Annotated[Text, Option(metavar="NAME", help=MODELS)] = None,
     profile: Annotated[Profile, Option(help="How large.")] = "laptop",
-    parameters: Annotated[
-        list[str],
-        Option("-p", metavar="name=value", help="A parameter of the notebook; several times."),
-    ] = (),
-    seed: Annotated[
-        Text, Option(metavar="N", help="Same as -p seed=N; so with the next two.")
-    ] = None,
+    parameters: Annotated[list[str], Option("-p", metavar="name=value", help=PAIRS)] = (),
+    seed: Annotated[Text, Option(metavar="N", help="Same as -p seed=N.")] = None,
     dtype: Annotated[Text, Option(metavar="TYPE", help="Of numbers, such as float32.")] = None,
     revision: Annotated[
-        Text, Option(metavar="R", help="Of a hub model: branch, tag, commit.")
+        Text, Option(metavar="R", help="A hub model's branch, tag, commit.")
     ] = None,
     device: Annotated[Device | None, Option(help="Where to compute.")] = None,
     out: Out = OUT,
@@ -164,16 +162,12 @@ def run(
     except UsageError as error:
         if refusal is None:
             raise
-        with _kept(refusal, f"{error}; "):
-            write_whole(refusal, (one_line(str(error), 2000) + "\n").encode())
+        _keep(refusal, str(error))
         _say(str(error))
         return 0
-    if failed:
-        return 1
-    if refusal is not None:
-        with _kept(refusal):
-            refusal.unlink(missing_ok=True)
-    return 0
+    if refusal is not None and not failed:
+        _keep(refusal)
+    return 1 if failed else 0
 
 
 def _run_one(run: Run) -> bool:
@@ -182,7 +176,7 @@ def _run_one(run: Run) -> bool:
         _say(f"{run.name}: {run.estimate.line()}")
     try:
         waiting = functools.partial(_say, f"{run.name}: waiting for a GPU")
-        with own_gpu(run.parameters["device"], waiting) as gpu, _progress(run) as progress:
+        with own_gpu(run.parameters["device"], waiting) as gpu, _progress(run.name) as progress:
             folder = execute(replace(run, gpu=gpu), progress)
     except RunFailed as error:
         _say(str(error))
@@ -194,12 +188,15 @@ def _run_one(run: Run) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _kept(path: Path, before: str = "") -> Iterator[None]:
-    """A file of a refusal that cannot be changed is one line, with what was to be said `before`."""
+def _keep(path: Path, refused: str = "") -> None:
+    """Write why a run was refused into a file; without a reason the file goes."""
     try:
-        yield
+        if refused:
+            write_whole(path, (one_line(refused, 2000) + "\n").encode())
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
+        before = f"{refused}; " if refused else ""
         raise UsageError(f"{before}--refusal {path}: {error.strerror}") from None
 
 
@@ -219,12 +216,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 @app.command()
 def sweep(
     context: typer.Context,
-    file: Annotated[
-        str, Argument(metavar="SWEEP.yaml", help="Its name, papers, models, seeds, ...")
-    ],
-    profile: Annotated[
-        str, Option(metavar="NAME", help=f"{', '.join(PROFILES)}, or a folder.")
-    ] = "local",
+    file: Annotated[str, Argument(metavar="SWEEP.yaml", help="Name, papers, models, seeds, ...")],
+    profile: Annotated[str, Option(metavar="NAME", help=WHERE)] = "local",
     jobs: Annotated[int | None, Option(metavar="N", min=1, help="Jobs at once.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would run, and why.")] = False,
 ) -> int:
@@ -310,7 +303,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _progress(run: Run) -> Iterator[Callable[[int, int], None]]:
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar in a terminal, else a line at each quarter of the cells."""
     if sys.stderr.isatty():
         from rich import progress
@@ -321,7 +314,7 @@ def _progress(run: Run) -> Iterator[Callable[[int, int], None]]:
             *(progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()),
         )
         with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(run.name, total=None)
+            task = bar.add_task(name, total=None)
             yield lambda begun, total: bar.update(task, completed=begun - 1, total=total)
         return
     told = -1
@@ -330,7 +323,7 @@ def _progress(run: Run) -> Iterator[Callable[[int, int], None]]:
         nonlocal told
         if (quarter := 4 * (begun - 1) // total) > told:
             told = quarter
-            _say(f"{run.name}: cell {begun} of {total}")
+            _say(f"{name}: cell {begun} of {total}")
 
     yield tell
 

@@ -129,12 +129,9 @@ def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]
     """(folder's name, settings) of every choice of seed and parameters."""
     axes = _axes(content)
     for choice in itertools.product(*axes.values()):
-        settings = {key: _text(value) for key, value in zip(axes, choice, strict=True)}
+        texts = (str(value).lower() if isinstance(value, bool) else str(value) for value in choice)
+        settings = dict(zip(axes, texts, strict=True))
         yield _slug(settings), settings
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _slug(settings: Mapping[str, str]) -> str:

@@ -24,8 +24,8 @@ def train(root: Path, paper: str, options: list[str]) -> int:
     """Train what a chapter keeps stored; the exit code. `options` are the words after the paper."""
     group = typer.main.get_command(app)
     if paper not in group.commands:
-        known = ", ".join(group.commands)
-        raise UsageError(f"{paper!r} keeps nothing that was trained; those that do: {known}")
+        known = ", ".join(sorted(group.commands))
+        raise UsageError(f"argument PAPER: invalid choice: {paper!r} (choose from {known})")
     with group.make_context("replib train", [paper, *options]) as context:
         return context.command.invoke(context)
 

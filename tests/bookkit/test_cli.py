@@ -1,5 +1,6 @@
 """The command line: what is refused, in one line, and what a run prints."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import replib
-from bookkit.cli import main
+from bookkit.cli import _progress, main
 from bookkit.records import read_record
 
 HERE = Path(__file__).parents[1]  # has notebooks/toy.*, so it is a project to the command line
@@ -30,15 +31,18 @@ def cli(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "required: COMMAND"),
-        (("run",), "required: PAPER"),
-        (("walk",), "invalid choice: 'walk'"),
+        ((), "Missing command. (see replib --help)"),
+        (("run",), "Missing argument 'PAPER'. (see replib run --help)"),
+        (("walk",), "No such command 'walk'."),
         (("run", "toi"), "no paper 'toi'; did you mean 'toy'?"),
-        (("run", "toy", "--profile", "huge"), "invalid choice: 'huge'"),
-        (("run", "toy", "--device", "abacus"), "invalid choice: 'abacus'"),
-        (("run", "toy", "--device", "mps:7"), "invalid choice: 'mps:7'"),
-        (("run", "toy", "--modl", "tiny"), "--modl"),
+        (("run", "toy", "--profile", "huge"), "--profile is huge: 'huge' is not one of 'smoke'"),
+        (("run", "toy", "--device", "mps:7"), "--device is mps:7: 'mps:7' is not one of 'auto'"),
+        (("run", "toy", "--modl", "tiny"), "No such option: --modl (Possible options: --model)"),
+        (("run", "toy", "--prof", "smoke"), "No such option: --prof"),
+        (("run", "toy", "two"), "unexpected extra argument"),
+        (("run", "toy", "--", "--cores", "1"), "'--cores' after --: only replib sweep passes"),
         (("run", "toy", "--model", ""), "the model's name is empty"),
+        (("run", "toy", "--model", "gpt5"), "model 'gpt5' is not known"),
         (("run", "toy", "-p", "n_promts=3"), "no parameter 'n_promts'; did you mean 'n_prompts'"),
         (("run", "toy", "-p", "n_prompts=many"), "'many' is not int"),
         (("run", "toy", "-p", "n_prompts"), "-p 'n_prompts' is not name=value"),
@@ -47,9 +51,10 @@ def cli(tmp_path, monkeypatch, capfd):
         (("run", "toy", "-p", "seed=1", "--seed", "2"), "parameter seed is given twice"),
         (("run", "toy", "--seed", "one"), "parameter seed: 'one' is not int"),
         (("run", "toy", "-p", "prompts_file=/no/such"), "prompts_file: /no/such: No such file"),
-        (("run", "toy", "--time-limit", "soon"), "invalid float value: 'soon'"),
-        (("run", "toy", "--time-limit", "-1"), "--time-limit"),
+        (("run", "toy", "--time-limit", "soon"), "--time-limit is soon: Input should be a valid"),
+        (("run", "toy", "--time-limit", "-1"), "--time-limit is -1.0"),
         (("run", "toy", "--time-limit", "nan"), "--time-limit is nan"),
+        (("sweep", "x.yaml", "--jobs", "0"), "--jobs is 0: Input should be greater than or equal"),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_line(cli, tmp_path, arguments, message):
@@ -61,24 +66,16 @@ def test_a_wrong_command_is_refused_in_one_line(cli, tmp_path, arguments, messag
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_parameter_loads_no_library(tmp_path):
+@pytest.mark.parametrize(("line", "ends"), [("run toy -p n_promts=3", 2), ("--help", 0)])
+def test_what_needs_no_model_loads_no_library(line, ends):
     """So that it is answered at once."""
     script = (
-        "import sys\nfrom replib.cli import main\n"
-        "code = main(['run', 'toy', '-p', 'n_promts=3'])\n"
-        "heavy = {'torch', 'transformers', 'transformer_lens', 'papermill', 'IPython'}\n"
+        f"import sys\nfrom bookkit.cli import main\ncode = main({line.split()})\n"
+        "heavy = {'torch', 'transformers', 'papermill', 'IPython', 'sphinx', 'matplotlib'}\n"
         "sys.exit(code if not heavy & set(sys.modules) else 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-
-
-def test_an_unknown_model_is_refused_in_one_line(cli, tmp_path):
-    code, out, err = cli("run", "toy", "--model", "gpt5")
-    assert (code, out) == (2, "")
-    assert "model 'gpt5' is not known" in err
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == ends, done.stderr
 
 
 def test_a_broken_row_is_refused_in_one_line(cli, tmp_path):
@@ -136,8 +133,29 @@ def test_list(cli):
     assert out.splitlines()[-1].startswith("embedded models: smollm2-135m (")
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out == f"replib {replib.__version__}\n"
+def test_version_and_help_fit_a_terminal(cli):
+    assert cli("--version") == (0, f"replib {replib.__version__}\n", "")
+    verbs = re.findall(r"^  ([a-z]+)  +[A-Z]", cli("--help")[1].split("Commands:")[1], re.M)
+    assert verbs == ["list", "run", "sweep", "certify", "verify", "new", "train", "book"]
+    steps = [["book", step] for step in ["stage", "gate", "pdf", "failed", "classroom", "readme"]]
+    for words in ([], *([verb] for verb in verbs), *steps):
+        code, out, err = cli(*words, "-h")
+        assert (code, err) == (0, "") and out.startswith(f"Usage: {' '.join(['replib', *words])} ")
+        assert max(map(len, out.splitlines())) <= 80 and "..." not in out.partition("Commands:")[2]
+
+
+def test_a_step_of_the_book_that_cannot_be_done_is_one_line(cli, tmp_path):
+    where = ("--root", str(tmp_path), "--runs", str(tmp_path), "--out", str(tmp_path / "book"))
+    code, out, err = cli("book", "stage", "toy/tiny", *where)
+    assert (code, out) == (1, "") and err.startswith("book: no finished run of toy on tiny")
+    assert err.count("\n") == 1
+    code, out, err = cli("book", "failed", str(tmp_path), str(HERE / "conftest.py"))
+    assert (code, out, err) == (0, "", "")
+
+
+def test_a_terminal_shows_a_bar_for_any_name(monkeypatch, capsys):
+    """And the names of models may hold what rich takes for markup."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with _progress("toy on [/b]") as show:
+        show(3, 8)
+    assert "toy on [/b]" in (err := capsys.readouterr().err) and "2/8" in err

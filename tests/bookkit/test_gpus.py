@@ -56,21 +56,14 @@ def test_a_killed_job_gives_its_gpu_back(monkeypatch):
         assert gpu == "0" and time.monotonic() - began < 5
 
 
-def test_who_waits_is_told_once(monkeypatch):
+def test_who_waits_is_told_once_and_every_end_of_a_block_frees(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     job, told = hold(1), []
     job.stdout.readline()
-    with own_gpu("cuda", lambda: told.append(1)) as gpu:
+    with pytest.raises(ZeroDivisionError), own_gpu("cuda", lambda: told.append(1)) as gpu:
         assert gpu == "0" and told == [1]
-    job.communicate()
-
-
-def test_a_gpu_is_free_again_however_the_block_ends(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with own_gpu("cuda"):
-        pass
-    with pytest.raises(ZeroDivisionError), own_gpu("cuda"):
         1 / 0  # noqa: B018
+    job.communicate()
     with own_gpu("cuda", lambda: pytest.fail("it is still held")) as gpu:
         assert gpu == "0"
 

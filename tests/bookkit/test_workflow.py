@@ -1,7 +1,7 @@
 """The workflow: what runs again when something changes, on a paper that needs no library.
 
-The package is copied, so that a test can change a module of it, and so that nobody else's change
-makes anything run here.
+The packages are copied, so that a test can change a module, and so that nobody else's change makes
+anything run here.
 """
 
 import json
@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,34 +43,52 @@ claims.measure("1.1", n_prompts);"""
 VERDICTS = 'claims.verdicts({"name": model_name, "sha256": None})'
 STAMP = "build/stamps/small-paper/tiny.ok"
 RECORD = "build/runs/small-paper/tiny/record.json"
+CHAPTER, TEMPLATE = "notebooks/small-paper", "src/bookkit/book/templates/trial.html"
 
 
-def write_notebook(project: Path, measure: str) -> None:
+def write_notebook(project: Path, measure: str, parameters: str = PARAMETERS) -> None:
     title = "# A Small Paper\n\nIt is {record}`claims.1.1.value`."
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": title}]
-    for source, tag in ((PARAMETERS, "parameters"), (measure, "work"), (VERDICTS, "claims")):
+    for source, tag in ((parameters, "parameters"), (measure, "work"), (VERDICTS, "claims")):
         cell = {"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source}
         cells.append(cell | {"execution_count": None, "outputs": []})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     content = {"cells": cells, "metadata": {"kernelspec": kernel}}
     content |= {"nbformat": 4, "nbformat_minor": 5}
-    (project / "notebooks/small-paper/small-paper.ipynb").write_text(json.dumps(content))
+    (project / CHAPTER / "small-paper.ipynb").write_text(json.dumps(content))
+
+
+def make_project(root: Path) -> Path:
+    """A project with one paper, and nothing run."""
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    shutil.copytree(ROOT / "workflow", root / "workflow")
+    (root / CHAPTER).mkdir(parents=True)
+    (root / CHAPTER / "claims.yaml").write_text(CLAIMS)
+    (root / CHAPTER / "profiles.yaml").write_text(json.dumps(PROFILES))
+    write_notebook(root, MEASURE)
+    (root / "requirements.txt").write_text("torch==1\n")
+    return root
+
+
+@contextmanager
+def measuring(project: Path, before: str) -> Iterator[None]:
+    """The notebook with some code before it measures."""
+    write_notebook(project, MEASURE.replace("claims.measure", f"{before}\nclaims.measure"))
+    try:
+        yield
+    finally:
+        write_notebook(project, MEASURE)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with one paper, built once for `tiny`."""
-    root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    """The project with its book, built once for `tiny`."""
+    root = make_project(tmp_path_factory.mktemp("project"))
     shutil.copytree(ROOT / "book/_static", root / "book/_static")
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copy(ROOT / "CITATION.cff", root)
-    shutil.copy(ROOT / "Snakefile", root)
-    (root / "notebooks").mkdir()
-    (root / "notebooks/small-paper/claims.yaml").write_text(CLAIMS)
-    (root / "notebooks/small-paper/profiles.yaml").write_text(json.dumps(PROFILES))
-    write_notebook(root, MEASURE)
-    (root / "requirements.txt").write_text("torch==1\n")
+    (root / TEMPLATE).parent.mkdir(exist_ok=True)
+    (root / TEMPLATE).write_text("<p></p>\n")
     chapters = "chapters: [{file: chapters/small-paper/index}, {file: scorecard}]\n"
     (root / "_toc.yml").write_text(f"format: jb-book\nroot: index\n{chapters}")
     (root / "book/index.md").write_text("# Home\n\n{record}`small-paper/tiny claims.1.1.value`\n")
@@ -80,32 +100,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def snakemake(project: Path, *options: str, models: str = "tiny") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "book", "--cores", "all", *options]
+    command = [sys.executable, "-m", "snakemake", "book", "--snakefile", "workflow/Snakefile"]
     return subprocess.run(
-        [*command, "--config", "profile=smoke", f"models={models}"],
+        [*command, "--cores", "all", *options, "--config", "profile=smoke", f"models={models}"],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(project / "src")},
         capture_output=True,
         text=True,
     )
-
-
-def book_of_all_runs(project: Path) -> Path:
-    """As `make book RECORDS=build/runs` builds it, elsewhere."""
-    environment = os.environ | {"PYTHONPATH": str(project / "src")}
-    book = [sys.executable, "-m", "bookkit.book.stage"]
-    build = [Path(sys.executable).with_name("jupyter-book"), "build"]
-    html = "all/_build/html"
-    for command in (
-        [*book, "stage", "--runs", "build/runs", "--out", "all/book"],
-        [*build, "all/book", "--path-output", "all", "-W", "-n", "--keep-going", "-q"],
-        [*book, "gate", "--runs", "build/runs", "--book", "all/book", "--html", html],
-    ):
-        result = subprocess.run(
-            command, cwd=project, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-    return project / html
 
 
 def would_run(project: Path, models: str = "tiny") -> dict[str, int]:
@@ -116,8 +118,12 @@ def would_run(project: Path, models: str = "tiny") -> dict[str, int]:
     return {rule: int(count) for rule, count in table}
 
 
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text() + text)
+@contextmanager
+def edited(path: Path, text: str) -> Iterator[None]:
+    before = path.read_text()
+    path.write_text(before + text)
+    yield
+    path.write_text(before)
 
 
 def test_the_book_is_there_and_nothing_runs_again(project: Path) -> None:
@@ -126,50 +132,41 @@ def test_the_book_is_there_and_nothing_runs_again(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["book/_static/replib.css", "book/index.md", "_toc.yml", "src/replib/book.py"]
+    "file", ["book/index.md", "_toc.yml", "src/bookkit/book/atlas.py", TEMPLATE]
 )
-def test_text_and_looks_only_build_the_book_again(project: Path, file: str) -> None:
-    before = (project / file).read_text()
-    append(project / file, "\n")
-    assert would_run(project) == {"html": 1}
-    (project / file).write_text(before)
-    assert would_run(project) == {}  # the same content is no change
+def test_text_looks_and_code_of_the_book_only_build_it_again(project: Path, file: str) -> None:
+    with edited(project / file, "\n"):
+        assert would_run(project) == {"html": 1}
 
 
-def test_a_module_that_the_notebook_does_not_use_runs_nothing(project: Path) -> None:
-    path = project / "src/replib/metrics.py"
-    before = path.read_text()
-    append(path, "# more\n")
-    assert would_run(project) == {}
-    path.write_text(before)
+def test_what_neither_run_nor_book_uses_and_the_same_content_run_nothing(project: Path) -> None:
+    with edited(project / "src/replib/metrics.py", "# more\n"), edited(project / "_toc.yml", ""):
+        assert would_run(project) == {}
 
 
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("notebooks/small-paper/claims.yaml", "# more\n"),
-        ("notebooks/small-paper/small-paper.ipynb", "\n"),
-        ("src/replib/claims.py", "# more\n"),
-        ("src/replib/record.schema.json", "\n"),
+        (f"{CHAPTER}/claims.yaml", "# more\n"),
+        (f"{CHAPTER}/small-paper.ipynb", "\n"),
+        ("src/replib/claims/measure.py", "# more\n"),
+        ("src/bookkit/run/execute.py", "# more\n"),
         ("requirements.txt", "numpy==2\n"),
     ],
 )
 def test_what_the_numbers_depend_on_runs_the_chapter_again(
     project: Path, file: str, text: str
 ) -> None:
-    before = (project / file).read_text()
-    append(project / file, text)
-    assert would_run(project) == {"chapter": 1, "html": 1}
-    (project / file).write_text(before)
+    with edited(project / file, text):
+        assert would_run(project) == {"chapter": 1, "html": 1}
 
 
 def test_only_the_parameters_of_the_own_profile_count(project: Path) -> None:
-    path = project / "notebooks/small-paper/profiles.yaml"
-    changed = PROFILES | {"laptop": {"models": ["tiny"], "parameters": {"n_prompts": 5}}}
-    path.write_text(json.dumps(changed))
+    path = project / CHAPTER / "profiles.yaml"
+    changed = {"models": ["tiny"], "parameters": {"n_prompts": 5}}
+    path.write_text(json.dumps(PROFILES | {"laptop": changed}))
     assert would_run(project) == {}
-    changed["smoke"] = {"models": ["tiny"], "parameters": {"n_prompts": 5}}
-    path.write_text(json.dumps(changed))
+    path.write_text(json.dumps(PROFILES | {"smoke": changed}))
     assert would_run(project) == {"chapter": 1, "html": 1}
     path.write_text(json.dumps(PROFILES))
 
@@ -179,59 +176,48 @@ def test_another_model_runs_alone(project: Path) -> None:
 
 
 def test_a_control_runs_when_a_page_reads_its_record(project: Path) -> None:
-    path = project / "book/index.md"
-    before = path.read_text()
-    append(path, "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n")
-    assert would_run(project) == {"chapter": 1, "html": 1}
-    path.write_text(before)
+    link = "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n"
+    with edited(project / "book/index.md", link):
+        assert would_run(project) == {"chapter": 1, "html": 1}
 
 
 def test_a_record_written_by_hand_or_removed_runs_the_chapter_again(project: Path) -> None:
-    stamp = (project / STAMP).stat()
-    later = stamp.st_mtime + 5
+    later = (project / STAMP).stat().st_mtime + 5
     os.utime(project / RECORD, (later, later))
     assert would_run(project) == {"chapter": 1, "html": 1}
     assert not (project / STAMP).exists()
 
 
 def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path) -> None:
-    assert snakemake(project).returncode == 0
     earlier = (project / RECORD).read_text()
-    write_notebook(project, "1 / 0")
-    result = snakemake(project)
-    assert result.returncode != 0
-    assert "ZeroDivisionError" in result.stdout + result.stderr
-    assert (project / RECORD).read_text() == earlier
-    assert would_run(project) == {"chapter": 1, "html": 1}
-    page = book_of_all_runs(project) / "chapters/small-paper/tiny.failed.html"
-    assert "ZeroDivisionError: division by zero in cell [3], `1 / 0`" in page.read_text()
-    assert "It is" in page.with_name("tiny.html").read_text()
-    write_notebook(project, MEASURE)
-    assert would_run(project) == {"chapter": 1, "html": 1}
+    with measuring(project, "1 / 0"):
+        result = snakemake(project)
+        assert result.returncode != 0
+        assert "ZeroDivisionError" in result.stdout + result.stderr
+        assert (project / RECORD).read_text() == earlier
+        assert would_run(project) == {"chapter": 1, "html": 1}
 
 
 def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: Path) -> None:
     refuse = (
         "from replib.errors import UsageError\n"
-        "if model_name == 'planted-ioi': raise UsageError('no heads here')\n"
+        "if model_name == 'planted-ioi': raise UsageError('no heads here')"
     )
-    write_notebook(project, refuse + MEASURE)
-    result = snakemake(project, models="tiny planted-ioi")
-    assert result.returncode == 0, result.stdout + result.stderr
-    stamp = project / "build/stamps/small-paper/planted-ioi.ok"
-    assert "no heads here" in stamp.read_text()
-    pages = project / "_build/html/chapters/small-paper"
-    assert (pages / "tiny.html").is_file() and not (pages / "planted-ioi.html").exists()
-    assert would_run(project, "tiny planted-ioi") == {}
-    write_notebook(project, MEASURE)
+    with measuring(project, refuse):
+        result = snakemake(project, models="tiny planted-ioi")
+        assert result.returncode == 0, result.stdout + result.stderr
+        stamp = project / "build/stamps/small-paper/planted-ioi.ok"
+        assert "no heads here" in stamp.read_text()
+        pages = project / "_build/html/chapters/small-paper"
+        assert (pages / "tiny.html").is_file() and not (pages / "planted-ioi.html").exists()
+        assert would_run(project, "tiny planted-ioi") == {}
     assert would_run(project, "tiny planted-ioi") == {"chapter": 2, "html": 1}
 
 
 def test_a_book_that_the_gate_refuses_is_no_book(project: Path) -> None:
-    assert snakemake(project).returncode == 0
-    (project / "book/index.md").write_text("# Home\n\n<img src='https://example.com/a.png'>\n")
-    result = snakemake(project)
-    assert result.returncode != 0
-    assert "index.html: requests https://example.com/a.png" in result.stdout + result.stderr
-    assert not (project / "_build/html/index.html").exists()
-    assert would_run(project) == {"html": 1}
+    with edited(project / "book/index.md", "\n<a href='nowhere.html'>there</a>\n"):
+        result = snakemake(project)
+        assert result.returncode != 0
+        assert "index.html: links to nowhere.html" in result.stdout + result.stderr
+        assert not (project / "_build/html/index.html").exists()
+        assert would_run(project) == {"html": 1}

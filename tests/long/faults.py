@@ -124,8 +124,7 @@ class Place:
 
     def __post_init__(self) -> None:
         shutil.copytree(HERE / "notebooks", self.folder / "notebooks")
-        shutil.copy(ROOT / "sweep.smk", self.folder)
-        shutil.copytree(ROOT / "profiles", self.folder / "profiles")
+        shutil.copytree(ROOT / "workflow", self.folder / "workflow")
         (self.folder / "requirements.txt").write_text("torch==1\n")
         (self.folder / "site").mkdir()
         (self.folder / "site" / "sitecustomize.py").write_text(SITE)

@@ -49,7 +49,6 @@ from bookkit.book import atlas
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import find_runs
 from bookkit.book.tables import scorecard, transfer
-from bookkit.jobs import NOT_YET
 from bookkit.new import new_paper
 from bookkit.project import chapter_folder, list_papers
 from bookkit.records import check_record, read_record, record_values, seal, write_record
@@ -57,7 +56,7 @@ from bookkit.run import resources as sizing
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed
 from bookkit.run.plan import absolute_model, changed_since, plan
-from bookkit.sweep import command, read_sweep
+from bookkit.sweep import NOT_YET, command, read_sweep
 from replib.chapters.context_knob import cards as adapter_cards
 from replib.chapters.context_knob import contexts
 from replib.chapters.copying_mamba import training_grid as grid
@@ -932,12 +931,7 @@ def read_command_line(line: list[str], folder: Path) -> None:
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(contextlib.chdir(project))
-        try:
-            code = cli.main(line)
-        except SystemExit as end:
-            if end.code != 0 or not {"-h", "--help", "--version"} & set(line):
-                raise
-            return
+        code = cli.main(line)
     out.getvalue().encode()  # a terminal could not show half a character
     if code == 2:
         said = err.getvalue()

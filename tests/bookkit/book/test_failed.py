@@ -82,7 +82,7 @@ def test_the_last_line_names_what_failed_since(project: Path, tmp_path: Path) ->
     assert failed_runs.last_line(runs, begun) == ""
     os.utime(begun, (0, 0))
     assert failed_runs.last_line(runs, begun) == (
-        "book: fake-paper on model-c failed, so there is no new book; for one with a page that "
+        "fake-paper on model-c failed, so there is no new book; for one with a page that "
         "shows where it stopped: make book RECORDS=build/runs"
     )
 

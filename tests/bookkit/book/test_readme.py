@@ -10,7 +10,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_the_scorecard_is_that_of_the_certified_records():
-    """Else: python -m replib.readme."""
+    """Else: replib book readme."""
     shown = TEXT.split(readme.START)[1].split(readme.END)[0]
     assert shown == readme.scorecard(ROOT)
     assert shown.count("smollm2-135m") == 5

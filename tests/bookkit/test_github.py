@@ -11,7 +11,7 @@ import yaml
 
 from bookkit.project import list_papers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
