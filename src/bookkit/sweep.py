@@ -90,14 +90,15 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     profile = content.get("profile", "laptop")
     device = content.get("device", "cpu")
     folder = root / FOLDER / content["name"]
-    axes = [content["papers"], content["models"], *_axes(content).values()]
-    if (n_jobs := math.prod(map(len, axes))) > MOST_JOBS:
+    axes = _axes(content)
+    n_jobs = math.prod(map(len, [content["papers"], content["models"], *axes.values()]))
+    if n_jobs > MOST_JOBS:
         raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
     jobs: dict[str, Job] = {}
     left_out: dict[str, str] = {}
     for paper in content["papers"]:
         chapter = find_chapter(root, paper)
-        for variant, settings in _variants(content):
+        for variant, settings in _variants(axes):
             for model in content["models"]:
                 try:
                     run = plan(
@@ -125,9 +126,8 @@ def _axes(content: Mapping[str, Any]) -> dict[str, list[Any]]:
     return axes
 
 
-def _variants(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+def _variants(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, str]]]:
     """(folder's name, settings) of every choice of seed and parameters."""
-    axes = _axes(content)
     for choice in itertools.product(*axes.values()):
         texts = (str(value).lower() if isinstance(value, bool) else str(value) for value in choice)
         settings = dict(zip(axes, texts, strict=True))
@@ -156,12 +156,9 @@ def command(
 
     Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
     """
+    own = root / "workflow/profiles"
     try:
-        chosen = (
-            root / "workflow/profiles" / profile
-            if profile in PROFILES
-            else Path(profile).expanduser()
-        )
+        chosen = own / profile if profile in PROFILES else Path(profile).expanduser()
         is_profile = (chosen / "config.yaml").is_file()
     except (OSError, RuntimeError):  # a path that cannot be looked at
         is_profile = False

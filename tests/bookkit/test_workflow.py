@@ -171,10 +171,6 @@ def test_only_the_parameters_of_the_own_profile_count(project: Path) -> None:
     path.write_text(json.dumps(PROFILES))
 
 
-def test_another_model_runs_alone(project: Path) -> None:
-    assert would_run(project, "tiny planted-ioi") == {"chapter": 1, "html": 1}
-
-
 def test_a_control_runs_when_a_page_reads_its_record(project: Path) -> None:
     link = "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n"
     with edited(project / "book/index.md", link):
