@@ -1,27 +1,19 @@
 """A paper whose records, rows and failed run hold what somebody would write who wants a script to
 run in a reader's browser. `make_hostile` puts it into a project of small_book.py."""
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from bookkit.records import write_record
 from bookkit.run.chapter import find_chapter
 from replib import figures
-from replib.chapters.context_knob import contexts, intents
-from replib.chapters.factual_recall import facts
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import CONTROL
-from replib.files import find_root
 from replib.hashes import library_hash, notebook_hash
 from replib.models.sources import model_slug
 
@@ -58,20 +50,19 @@ STRINGS = {
     "controls": "\x00\x07\x9f",
 }
 TEXT = "\n".join(STRINGS.values())
-NO_BRACES = str.maketrans("{}", "()")
 ROLES = "{raw-html}`<b>` {record}`claims.1.1.value` {ref}`nowhere`"
 
 
 def text(field: str) -> str:
     """All of it, as the content of one field. Roles only where the page shows code: elsewhere the
-    gate refuses them, as roles that nobody resolved. A fact's prompt may hold no braces."""
+    gate refuses them, as roles that nobody resolved."""
     text = f"[{field}] {TEXT}" + (ROLES if field in ("parameter", "revision", "weights") else "")
     if not field.startswith(("own", "printed", "error", "log", "alt")):
         # A claims file or a record with control characters, or a key of several lines, is refused.
         text = CONTROL.sub(lambda match: match[0] if match[0] == "\n" else "", text)
     if field in ("key", "package"):
         text = " ".join(text.split())
-    return text.translate(NO_BRACES) if field == "own prompt" else text
+    return text
 
 
 def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
@@ -152,43 +143,14 @@ def claims_file() -> str:
     return json.dumps(content | {"claims": claims})  # JSON is YAML
 
 
-def own_rows(folder: Path) -> list[dict[str, str]]:
-    """The outputs in which chapters show rows of a user's own files, by the chapters' own code."""
+def own_rows() -> list[dict[str, str]]:
+    """The outputs in which chapters show rows of a user's own files."""
     figures.style()
-    words = ("prior_answer", "context_answer", "subject")
-    case = {"context": text("own context"), "question": text("own question")}
-    case |= {word: f"{word} {TEXT}" for word in words}
-    (folder / "cases.json").write_text(json.dumps([case]))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?"
-    )
-    test = contexts.cases_from_file(folder / "cases.json")
-    names = {"test": test, "tokenizer": tokenizer, "intents": intents, "pd": pd, "np": np}
-    names |= {"figures": figures, "each": torch.full((3, 1, 3), 0.25), "values": [-1.0, 0.0, 1.0]}
-    subject = TEXT.translate(NO_BRACES)
-    row = {"subject": subject, "prompt": f"{text('own prompt')} {subject}"}
-    row |= {"answer": "yes", "foil": "no"}
-    (folder / "facts.json").write_text(json.dumps([row, row | {"foil": "never"}]))
-    asked = facts.facts_from_file(folder / "facts.json")
-    names |= {"asked": asked, "templates": [facts.OWN_TEMPLATE]}
-    shown = [
-        last_value("context-knob", "knob-07", names, whole=True),
-        last_value("context-knob", "knob-49", names, whole=True),
-        last_value("factual-recall", "5cd97059", names, whole=False),
-        pd.DataFrame({"token": [TEXT[:40]]}),
-    ]
-    return [{"text/html": one._repr_html_(), "text/plain": "-"} for one in shown]
-
-
-def last_value(paper: str, id: str, names: dict[str, Any], whole: bool) -> Any:
-    """What a cell of a chapter shows: its last expression, after the rest of it if `whole`."""
-    notebook = json.loads((find_root() / f"notebooks/{paper}/{paper}.ipynb").read_text())
-    source = next("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == id)
-    *rest, last = ast.parse(source).body
-    scope = dict(names)
-    if whole:
-        exec(compile(ast.Module(rest, []), id, "exec"), scope)
-    return eval(compile(ast.Expression(last.value), id, "eval"), scope)
+    rows = pd.DataFrame({"prompt": [text(f"own {name}") for name in ("context", "prompt")]})
+    steps = {text("own question"): {TEXT: [0.25, 0.25, 0.25], "else": [0.75, 0.75, 0.75]}}
+    moved = figures.slider(steps, ["c = -1", "c = 0", "c = 1"], TEXT)
+    styled = rows.style.set_properties(**{"white-space": "pre-wrap"})
+    return [{"text/html": one._repr_html_(), "text/plain": "-"} for one in (rows, styled, moved)]
 
 
 PARAMETERS = 'model_name: str = "tiny"\ndevice: str = "cpu"\nseed: int = 0\n'
@@ -215,7 +177,7 @@ def make_hostile(root: Path, png: str) -> None:
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
     tables = [claims.table(), claims.history()]
     alt = {"image/png": {"alt": text("alt")}}
-    shown = [{"text/html": table._repr_html_()} for table in tables] + own_rows(root)
+    shown = [{"text/html": table._repr_html_()} for table in tables] + own_rows()
     outputs = [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
     picture = {"output_type": "display_data", "metadata": alt, "data": {"image/png": png}}
     verdict = {"output_type": "display_data", "metadata": {}, "data": bundle}

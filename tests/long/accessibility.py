@@ -4,7 +4,8 @@
 
 Each page is looked at in light on a desktop's width, and in dark on a phone's.
 Contrast is nearly all of the cost, so of elements that look alike (same tags, classes and colours
-up to the page's body) one is looked at and the others are hidden.
+up to the page's body) one is looked at and the others are hidden. A request to another host is a
+fault too: the book is to work without a network.
 """
 
 import argparse
@@ -15,10 +16,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import axe_playwright_python
 
-from bookkit.book.browser import chromium, pages_of
+from bookkit.book.html_policy import pages_of
+from bookkit.book.pdf import chromium
 from replib.errors import UsageError
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
@@ -88,6 +91,8 @@ WIDTH = "[document.scrollingElement.scrollWidth, innerWidth]"
 
 def faults_of(page: Any, address: str) -> Iterator[str]:
     """What is wrong with one page, in either look."""
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
     page.goto(address, wait_until="load")
     page.evaluate(FEWER_WORDS)
     page.evaluate(f"{AXE};0")
@@ -107,6 +112,8 @@ def faults_of(page: Any, address: str) -> Iterator[str]:
                     yield f"{where}: {rule['impact']}, {rule['id']}: {place}: {said}"
         for image in page.evaluate(FIGURES):
             yield f"{where}: a figure without its light card: {image}"
+    for host in sorted(asked - {""}):
+        yield f"asks another host, {host}"
 
 
 def faults(html: Path, paths: Sequence[Path] | None = None) -> Iterator[str]:

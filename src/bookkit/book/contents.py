@@ -1,100 +1,89 @@
-"""The table of contents of the staged book."""
+"""The table of contents of the staged book: a chapter's entry gets its pages under it.
 
-import re
+The pages are listed one by one. A `glob:` of sphinx-external-toc would list them too, but with
+their whole titles, failed runs between those that finished, and without a method's first page in
+the place of its chapter.
+"""
+
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from bookkit.book import failed as failed_runs
-from bookkit.book.runs import Run, by_paper, first_run
+from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
+
+from bookkit.book.failed import FailedRun
+from bookkit.book.runs import Run, first_run
 from bookkit.course import classroom
 from replib.errors import UsageError
 
+Entry = dict[str, Any]
 METHOD_EXERCISES = classroom.page_of(classroom.METHOD)
 
 
-def table_of_contents(
-    toc: dict[str, Any],
-    runs: Sequence[Run],
-    atlases: Sequence[str] = (),
-    not_run: Sequence[str] = (),
-    failed: Sequence[failed_runs.FailedRun] = (),
-    lessons: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The root's `_toc.yml` with a page a model under each `chapters/<paper>/index`, and those of
-    the heads under `atlas/index`, which is left out without them.
+def chapter_entry(
+    paper: str, runs: Sequence[Run], failed: Sequence[FailedRun], lessons: Sequence[str]
+) -> Entry:
+    """A chapter's entry: its first page, and under it one for each run, those that failed after
+    those that finished, and its exercises if they are among the `lessons`.
 
-    Runs that failed come after those that finished, a chapter's exercises (one of the `lessons`)
-    last. A method has no first page of its own: that of
-    its first run stands there. A paper without runs keeps its first page if it
-    is among `not_run`, so that links to it lead somewhere; else it is left out. UsageError when a
-    paper that has runs is not in it.
+    A method has no first page of its own: that of its first run stands there.
     """
-    papers = by_paper(runs)
+    pages = [{"file": f"chapters/{run.key}", "title": run.model} for run in runs]
+    pages += [{"file": f"chapters/{run.key}", "title": f"{run.model} (failed)"} for run in failed]
+    if (lesson := classroom.page_of(paper)) in lessons:
+        pages.append({"file": lesson, "title": "Exercises"})
+    first = f"chapters/{paper}/index"
+    if runs and runs[0].is_method:
+        first = f"chapters/{first_run(runs).key}"
+    return {"file": first, "sections": [page for page in pages if page["file"] != first]}
+
+
+def atlas_entry(pages: Sequence[str]) -> Entry:
+    """The atlas with a page for each model of which heads are known."""
+    return {
+        "file": "atlas/index",
+        "sections": [{"file": page, "title": page.split("/")[1]} for page in pages],
+    }
+
+
+def fill(toc: Mapping[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
+    """The root's `_toc.yml` with the entries of `made`, by the name that stands for them there.
+
+    A name that stands for such an entry and is not in `made` is left out, as is a part without
+    entries. UsageError if `made` has pages for an entry that is not in `toc`.
+    """
     placed = set()
 
-    def place(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        kept = []
-        for entry in entries:
-            match = re.fullmatch(r"chapters/([^/]+)/index", entry.get("file", ""))
-            if match and match[1] not in {*papers, *not_run}:
-                continue
-            if entry.get("file") == METHOD_EXERCISES and METHOD_EXERCISES not in lessons:
-                continue
-            if entry.get("file") == "atlas/index":
-                if atlases:
-                    pages = [{"file": page, "title": page.split("/")[1]} for page in atlases]
-                    kept.append(entry | {"sections": pages})
-                continue
-            if match:
-                placed.add(match[1])
-                pages = [
-                    {"file": f"chapters/{run.key}", "title": run.model}
-                    for run in papers.get(match[1], ())
-                ]
-                pages += [
-                    {"file": f"chapters/{run.key}", "title": f"{run.model} (failed)"}
-                    for run in failed
-                    if run.paper == match[1]
-                ]
-                if (lesson := classroom.page_of(match[1])) in lessons:
-                    pages.append({"file": lesson, "title": "Exercises"})
-                if papers.get(match[1]) and papers[match[1]][0].is_method:
-                    entry = {"file": f"chapters/{first_run(papers[match[1]]).key}"}
-                    pages = [page for page in pages if page["file"] != entry["file"]]
-                if pages:
-                    entry = entry | {"sections": [*entry.get("sections", []), *pages]}
-            elif "sections" in entry:
-                entry = entry | {"sections": place(entry["sections"])}
-            kept.append(entry)
-        return kept
+    def filled(node: Any) -> Any:
+        if isinstance(node, Mapping) and (name := node.get("file")) in made:
+            placed.add(name)
+            sections = node.get("sections", []) + made[name]["sections"]
+            entry = {**node, **made[name], "sections": sections}
+            return entry if sections else {key: entry[key] for key in entry if key != "sections"}
+        if isinstance(node, Mapping):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(one) for one in node if not _left_out(one, made)]
+        return node
 
-    result = dict(toc)
-    if "parts" in toc:
-        parts = [part | {"chapters": place(part["chapters"])} for part in toc["parts"]]
-        result["parts"] = [part for part in parts if part["chapters"]]
-    if "chapters" in toc:
-        result["chapters"] = place(toc["chapters"])
-    shown = dict.fromkeys([*papers, *(run.paper for run in failed)])
-    if missing := [paper for paper in shown if paper not in placed]:
-        raise UsageError(f"_toc.yml has no entry chapters/{missing[0]}/index")
+    result = filled(toc)
+    for name, entry in made.items():
+        if name not in placed and (entry["sections"] or entry["file"] != name):
+            raise UsageError(f"_toc.yml has no entry {name}")
+    if "parts" in result:
+        result["parts"] = [part for part in result["parts"] if part["chapters"]]
     return result
 
 
-def pages_in(toc: Mapping[str, Any]) -> list[str]:
-    """Every page of a table of contents, without suffix, root first."""
-    found = [toc["root"]]
+def _left_out(node: Any, made: Mapping[str, Entry]) -> bool:
+    name = str(node.get("file", "")) if isinstance(node, Mapping) else ""
+    chapter = name.startswith("chapters/") and name.endswith("/index")
+    return (chapter or name in ("atlas/index", METHOD_EXERCISES)) and name not in made
 
-    def walk(node: Any) -> None:
-        if isinstance(node, Mapping):
-            if "file" in node:
-                found.append(str(PurePosixPath(re.sub(r"\.(md|ipynb)$", "", node["file"]))))
-            for child in node.values():
-                walk(child)
-        elif isinstance(node, list):
-            for child in node:
-                walk(child)
 
-    walk(toc.get("parts", []))
-    walk(toc.get("chapters", []))
-    return found
+def pages_in(toc: Path) -> list[str]:
+    """Every page of a table of contents, in its order, root first."""
+    try:
+        return list(parse_toc_yaml(toc))
+    except MalformedError as error:
+        raise UsageError(f"table of contents {toc}: {error}") from None

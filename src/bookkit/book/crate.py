@@ -38,21 +38,28 @@ def write(
     `records` is the folder of records in it, `pages` are named as in the table of contents. Title
     and author are those of `root`'s CITATION.cff.
     """
-    about = citations.about(root)
     files = {
         path.relative_to(book / records).as_posix().removesuffix(".json"): path.read_bytes()
         for path in sorted((book / records).glob("*/*.json"))
     }
-    names = about.title, about.abstract, about.authors
-    content = crate(*names, f"_{records}", files, pages, failed)
-    text = json.dumps(content, indent=1) + "\n"
-    (book / FILE).write_text(text, encoding="utf-8")
+    content = crate(citations.about(root), f"_{records}", files, pages, failed)
+    (book / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class Graph:
+    """The entities of a crate by id, each once."""
+
+    def __init__(self) -> None:
+        self.entities: dict[str, Entity] = {}
+
+    def add(self, id: str, type: str, **properties: Any) -> Entity:
+        """An entity, and a reference to it."""
+        self.entities.setdefault(id, {"@id": id, "@type": type} | _compact(properties))
+        return {"@id": id}
 
 
 def crate(
-    title: str,
-    about: str,
-    authors: Sequence[str],
+    about: citations.About,
     folder: str,
     files: Mapping[str, bytes],
     pages: Sequence[str],
@@ -60,87 +67,28 @@ def crate(
 ) -> Entity:
     """The metadata of a book; `files` are its records as they are on disk, by `paper/model`, and
     `folder` is where they stand among the built pages."""
-    found: dict[str, Entity] = {}  # by id, each once
-
-    def add(id: str, type: str | list[str], **properties: Any) -> Entity:
-        """An entity, and a reference to it."""
-        found.setdefault(id, {"@id": id, "@type": type} | _compact(properties))
-        return {"@id": id}
-
-    agents = [add(f"#author/{quote(name)}", "Organization", name=name) for name in authors]
+    graph = Graph()
+    add = graph.add
+    agents = [add(f"#author/{quote(name)}", "Organization", name=name) for name in about.authors]
     text = add(TEXT_LICENCE, "CreativeWork", name="Creative Commons Attribution 4.0 International")
-    code = add(CODE_LICENCE, "CreativeWork", name="MIT License")
+    add(CODE_LICENCE, "CreativeWork", name="MIT License")
     profile = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
     parts = [add(_address(page), "File", name=page, encodingFormat="text/html") for page in pages]
-    actions, papers, dates = [], [], []
-    for key, file in files.items():
-        record = json.loads(file)
-        path = f"{folder}/{quote(key)}.json"
-        name = f"{record['paper']} on {record['model']['name']}"
-        facts = {"name": f"record of {name}", "encodingFormat": "application/json"}
-        facts |= {"sha256": hashlib.sha256(file).hexdigest(), "contentSize": str(len(file))}
-        parts.append(add(path, "File", **facts))
-        paper = None  # of a page of the method
-        if record["arxiv"] is not None:
-            address = f"https://arxiv.org/abs/{quote(record['arxiv'])}"
-            paper = add(address, "ScholarlyArticle", name=record["title"])
-            papers.append(paper)
-        software = [_software(add, *package) for package in record["versions"].items()]
-        hashes = record["hashes"]
-        notebook = add(
-            f"#notebook/{record['paper']}/{hashes['notebook']}",
-            "SoftwareSourceCode",
-            name=f"notebooks/{record['paper']}/{record['paper']}.ipynb",
-            description="The version is the sha256 of its cells: kind, tags and source.",
-            version=hashes["notebook"],
-            programmingLanguage="Python",
-            license=code,
-            citation=paper,
-            softwareRequirements=software,
-        )
-        started = datetime.fromisoformat(record["started"])
-        dates.append(started)
-        page = f"chapters/{key}"
-        actions.append(
-            add(
-                f"#run/{quote(key)}",
-                "CreateAction",
-                name=name,
-                description=f"Profile {record['profile']}, seed {record['seed']}, on "
-                f"{record['device']}; the record has all parameters.",
-                instrument=notebook,
-                object=_inputs(add, record),
-                result=[{"@id": path}] + [{"@id": _address(page)}] * (page in pages),
-                startTime=started.isoformat(),
-                endTime=(started + timedelta(seconds=round(record["wall_time_s"]))).isoformat(),
-                agent=agents,
-                actionStatus=DONE,
-            )
-        )
-    for run in failed:
-        notebook = add(
-            f"#notebook/{run.paper}",
-            "SoftwareSourceCode",
-            name=f"notebooks/{run.paper}/{run.paper}.ipynb",
-            programmingLanguage="Python",
-            license=code,
-        )
-        begun = [datetime.fromisoformat(run.started)] if run.started else []
-        dates += begun
-        actions.append(
-            add(
-                f"#run/{quote(run.key)}",
-                "CreateAction",
-                name=f"{run.paper} on {run.model}, failed",
-                description="This run stopped before its end and has no result but its page.",
-                instrument=notebook,
-                result=[{"@id": _address(f"chapters/{run.key}")}],
-                startTime=begun[0].isoformat() if begun else None,
-                agent=agents,
-                actionStatus=FAILED,
-                error=run.reason,
-            )
-        )
+    records = {key: json.loads(file) for key, file in files.items()}
+    actions = []
+    for key, record in records.items():
+        path, page = f"{folder}/{quote(key)}.json", f"chapters/{key}"
+        name = f"record of {record['paper']} on {record['model']['name']}"
+        sha256, size = hashlib.sha256(files[key]).hexdigest(), str(len(files[key]))
+        facts = {"sha256": sha256, "contentSize": size}
+        parts.append(add(path, "File", name=name, encodingFormat="application/json", **facts))
+        made = [{"@id": path}] + [{"@id": _address(page)}] * (page in pages)
+        actions.append(_finished(graph, key, record, made, agents))
+    actions += [_stopped(graph, run, agents) for run in failed]
+    papers = [_paper(graph, record) for record in records.values() if record["arxiv"] is not None]
+    dates = [record["started"] for record in records.values()]
+    dates += [run.started for run in failed if run.started]
+    newest = max(map(datetime.fromisoformat, dates), default=datetime.now(UTC))
     descriptor = {
         "@id": FILE,
         "@type": "CreativeWork",
@@ -148,10 +96,10 @@ def crate(
         "about": {"@id": "./"},
     }
     book = {
-        "name": title,
-        "description": about,
+        "name": about.title,
+        "description": about.abstract,
         "license": text,
-        "datePublished": max(dates, default=datetime.now(UTC)).date().isoformat(),
+        "datePublished": newest.date().isoformat(),
         "author": agents,
         "publisher": agents[0],
         "conformsTo": profile,
@@ -160,7 +108,67 @@ def crate(
         "citation": [{"@id": id} for id in dict.fromkeys(paper["@id"] for paper in papers)],
     }
     root = {"@id": "./", "@type": "Dataset"} | _compact(book)
-    return {"@context": CONTEXT, "@graph": [descriptor, root, *found.values()]}
+    return {"@context": CONTEXT, "@graph": [descriptor, root, *graph.entities.values()]}
+
+
+def _finished(
+    graph: Graph, key: str, record: Mapping[str, Any], made: list[Entity], agents: list[Entity]
+) -> Entity:
+    """A run that finished: from which notebook, on what, when; `made` is what came out."""
+    version = record["hashes"]["notebook"]
+    notebook = graph.add(
+        f"#notebook/{record['paper']}/{version}",
+        "SoftwareSourceCode",
+        **_notebook(record["paper"]),
+        description="The version is the sha256 of its cells: kind, tags and source.",
+        version=version,
+        citation=_paper(graph, record) if record["arxiv"] is not None else None,
+        softwareRequirements=[_software(graph, *one) for one in record["versions"].items()],
+    )
+    started = datetime.fromisoformat(record["started"])
+    return graph.add(
+        f"#run/{quote(key)}",
+        "CreateAction",
+        name=f"{record['paper']} on {record['model']['name']}",
+        description=f"Profile {record['profile']}, seed {record['seed']}, on {record['device']}; "
+        "the record has all parameters.",
+        instrument=notebook,
+        object=_inputs(graph, record),
+        result=made,
+        startTime=started.isoformat(),
+        endTime=(started + timedelta(seconds=round(record["wall_time_s"]))).isoformat(),
+        agent=agents,
+        actionStatus=DONE,
+    )
+
+
+def _stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> Entity:
+    """A run that failed."""
+    started = datetime.fromisoformat(run.started).isoformat() if run.started else None
+    return graph.add(
+        f"#run/{quote(run.key)}",
+        "CreateAction",
+        name=f"{run.paper} on {run.model}, failed",
+        description="This run stopped before its end and has no result but its page.",
+        instrument=graph.add(
+            f"#notebook/{run.paper}", "SoftwareSourceCode", **_notebook(run.paper)
+        ),
+        result=[{"@id": _address(f"chapters/{run.key}")}],
+        startTime=started,
+        agent=agents,
+        actionStatus=FAILED,
+        error=run.reason,
+    )
+
+
+def _notebook(paper: str) -> Entity:
+    name = f"notebooks/{paper}/{paper}.ipynb"
+    return {"name": name, "programmingLanguage": "Python", "license": {"@id": CODE_LICENCE}}
+
+
+def _paper(graph: Graph, record: Mapping[str, Any]) -> Entity:
+    address = f"https://arxiv.org/abs/{quote(record['arxiv'])}"
+    return graph.add(address, "ScholarlyArticle", name=record["title"])
 
 
 def faults(html: Path) -> list[str]:
@@ -193,33 +201,28 @@ def _address(page: str) -> str:
     return f"{quote(page)}.html"
 
 
-def _software(add: Any, name: str, version: str) -> Entity:
+def _software(graph: Graph, name: str, version: str) -> Entity:
     """A package; all but Python and this library have an address on the package index."""
     at = f"{quote(name, safe='')}/{quote(version, safe='')}"
     url = None if name in ("python", "replib") else f"https://pypi.org/project/{at}/"
     words = {"name": name, "softwareVersion": version, "url": url}
-    return add(url or f"#software/{at}", "SoftwareApplication", **words)
+    return graph.add(url or f"#software/{at}", "SoftwareApplication", **words)
 
 
-def _inputs(add: Any, record: Mapping[str, Any]) -> list[Entity]:
+def _inputs(graph: Graph, record: Mapping[str, Any]) -> list[Entity]:
     """What a run read: the claims, the weights, the user's own files and stored trainings."""
     claims, weights = record["hashes"]["claims"], record["hashes"]["weights"]
-    model = record["model"]["name"]
-    found = [
-        add(
-            f"#claims/{claims}",
-            "CreativeWork",
-            name=f"notebooks/{record['paper']}/claims.yaml",
-            sha256=claims,
-        ),
-        add(
-            f"#weights/{quote(weights or model, safe='')}",
-            "CreativeWork",
-            name=f"weights of {model}",
-            description=None if weights else "made in memory by the run",
-            sha256=weights if re.fullmatch("[0-9a-f]{64}", weights or "") else None,
+    model, file = record["model"]["name"], f"notebooks/{record['paper']}/claims.yaml"
+    about = {"name": f"weights of {model}"}
+    if not weights:
+        about["description"] = "made in memory by the run"
+    elif re.fullmatch("[0-9a-f]{64}", weights):
+        about["sha256"] = weights
+    return [
+        graph.add(f"#claims/{claims}", "CreativeWork", name=file, sha256=claims),
+        graph.add(f"#weights/{quote(weights or model, safe='')}", "CreativeWork", **about),
+        *(
+            graph.add(f"#input/{sha256}", "CreativeWork", name=name, sha256=sha256)
+            for name, sha256 in record["hashes"]["inputs"].items()
         ),
     ]
-    for name, sha256 in record["hashes"]["inputs"].items():
-        found.append(add(f"#input/{sha256}", "CreativeWork", name=name, sha256=sha256))
-    return found

@@ -7,31 +7,30 @@ are parsed from the HTML on disk, and records and notebooks from the runs.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from bs4 import BeautifulSoup
-from bs4.element import NavigableString, PreformattedString, Tag
+from bs4.element import PreformattedString, Tag
 
 from bookkit.book import crate
 from bookkit.book.contents import pages_in
 from bookkit.book.failed import FailedRun, find_failed
-from bookkit.book.page_policy import DATA_TYPES, is_protected, own_scripts
-from bookkit.book.requests import requests_in_css, requests_in_page, requests_in_script
+from bookkit.book.html_policy import DATA_TYPES, is_protected, own_scripts, pages_of
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_runs, finished, of_papers
-from bookkit.book.tables import number_of, outcome_word, show_value
-from bookkit.records import differences, record_value, record_values
+from bookkit.book.sphinx_ext import text_of_value
+from bookkit.book.tables import number_of, outcome_word
+from bookkit.records import differences
 from replib.claims.file import MIME
 from replib.errors import UsageError
 from replib.markup import visible
 
 ERROR_TEXT = re.compile(r"DeadKernelError|CellTimeoutError|Traceback \(most recent call last\)")
-ROLE_TEXT = re.compile(r"\{[A-Za-z][\w:.+-]*\}`")
-ROLE_BEFORE_CODE = re.compile(r"\{[A-Za-z][\w:.+-]*\}$")
+# A role as it was written, or, before <code>, without its text.
+ROLE = re.compile(r"\{[A-Za-z][\w:.+-]*\}(`|$)")
 
 
 def faults(
@@ -52,40 +51,30 @@ def faults(
         return [f"no staged book in {book}: _toc.yml is missing"]
     found: list[str] = []
     shown: dict[str, Run] = {}
-    stale = json.loads((book / STALE).read_text())
     failed: dict[str, FailedRun] = {}
     if expected is None:
-        failed = {f"chapters/{run.key}.html": run for run in find_failed(runs)}
-        found += [f"{page} is missing" for page in failed if not (html / page).is_file()]
+        failed = {f"chapters/{run.key}": run for run in find_failed(runs)}
         staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
-        staged = {path.as_posix().removesuffix(".json") for path in staged}
-        expected = sorted({*finished(runs), *staged})
+        expected = sorted(
+            {*finished(runs), *(path.as_posix().removesuffix(".json") for path in staged)}
+        )
+    stale = json.loads((book / STALE).read_text())
     for pair in expected:
         try:
-            run = find_runs(runs, [pair], certified)[0]
+            (run,) = find_runs(runs, [pair], certified)
         except UsageError as error:
             found.append(str(error))
             continue
         shown[pair] = run = replace(run, stale=tuple(stale.get(pair, ())))
         if run.executed:
             found += notebook_faults(run)
-        if not (html / "chapters" / f"{pair}.html").is_file():
-            found.append(f"chapters/{pair}.html is missing")
-    listed = pages_in(yaml.safe_load((book / "_toc.yml").read_text()))
-    found += [f"{page}.html is missing" for page in listed if not (html / f"{page}.html").is_file()]
-    for path in sorted(html.rglob("*.html")):
-        if "_static" not in path.relative_to(html).parts:
-            found += page_faults(html, path, shown, failed)
+    listed = pages_in(book / "_toc.yml")
+    due = dict.fromkeys([*failed, *(f"chapters/{pair}" for pair in shown), *listed])
+    found += [f"{page}.html is missing" for page in due if not (html / f"{page}.html").is_file()]
+    for path in pages_of(html):
+        found += page_faults(html, path, shown, failed)
     found += summary_faults(html, shown, listed)
-    found += crate.faults(html)
-    for path in sorted([*html.rglob("*.css"), *html.rglob("*.js")]):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        name = path.relative_to(html).as_posix()
-        hosts = (
-            requests_in_css(text) if path.suffix == ".css" else requests_in_script(text, path.name)
-        )
-        found += [f"{name} requests {host}" for host in hosts]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *crate.faults(html)]))
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -127,43 +116,56 @@ def notebook_faults(run: Run) -> list[str]:
 # --- pages ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Page:
+    """A built page as it is on disk, parsed."""
+
+    path: Path
+    text: str
+
+    @cached_property
+    def soup(self) -> BeautifulSoup:
+        return BeautifulSoup(self.text, "html.parser")
+
+    @cached_property
+    def anchors(self) -> set[str]:
+        """The places in it that a link can lead to."""
+        ids = {tag["id"] for tag in self.soup.find_all(id=True)}
+        return ids | {tag["name"] for tag in self.soup.find_all("a", attrs={"name": True})}
+
+    @cached_property
+    def faults_of_itself(self) -> list[str]:
+        """What is wrong with it whatever was run."""
+        soup = self.soup
+        found = (leak_faults(soup), image_faults(soup), leaving_faults(soup))
+        return [*(fault for some in found for fault in some), *script_faults(soup, self.text)]
+
+
 @cache
-def _soup(path: Path, changed: int, size: int) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text(encoding="utf-8", errors="replace"), "html.parser")
+def _read(path: Path, changed: int, size: int) -> Page:
+    return Page(path, path.read_text(encoding="utf-8", errors="replace"))
 
 
-def parse(path: Path) -> BeautifulSoup:
-    """A page, parsed once as long as it does not change."""
+def read_page(path: Path) -> Page:
+    """A page, read and parsed once as long as it does not change."""
     status = path.stat()
-    return _soup(path, status.st_mtime_ns, status.st_size)
+    return _read(path, status.st_mtime_ns, status.st_size)
 
 
 def page_faults(
     html: Path, path: Path, runs: Mapping[str, Run], failed: Mapping[str, FailedRun]
 ) -> list[str]:
     """Everything wrong with one page; only those named in `failed` may show an error."""
-    page = parse(path)
-    name = path.relative_to(html).as_posix()
+    page = read_page(path)
+    name = path.relative_to(html).as_posix().removesuffix(".html")
     found = [
-        *(failed_faults(page, failed[name]) if name in failed else error_faults(page)),
-        *number_faults(page, runs),
-        *outcome_faults(page, name, runs),
-        *_faults_of_itself(path, path.stat().st_mtime_ns, path.stat().st_size),
-        *link_faults(html, path, page),
+        *(failed_faults(page.soup, failed[name]) if name in failed else error_faults(page.soup)),
+        *number_faults(page.soup, runs),
+        *outcome_faults(page.soup, name, runs),
+        *page.faults_of_itself,
+        *link_faults(html, page),
     ]
-    return [f"{name}: {fault}" for fault in found]
-
-
-@cache
-def _faults_of_itself(path: Path, changed: int, size: int) -> list[str]:
-    """What is wrong with a page whatever was run, looked for once as long as it does not change."""
-    page = parse(path)
-    return [
-        *leak_faults(page),
-        *image_faults(page),
-        *(f"requests {address}" for address in requests_in_page(page)),
-        *script_faults(page, path.read_text(encoding="utf-8", errors="replace")),
-    ]
+    return [f"{name}.html: {fault}" for fault in found]
 
 
 def failed_faults(page: BeautifulSoup, run: FailedRun) -> Iterator[str]:
@@ -197,12 +199,8 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
         if pair not in runs:
             yield f"shows {key} of {pair or 'no run'}, which is not among the runs"
             continue
-        if runs[pair].stale and key not in record_values(runs[pair].record):
-            if span.get_text() != show_value(None):
-                yield f"shows {span.get_text()!r} for {key}, which the stale record has not"
-            continue
         try:
-            value = show_value(record_value(runs[pair].record, key), span.get("data-format", ""))
+            value = text_of_value(runs[pair], key, span.get("data-format", ""))
         except (UsageError, ValueError) as error:
             yield f"shows {key}: {error}"
             continue
@@ -226,7 +224,7 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
 
 def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> Iterator[str]:
     """Every outcome on the page; a chapter's page has one for each claim, with its numbers."""
-    own = runs.get(name.removeprefix("chapters/").removesuffix(".html"))
+    own = runs.get(name.removeprefix("chapters/"))
     missing = {claim["id"] for claim in own.record["claims"]} if own else set()
     for mark in page.select(".outcome"):
         row = mark.find_parent("tr")
@@ -267,7 +265,7 @@ def summary_faults(html: Path, runs: Mapping[str, Run], listed: Sequence[str]) -
         for name in (f"chapters/{paper}/index", "scorecard"):
             if name not in listed or not (path := html / f"{name}.html").is_file():
                 continue
-            marks = parse(path).select(".outcome[data-record]")
+            marks = read_page(path).soup.select(".outcome[data-record]")
             there = {(mark["data-record"], mark.get("data-claim")) for mark in marks}
             for run in members:
                 for claim in run.record["claims"]:
@@ -279,17 +277,16 @@ def leak_faults(page: BeautifulSoup) -> Iterator[str]:
     """Roles that nobody resolved, and Sphinx's own messages."""
     for message in page.select(".system-message, .problematic"):
         yield f"holds a message of the build: {' '.join(message.get_text().split())[:80]}"
-    for text in page.find_all(string=True):
-        if isinstance(text, PreformattedString) or not isinstance(text, NavigableString):
+    for text in page.find_all(string=ROLE):
+        if isinstance(text, PreformattedString) or any(map(_is_code, text.parents)):
             continue
-        if any(tag.name in ("pre", "code", "script", "style") for tag in text.parents):
+        if text.rstrip().endswith("}") and getattr(text.next_sibling, "name", "") != "code":
             continue
-        if any("math" in tag.get("class", ()) for tag in text.parents):
-            continue
-        after = text.next_sibling
-        code = isinstance(after, Tag) and after.name == "code"
-        if ROLE_TEXT.search(text) or (code and ROLE_BEFORE_CODE.search(text)):
-            yield f"holds an unresolved role: {' '.join(text.split())[-60:]}"
+        yield f"holds an unresolved role: {' '.join(text.split())[-60:]}"
+
+
+def _is_code(tag: Tag) -> bool:
+    return tag.name in ("pre", "code", "script", "style") or "math" in tag.get("class", ())
 
 
 def image_faults(page: BeautifulSoup) -> Iterator[str]:
@@ -320,39 +317,39 @@ def script_faults(page: BeautifulSoup, text: str) -> Iterator[str]:
                 yield f"has a script as {attribute} of {tag.name}"
 
 
-# --- links and requests ---------------------------------------------------------------------------
+# --- links ----------------------------------------------------------------------------------------
+
+# What a <link> may be for another host to be asked ahead of any click, whatever the policy says.
+AHEAD = {"preconnect", "dns-prefetch", "prefetch", "prerender", "preload", "modulepreload"}
 
 
-def link_faults(html: Path, path: Path, page: BeautifulSoup) -> Iterator[str]:
+def leaving_faults(page: BeautifulSoup) -> Iterator[str]:
+    """What no policy stops: connections opened ahead, and a page that sends its reader away. All
+    other requests to other hosts are stopped by the policy, and counted by the browser tests."""
+    for tag in page.find_all("link", href=True):
+        if AHEAD & {rel.lower() for rel in tag.get("rel", ())} and urlsplit(tag["href"]).netloc:
+            yield f"requests {tag['href']}"
+    for tag in page.select('meta[http-equiv="refresh" i]'):
+        yield f"sends its reader away: {tag.get('content', '')}"
+
+
+def link_faults(html: Path, page: Page) -> Iterator[str]:
     """Links and files inside the book that lead nowhere."""
-    for tag in page.find_all(True):
-        for attribute in ("href", "src"):
-            address = tag.get(attribute)
-            if not address or tag.name == "base":
-                continue
-            parts = urlsplit(address)
-            if parts.scheme or parts.netloc:
-                continue
-            if parts.path.startswith("/"):
-                yield f"links to {address}, which is not relative to the page"
-                continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path.resolve()
-            if target.is_dir():
-                target /= "index.html"
-            if not target.is_file() or not target.is_relative_to(html.resolve()):
-                yield f"links to {address}, which is not in the book"
-            elif tag.name == "a" and parts.fragment and target.suffix == ".html":
-                names = {parts.fragment, unquote(parts.fragment)}
-                if not names & _anchors(target, target.stat().st_mtime_ns):
-                    yield f"links to {address}, where that place is not"
-
-
-@cache
-def _anchors(path: Path, changed: int) -> frozenset[str]:
-    tags = parse(path).find_all(True)
-    return frozenset(
-        value
-        for tag in tags
-        for value in (tag.get("id"), tag.name == "a" and tag.get("name"))
-        if value
-    )
+    for tag in page.soup.find_all(lambda tag: tag.has_attr("href") or tag.has_attr("src")):
+        address = tag.get("href") or tag.get("src")
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc or not address or tag.name == "base":
+            continue
+        if parts.path.startswith("/"):
+            yield f"links to {address}, which is not relative to the page"
+            continue
+        target = page.path.parent / unquote(parts.path) if parts.path else page.path
+        target = target.resolve()
+        if target.is_dir():
+            target /= "index.html"
+        if not target.is_file() or not target.is_relative_to(html.resolve()):
+            yield f"links to {address}, which is not in the book"
+        elif tag.name == "a" and parts.fragment and target.suffix == ".html":
+            names = {parts.fragment, unquote(parts.fragment)}
+            if not names & read_page(target).anchors:
+                yield f"links to {address}, where that place is not"

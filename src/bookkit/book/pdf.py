@@ -4,21 +4,23 @@ Every page is printed once, in one browser; pypdf joins them. Pages that hold `<
 then get a link to NAME.pdf there, so that a book without PDFs has no link that leads nowhere.
 """
 
+import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import urldefrag
 
-import yaml
-
-from bookkit.book.browser import chromium, find_chromium
 from bookkit.book.contents import pages_in
+from bookkit.book.html_policy import pages_of
 from replib.errors import UsageError
 
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 BOOK = "book"  # the name of the PDF of all pages
 FOLDER = "_static/pdf"  # in the built book
 PAPER = {"format": "A4", "margin": dict.fromkeys(("top", "right", "bottom", "left"), "14mm")}
@@ -30,12 +32,22 @@ def place(name: str) -> str:
     return f'<p class="pdf-link"><!-- pdf {name} --></p>'
 
 
-def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
-    """Print `pages`, named as in the table of contents, and join them; returns the files.
+def write_all(html: Path, book: Path, out: Path) -> None:
+    """The book and each chapter as PDF in `out`, with links to them; a line says so, or that there
+    is no Chromium. UsageError when there is no book."""
+    if find_chromium() is None:
+        print("pdf: left out, there is no Chromium on this machine", file=sys.stderr)
+        return
+    start = time.monotonic()
+    if not (book / "_toc.yml").is_file() or not (html / "index.html").is_file():
+        raise UsageError(f"no book in {html} and {book}; make it with: make book")
+    files = write(html, pages_in(book / "_toc.yml"), out)
+    link_all(html, files)
+    print(f"pdf: {len(files)} files in {out}, {time.monotonic() - start:.0f} s")
 
-    Raises:
-        UsageError: if there is no Chromium.
-    """
+
+def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
+    """Print `pages`, named as in the table of contents, and join them; returns the files."""
     printed = print_pages(html, pages)
     parts = {BOOK: list(pages)}
     for page in pages:
@@ -44,11 +56,40 @@ def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
             parts.setdefault(match[1], []).append(page)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    files = []
     for name, members in parts.items():
-        files.append(out / f"{name}.pdf")
-        join(html, {page: printed[page] for page in members}, files[-1])
-    return files
+        join(html, {page: printed[page] for page in members}, out / f"{name}.pdf")
+    return [out / f"{name}.pdf" for name in parts]
+
+
+# --- the browser ----------------------------------------------------------------------------------
+
+
+def find_chromium() -> str | None:
+    """The machine's own Chromium; playwright would download one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Any]:
+    """A browser of playwright, one process for all that is done with it, that reaches no network.
+
+    Raises:
+        UsageError: if there is no Chromium on this machine.
+    """
+    path = find_chromium()
+    if path is None:
+        raise UsageError(f"no Chromium on this machine; looked for {', '.join(NAMES)}")
+    from playwright.sync_api import sync_playwright
+
+    flags += ("--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    if os.name == "posix" and os.geteuid() == 0:
+        flags += ("--no-sandbox",)  # Chromium has none for root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(flags))
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 def print_pages(html: Path, pages: Sequence[str]) -> dict[str, tuple[str, bytes]]:
@@ -108,7 +149,7 @@ def link_all(html: Path, files: Sequence[Path]) -> None:
     for file in files:
         shutil.copy(file, html / FOLDER)
     names = {file.stem: file.stat().st_size for file in files}
-    for path in html.rglob("*.html"):
+    for path in pages_of(html):
         up = "../" * (len(path.relative_to(html).parts) - 1)
 
         def link(match: re.Match[str], up: str = up) -> str:
@@ -121,18 +162,3 @@ def link_all(html: Path, files: Sequence[Path]) -> None:
         text = path.read_text(encoding="utf-8")
         if (new := _PLACE.sub(link, text)) != text:
             path.write_text(new, encoding="utf-8")
-
-
-def write_all(html: Path, book: Path, out: Path) -> None:
-    """The book and each chapter as PDF in `out`, with links to them; a line says so, or that there
-    is no Chromium. Raises UsageError when there is no book."""
-    if find_chromium() is None:
-        print("pdf: left out, there is no Chromium on this machine", file=sys.stderr)
-        return
-    start = time.monotonic()
-    if not (book / "_toc.yml").is_file() or not (html / "index.html").is_file():
-        raise UsageError(f"no book in {html} and {book}; make it with: make book")
-    pages = pages_in(yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")))
-    files = write(html, pages, out)
-    link_all(html, files)
-    print(f"pdf: {len(files)} files in {out}, {time.monotonic() - start:.0f} s")

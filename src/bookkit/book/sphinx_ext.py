@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from docutils import nodes
 
-from bookkit.book import page_names, page_policy
 from bookkit.book.contents import pages_in
+from bookkit.book.html_policy import finish_all
 from bookkit.book.runs import RECORDS, STALE, Run
 from bookkit.book.tables import scorecard, show_value, transfer
 from bookkit.records import read_record, record_value, record_values
@@ -41,6 +40,13 @@ def _staged_run(app: Any, pair: str) -> Run:
     return Run(paper, model, read_record(path), "", path.parent, tuple(stale.get(pair, ())))
 
 
+def text_of_value(run: Run, key: str, spec: str) -> str:
+    """A value of a run's record as a page shows it; UsageError or ValueError if there is none."""
+    if run.stale and key not in record_values(run.record):
+        return show_value(None)  # the text has changed since the record was made
+    return show_value(record_value(run.record, key), spec)
+
+
 def record_role(
     name: str,
     rawtext: str,
@@ -67,11 +73,7 @@ def record_role(
             if not (own := re.fullmatch(r"chapters/([^/]+/.+)", page)) or page.endswith("/index"):
                 raise UsageError("this page shows no single run; name it: PAPER/MODEL KEY:FORMAT")
             pair = own[1]
-        run = _staged_run(app, pair)
-        if run.stale and key not in record_values(run.record):
-            shown = show_value(None)  # the text has changed since the record was made
-        else:
-            shown = show_value(record_value(run.record, key), spec)
+        shown = text_of_value(_staged_run(app, pair), key, spec)
     except (UsageError, ValueError) as error:
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
     node = record_number(rawtext, shown, classes=[])
@@ -99,8 +101,8 @@ def setup(app: Any) -> dict[str, Any]:
         class Table(SphinxDirective):
             def run(self) -> list[nodes.Node]:
                 source = Path(self.env.srcdir)
-                toc = yaml.safe_load((source / "_toc.yml").read_text())
-                pairs = [page.removeprefix("chapters/") for page in pages_in(toc)]
+                pages = pages_in(source / "_toc.yml")
+                pairs = [page.removeprefix("chapters/") for page in pages]
                 found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
                 runs = [_staged_run(self.env.app, pair) for pair in found]
                 return [nodes.raw("", make(runs), format="html")]
@@ -113,6 +115,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
-    app.connect("build-finished", page_names.name_all)
-    app.connect("build-finished", page_policy.protect_all)
+    app.connect("build-finished", finish_all)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

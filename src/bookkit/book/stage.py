@@ -1,23 +1,33 @@
-"""The book: from finished runs to a Jupyter Book source folder, and the parts that Sphinx needs.
+"""Staging: from finished runs to the folder that Jupyter Book builds, `build/book`.
 
 `stage` copies the prose pages, turns every run's executed notebook into a page and writes the
-table of contents. Sphinx loads this module as an extension for the role {record} and the directive
-{scorecard}. Every number on a page comes from a record, so this module computes none.
+table of contents. Every number on a page comes from a record, so nothing is computed here.
 """
 
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bookkit import certified as certified_records
-from bookkit.book import atlas, citations, crate, pdf, performance, reruns, run_statistics, trust
-from bookkit.book import failed as failed_runs
-from bookkit.book.contents import pages_in, table_of_contents
+from bookkit.book import (
+    atlas,
+    citations,
+    contents,
+    crate,
+    failed,
+    pdf,
+    performance,
+    reruns,
+    run_statistics,
+    trust,
+)
+from bookkit.book.failed import FailedRun
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import (
@@ -30,26 +40,29 @@ from bookkit.book.runs import (
     finished,
     first_run,
     named_in_prose,
-    of_papers,
 )
 from bookkit.book.tables import duration, tally
 from bookkit.course import classroom
-from bookkit.project import list_chapters, words
+from bookkit.project import chapter_folder, list_chapters, words
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import read_yaml
 
 
-def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
-    """Write a page of heads for each model that has any; their names in the table of contents."""
-    names = []
-    for model in dict.fromkeys(run.model for run in runs if run.record["heads"]):
-        records = [run.record for run in runs if run.model == model and run.record["heads"]]
-        (part / "atlas").mkdir(exist_ok=True)
-        (part / "atlas" / f"{model}.md").write_text(atlas.page(model, records), encoding="utf-8")
-        (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(records))
-        names.append(f"atlas/{model}")
-    return names
+@dataclass(frozen=True)
+class Chapter:
+    """A paper or a page of the method, with its runs; it may have none."""
+
+    name: str
+    folder: Path  # its notebook's
+    claims: Claims
+    runs: Sequence[Run]
+    failed: Sequence[FailedRun]
+
+    @property
+    def switch_needed(self) -> bool:
+        """A method that ran once has one page, and nothing to switch to."""
+        return not self.claims.is_method or len(self.runs) + len(self.failed) > 1
 
 
 def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = None) -> list[Run]:
@@ -58,106 +71,178 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     `root` holds `_config.yml`, `_toc.yml`, `book/` and `notebooks/`. UsageError, and `out` as it
     was, when a run is missing, unfinished or cannot be shown.
     """
+    stopped = failed.find_failed(runs) if expected is None else []
+    shown = find_shown(root, runs, expected, stopped)
+    chapters = find_chapters(root, shown, stopped)
+    part = out.with_name(out.name + ".part")
+    copy_prose(root, part)
+    keep_records(part, shown)
+    for chapter in chapters:
+        write_chapter(root, part, chapter)
+    lessons = classroom.write(root, part, shown)
+    pages = write_contents(root, part, chapters, lessons, atlas_pages(part, shown))
+    write_reports(root, part, shown)
+    started = max((run.record["started"] for run in shown), default=date.today().isoformat())
+    papers = {one.name: one.claims for one in chapters if one.runs and not one.claims.is_method}
+    citations.write(root, part, papers, started[:4])
+    for page in pages:
+        if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
+            raise UsageError(f"_toc.yml names {page}, which is not in book/")
+    crate.write(root, part, RECORDS, pages, stopped)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    return shown
+
+
+def find_shown(
+    root: Path, runs: Path, expected: Sequence[str] | None, stopped: Sequence[FailedRun]
+) -> list[Run]:
+    """The expected runs; without any, all that finished, and the certified ones of which the prose
+    shows numbers. Each knows what has changed since."""
     certified = root / certified_records.FOLDER
-    failed: list[failed_runs.FailedRun] = []
     if expected is None:
-        failed = failed_runs.find_failed(runs)
         own = finished(runs)
-        if not own and not failed:
+        if not own and not stopped:
             find_runs(runs, None)  # says that there is none
         more = [pair for pair in named_in_prose(root / "book") if pair not in own]
         expected = [*own, *(p for p in more if (certified / p / "record.json").is_file())]
-    found = [
-        replace(run, stale=find_changes(root, run))
-        for run in (find_runs(runs, expected, certified) if expected else [])
+    found = find_runs(runs, expected, certified) if expected else []
+    return [replace(run, stale=find_changes(root, run)) for run in found]
+
+
+def find_chapters(root: Path, runs: Sequence[Run], stopped: Sequence[FailedRun]) -> list[Chapter]:
+    """Those that were run, in the order of the runs, then the others."""
+    papers = by_paper(runs)
+    names = dict.fromkeys([*papers, *(run.paper for run in stopped), *list_chapters(root)])
+    return [
+        Chapter(
+            name,
+            chapter_folder(root, name),
+            Claims.load(chapter_folder(root, name) / "claims.yaml"),
+            papers.get(name, []),
+            [run for run in stopped if run.paper == name],
+        )
+        for name in names
     ]
-    part = out.with_name(out.name + ".part")
+
+
+def copy_prose(root: Path, part: Path) -> None:
+    """The pages of `book/` but the chapters' prose, the static files, and the configuration with
+    the title and the authors of CITATION.cff."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return {"_static", "chapters"} if Path(folder) == root / "book" else set()
+
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(
-        root / "book",
-        part,
-        ignore=lambda folder, names: (
-            {"_static", "chapters"} if Path(folder) == root / "book" else set()
-        ),
-    )
+    shutil.copytree(root / "book", part, ignore=left_out)
     shutil.copytree(root / "book" / "_static", part / "static")
     about = citations.about(root)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config |= {"title": about.title, "author": words(about.authors)}
     (part / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    stale = {run.key: list(run.stale) for run in found if run.stale}
-    (part / RECORDS).mkdir(parents=True)
+
+
+def keep_records(part: Path, runs: Sequence[Run]) -> None:
+    """The records, and which of them are stale: for {record}, the scorecard and the reader."""
+    for run in runs:
+        record = part / RECORDS / f"{run.key}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.folder / "record.json", record)
+    stale = {run.key: list(run.stale) for run in runs if run.stale}
+    (part / RECORDS).mkdir(parents=True, exist_ok=True)
     (part / STALE).write_text(json.dumps(stale))
-    lessons = classroom.write(root, part, found)
-    toc = table_of_contents(
-        yaml.safe_load((root / "_toc.yml").read_text()),
-        found,
-        atlas_pages(part, found),
-        not_run := [paper for paper in list_chapters(root) if paper not in by_paper(found)],
-        failed,
-        lessons,
-    )
-    for paper in not_run:
-        claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
-        (part / "chapters" / paper).mkdir(parents=True, exist_ok=True)
-        links = failed_runs.links([run for run in failed if run.paper == paper])
-        label = f"({paper})=\n" if claims.is_method else ""
-        what = "page" if claims.is_method else "chapter"
-        cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
-        said = f"No run of this {what} finished" if links else f"This {what} was not run"
-        (part / "chapters" / paper / "index.md").write_text(
-            f"{label}# {as_myst(claims.title)}\n\n{'' if claims.is_method else cited}"
-            f"{said} for this book: `replib run {paper}`.\n\n{links}"
-        )
-    (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
-    for paper, members in by_paper(found).items():
-        claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
-        profiles_file = root / "notebooks" / f"{paper}/profiles.yaml"
-        profiles = read_yaml(profiles_file.read_text(), str(profiles_file))
-        folder = part / "chapters" / paper
-        folder.mkdir(parents=True, exist_ok=True)
-        stopped = [run for run in failed if run.paper == paper]
-        alone = claims.is_method and len(members) + len(stopped) == 1
-        for run in members:
-            switch = "" if alone else model_switch(run.key, members, stopped)
-            first = claims.is_method and run is first_run(members)
-            page = chapter_page(root, run, switch, claims.model, profiles, first)
-            (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
-            record = part / RECORDS / f"{run.key}.json"
-            record.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.folder / "record.json", record)
-        if claims.is_method:
-            continue
-        prose = root / "book" / "chapters" / f"{paper}.md"
+
+
+# --- chapters -------------------------------------------------------------------------------------
+
+
+def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
+    """A page for each run of a chapter, and its first page."""
+    folder = part / "chapters" / chapter.name
+    folder.mkdir(parents=True, exist_ok=True)
+    claims = chapter.claims
+
+    def switch(key: str) -> str:
+        return model_switch(key, chapter.runs, chapter.failed) if chapter.switch_needed else ""
+
+    profiles_file = chapter.folder / "profiles.yaml"
+    profiles = read_yaml(profiles_file.read_text(), str(profiles_file)) if chapter.runs else {}
+    for run in chapter.runs:
+        first = claims.is_method and run is first_run(chapter.runs)
+        page = chapter_page(root, run, switch(run.key), claims.model, profiles, first)
+        (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
+    for run in chapter.failed:
+        shown = model_switch(run.key, chapter.runs, chapter.failed)
+        page = failed.page(run, claims.title, shown)
+        (part / "chapters" / f"{run.key}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
+    if not chapter.runs:
+        (folder / "index.md").write_text(not_run_page(chapter))
+    elif not claims.is_method:
+        prose = root / "book" / "chapters" / f"{chapter.name}.md"
         text = prose.read_text() if prose.is_file() else ""
-        page = landing_page(members, claims, text, stopped)
-        page += raw_html(pdf.place(paper)) + citations.line(paper, "../../")
+        page = landing_page(chapter.runs, claims, text, chapter.failed)
+        page += raw_html(pdf.place(chapter.name)) + citations.line(chapter.name, "../../")
         (folder / "index.md").write_text(page)
-    for run in failed:
-        members = [other for other in found if other.paper == run.paper]
-        switch = model_switch(run.key, members, [r for r in failed if r.paper == run.paper])
-        claims = Claims.load(root / "notebooks" / f"{run.paper}/claims.yaml")
-        page = failed_runs.page(run, claims.title, switch)
-        path = part / "chapters" / f"{run.key}.ipynb"
-        path.write_text(json.dumps(page, ensure_ascii=False))
-    papers = {
-        paper: Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
-        for paper in by_paper(of_papers(found))
+
+
+def not_run_page(chapter: Chapter) -> str:
+    """The first page of a chapter without finished runs, so that links to it lead somewhere."""
+    claims, links = chapter.claims, failed.links(chapter.failed)
+    label, what = "", "chapter"
+    cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
+    if claims.is_method:
+        label, what, cited = f"({chapter.name})=\n", "page", ""
+    said = f"No run of this {what} finished" if links else f"This {what} was not run"
+    return (
+        f"{label}# {as_myst(claims.title)}\n\n{cited}{said} for this book: "
+        f"`replib run {chapter.name}`.\n\n{links}"
+    )
+
+
+# --- the book's other pages -----------------------------------------------------------------------
+
+
+def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
+    """Write a page of heads for each model that has any; their names in the table of contents."""
+    records: dict[str, list[Any]] = {}
+    for run in runs:
+        if run.record["heads"]:
+            records.setdefault(run.model, []).append(run.record)
+    for model, of_model in records.items():
+        (part / "atlas").mkdir(exist_ok=True)
+        (part / "atlas" / f"{model}.md").write_text(atlas.page(model, of_model), encoding="utf-8")
+        (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(of_model))
+    return [f"atlas/{model}" for model in records]
+
+
+def write_contents(
+    root: Path,
+    part: Path,
+    chapters: Sequence[Chapter],
+    lessons: Sequence[str],
+    heads: Sequence[str],
+) -> list[str]:
+    """Write the table of contents; its pages, in order."""
+    made = {
+        f"chapters/{one.name}/index": contents.chapter_entry(
+            one.name, one.runs, one.failed, lessons
+        )
+        for one in chapters
     }
-    started = [run.record["started"] for run in found]
-    citations.write(root, part, papers, max(started, default=date.today().isoformat())[:4])
-    if (part / performance.PAGE).is_file():
-        performance.write(root, part)
-    if (part / reruns.PAGE).is_file():
-        reruns.write(root, part)
-    if (part / trust.PAGE).is_file():
-        trust.write(root, part)
+    if contents.METHOD_EXERCISES in lessons:
+        made[contents.METHOD_EXERCISES] = {"file": contents.METHOD_EXERCISES, "sections": []}
+    if heads:
+        made["atlas/index"] = contents.atlas_entry(heads)
+    toc = contents.fill(yaml.safe_load((root / "_toc.yml").read_text()), made)
+    (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    return contents.pages_in(part / "_toc.yml")
+
+
+def write_reports(root: Path, part: Path, runs: Sequence[Run]) -> None:
+    """Fill in the tables of the pages on performance, reruns, trust and run times, if they are
+    there."""
+    for report in (performance, reruns, trust):
+        if (part / report.PAGE).is_file():
+            report.write(root, part)
     if (part / run_statistics.PAGE).is_file():
-        run_statistics.write(part, found, tally, duration)
-    for page in pages_in(toc):
-        if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
-            raise UsageError(f"_toc.yml names {page}, which is not in book/")
-    crate.write(root, part, RECORDS, pages_in(toc), failed)
-    shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
-    return found
+        run_statistics.write(part, runs, tally, duration)

@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path
 
 from bookkit.book import stage as staging
-from bookkit.book.browser import find_chromium
 from bookkit.book.gate import faults
+from bookkit.book.pdf import find_chromium
 from bookkit.book.runs import Run
 from bookkit.records import write_record
 from bookkit.run.chapter import find_chapter

@@ -110,15 +110,10 @@ def test_a_failed_run_is_there_as_failed(built: Path) -> None:
 def test_weights_and_files_carry_their_hash() -> None:
     record = {"paper": "p", "model": {"name": "m"}}
     record["hashes"] = {"claims": "c", "weights": "0" * 64, "inputs": {"facts_file": "1" * 64}}
-    given = []
-
-    def add(id: str, type: str, **properties: Any) -> dict[str, str]:
-        given.append(properties)
-        return {"@id": id}
-
-    ids = [reference["@id"] for reference in crate._inputs(add, record)]
+    graph = crate.Graph()
+    ids = [reference["@id"] for reference in crate._inputs(graph, record)]
     assert ids == ["#claims/c", f"#weights/{'0' * 64}", f"#input/{'1' * 64}"]
-    assert [one["sha256"] for one in given] == ["c", "0" * 64, "1" * 64]
+    assert [graph.entities[id]["sha256"] for id in ids] == ["c", "0" * 64, "1" * 64]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The pages for everybody: accessibility in Chromium, statistics, citations, PDFs."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pybtex.database import parse_string
 from pypdf import PdfReader
 from small_book import CHROMIUM, EXPECTED, PAPER, ROOT, gate, stage
 
-from bookkit.book import citations, page_names, pdf, run_statistics
+from bookkit.book import citations, html_policy, pdf, run_statistics
 from bookkit.book.runs import Run
 from bookkit.book.tables import duration, tally
 from bookkit.cli import main
@@ -46,7 +45,7 @@ BROKEN = {
         "light card",
     ),
     "a wide page": (TEXT, f'<p style="width: 600px">wide</p>{TEXT}', "px wide on a screen of 390"),
-    "a landmark": (page_names._NAMED_BAR, page_names._SIDE_BAR, "region"),
+    "a landmark": (html_policy.NAMED_BAR, html_policy.SIDE_BAR, "region"),
     "a summary without a name": (TEXT, f"<details><summary></summary>x</details>{TEXT}", "name"),
 }
 
@@ -74,10 +73,10 @@ def test_each_fault_is_seen(built: Path, tmp_path: Path) -> None:
 def test_parts_are_named_once() -> None:
     listed = '<div role="list" class="citation-list">'
     link = '<a class="reference internal" href="a.html">A &amp; B</a><details><summary>'
-    named = page_names.name_parts(link + page_names._SIDE_BAR + listed)
+    named = html_policy.name_parts(link + html_policy.SIDE_BAR + listed)
     assert 'aria-label="Pages under A &amp; B"' in named and "Side bar" in named
     assert 'role="list"' not in named  # of things that are no items
-    assert page_names.name_parts(named) == named
+    assert html_policy.name_parts(named) == named
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -113,26 +112,23 @@ title={A {GPT} \\& more}, booktitle={Proc}, year={2020}, url={https://arxiv.org/
 def test_a_paper_is_cited_from_the_bibliography() -> None:
     known = parse_string(BIB, "bibtex")
     entry = citations.paper_entry("2001.00001", "Other words", known)
-    files = citations.files("x", entry)
-    assert "@inproceedings{x2020" in files["bib"]
-    assert "TY  - CPAPER\nAU  - van der Lovelace, Ada\nAU  - Müller, J.\n" in files["ris"]
-    assert "TI  - A GPT & more\nT2  - Proc\nPY  - 2020\n" in files["ris"]
-    (csl,) = json.loads(files["json"])
-    assert csl["type"] == "paper-conference" and csl["issued"] == {"date-parts": [[2020]]}
-    assert csl["author"][1] == {"family": "Müller", "given": "J."}
+    assert entry is known.entries["x2020"]
+    for shown in ("A GPT &amp; more", "Ada van der Lovelace, J. Müller", "2020", "Proc"):
+        assert f">{shown}</t" in citations.table({"x": entry})
     other = citations.paper_entry("2001.00002", "Other words", known)
-    assert "Other words" in citations.files("x", other)["ris"]
+    assert ">Other words</th><td>–</td><td>–</td>" in citations.table({"y": other})
 
 
 def test_the_book_is_cited_from_one_file(project: Path) -> None:
     stage(project)
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     config = yaml.safe_load((project / "build/book/_config.yml").read_text())
-    (csl,) = json.loads((project / "build/book" / citations.FOLDER / "book.json").read_text())
-    assert csl["title"] == config["title"] == cff["title"]
-    assert csl["author"] == [{"literal": cff["authors"][0]["name"]}]
-    assert config["author"] == cff["authors"][0]["name"]
-    assert csl["issued"] == {"date-parts": [[2026]]}  # of the latest run
+    folder = project / "build/book" / citations.FOLDER
+    assert sorted(path.name for path in folder.iterdir()) == ["book.bib", f"{PAPER}.bib"]
+    entry = parse_string((folder / "book.bib").read_text(), "bibtex").entries["book"]
+    assert entry.fields["title"] == config["title"] == cff["title"]
+    assert citations.authors(entry) == config["author"] == cff["authors"][0]["name"]
+    assert entry.fields["year"] == "2026"  # of the latest run
 
 
 @pytest.mark.parametrize("text", [None, "title: T", "- 1", "title: [", "authors: [x]"])
@@ -145,8 +141,8 @@ def test_a_book_without_a_name_is_refused(tmp_path: Path, text: str | None) -> N
 
 def test_a_chapter_links_to_its_citations(built: Path, broken: Callable) -> None:
     assert gate(built) == []
-    broken(f"_build/html/_static/citations/{PAPER}.ris", None)
-    assert any(f"{PAPER}.ris, which is not in the book" in fault for fault in gate(built))
+    broken(f"_build/html/_static/citations/{PAPER}.bib", None)
+    assert any(f"{PAPER}.bib, which is not in the book" in fault for fault in gate(built))
 
 
 # --- PDFs -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from bs4 import BeautifulSoup
 
-from bookkit.book.browser import find_chromium
+from bookkit.book.pdf import find_chromium
 from replib.figures import slider
 from replib.files import find_root
 

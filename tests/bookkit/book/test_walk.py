@@ -21,7 +21,7 @@ import pytest
 from pypdf import PdfReader
 from small_book import CHROMIUM, EXPECTED, PAPER, ROOT, build
 
-from bookkit.book.browser import chromium
+from bookkit.book.pdf import chromium
 from bookkit.book.runs import finished
 from bookkit.book.stage import stage
 

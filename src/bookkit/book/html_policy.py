@@ -1,9 +1,8 @@
-"""What a browser may load and run on the book's pages: one strict policy, in each of them.
+"""The last step on every built page: names for those who hear it, and a content security policy.
 
-A page's own scripts stand in its head, where Sphinx and the theme put them. The policy names those
-by hash, and the book's own files; a script that somebody gets into the text of a page is neither,
-so it does not run, and neither does an event handler or a `javascript:` link. No other host is
-named.
+The policy allows the book's own files, and by hash the scripts that Sphinx and the theme put into
+a page's head. A script that somebody gets into the text of a page is neither, so it does not run,
+and neither does an event handler or a `javascript:` link. No other host may be asked for anything.
 """
 
 import base64
@@ -11,8 +10,6 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Any
-
-from bookkit.book.browser import pages_of
 
 RULES = {
     "default-src": "'none'",
@@ -32,6 +29,58 @@ _META = re.compile(r'<meta http-equiv="Content-Security-Policy" content="[^"]*">
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
 _PRINT = '<button onclick="window.print()"'  # the theme's; print.js looks for its replacement
 _START = re.compile(r'<head>\s*<meta charset="utf-8" />\n')
+
+# A link to a page that has pages under it, and the arrow that unfolds them.
+_UNFOLD = re.compile(
+    r'(<a class="(?:current )?reference internal" href="[^"]*">)([^<]*)'
+    r'(</a><details(?: open="open")?><summary)(?: aria-label="[^"]*")?>'
+)
+# The side bar, with the book's name and the search in it: no landmark in the theme.
+SIDE_BAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">'
+NAMED_BAR = SIDE_BAR.replace(">", ' role="region" aria-label="Side bar">')
+# docutils says that its citations are a list, but wraps them in marks that are no list items.
+_LIST = '<div role="list" class="citation-list">'
+# A table that a notebook put out; `scrolling` in markup.py names those of other pages.
+_TABLE = re.compile(
+    r'<div class="table-scroll" style="[^"]*">(\s*<table class="(claims|verdicts)-)'
+)
+
+
+def pages_of(html: Path) -> list[Path]:
+    """Every page of a built book; what stands in `_static` are templates and files."""
+    found = sorted(html.rglob("*.html"))
+    return [path for path in found if "_static" not in path.relative_to(html).parts]
+
+
+def finish_all(app: Any, exception: Exception | None) -> None:
+    """Finish every page of a book that was just built; Sphinx calls this at the end."""
+    from sphinx.errors import ExtensionError
+
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in pages_of(Path(app.outdir)):
+        try:
+            page = protect(name_parts(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ExtensionError(f"{path.relative_to(app.outdir)}: {error}") from None
+        path.write_text(page, encoding="utf-8")
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def name_parts(page: str) -> str:
+    """The page with names for parts that the theme leaves without; done twice, it is as once."""
+    page = page.replace(_LIST, '<div class="citation-list">').replace(SIDE_BAR, NAMED_BAR)
+    return _UNFOLD.sub(r'\1\2\3 aria-label="Pages under \2">', _TABLE.sub(_name_table, page))
+
+
+def _name_table(match: re.Match[str]) -> str:
+    label = f'role="region" tabindex="0" aria-label="{match[2].capitalize()}"'
+    return f'<div class="table-scroll" {label}>{match[1]}'
+
+
+# --- the policy -----------------------------------------------------------------------------------
 
 
 def own_scripts(page: str) -> list[str]:
@@ -70,17 +119,3 @@ def is_protected(page: str) -> bool:
         return protect(page) == page
     except ValueError:
         return False
-
-
-def protect_all(app: Any, exception: Exception | None) -> None:
-    """Give every page of a book that was just built its policy; Sphinx calls this at the end."""
-    from sphinx.errors import ExtensionError
-
-    if exception is not None or app.builder.format != "html":
-        return
-    out = Path(app.outdir)
-    for path in pages_of(out):
-        try:
-            path.write_text(protect(path.read_text(encoding="utf-8")), encoding="utf-8")
-        except ValueError as error:
-            raise ExtensionError(f"{path.relative_to(out)}: {error}") from None
