@@ -1,7 +1,6 @@
 """The Research Object Crate of the small book, by a validator and by the gate."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import requests
 from rocrate_validator import services
 from rocrate_validator.utils.http import HttpRequester
-from small_book import EXPECTED, gate
+from small_book import EXPECTED, gate, stage
 
 from bookkit.book import crate
 
@@ -59,27 +58,6 @@ def entities(built: Path) -> dict[str, dict[str, Any]]:
 
 def test_a_validator_accepts_the_book(built: Path, problems: Callable) -> None:
     assert problems(built / "_build/html") == []
-
-
-def test_a_validator_refuses_a_broken_crate(
-    built: Path, problems: Callable, tmp_path: Path
-) -> None:
-    content = json.loads((built / METADATA).read_text())
-    broken = tmp_path / "broken"
-    for part in content["@graph"][1]["hasPart"]:
-        path = broken / crate.unquote(part["@id"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    del content["@graph"][1]["license"]
-    run = next(one for one in content["@graph"] if one["@type"] == "CreateAction")
-    del run["instrument"]
-    (broken / crate.FILE).write_text(json.dumps(content))
-    found = "\n".join(problems(broken))
-    assert "MUST have a `license`" in found
-    assert (
-        f"MUST have an instrument property that references the executed tool ./{run['@id']}"
-        in found
-    )
 
 
 def test_every_run_is_there_with_what_went_in_and_what_came_out(built: Path) -> None:
@@ -137,15 +115,11 @@ def test_the_gate_refuses(
     assert any(message in fault for fault in gate(built))
 
 
-def test_the_authors_are_those_of_the_citation(project: Path, tmp_path: Path) -> None:
-    import small_book
-
+def test_the_authors_are_those_of_the_citation(project: Path) -> None:
     (project / "CITATION.cff").write_text(
         "title: T\nversion: 1\nabstract: About.\nauthors: [{name: A}, {name: B}]\n"
     )
-    small_book.stage(project)
-    book = project / "build/book"
-    shutil.copy(book / crate.FILE, tmp_path / crate.FILE)
-    graph = json.loads((tmp_path / crate.FILE).read_text())["@graph"]
+    stage(project)
+    graph = json.loads((project / "build/book" / crate.FILE).read_text())["@graph"]
     assert graph[1]["description"] == "About."
     assert [author["@id"] for author in graph[1]["author"]] == ["#author/A", "#author/B"]
