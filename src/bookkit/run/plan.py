@@ -13,11 +13,9 @@ from bookkit.project import chapter_folder
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter, known_parameter
 from bookkit.run.environment import environment, n_threads
-from replib.chapters.context_knob.cards import INTENT_FORMATS, check_adapter
-from replib.chapters.copying_mamba import training_grid as grid
-from replib.errors import UsageError, find_control, one_line
+from replib.errors import UsageError, find_control
 from replib.hashes import notebook_hash, pins_hash
-from replib.models.sources import MADE_IN_MEMORY, SOURCES, model_slug, weights_hash
+from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 
@@ -100,54 +98,10 @@ def plan(
     return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
 
 
-def absolute_model(model: str) -> str:
-    """A model's name as it is; a folder, written as a path, by its absolute path.
-
-    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
-    looked at.
-    """
-    if not model.strip():
-        raise UsageError("the model's name is empty")
-    if found := find_control(model):
-        raise UsageError(f"model {model!r}: {found!r} cannot stand in a name")
-    try:
-        is_folder = Path(model).expanduser().is_dir()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"model {one_line(model)!r}: {_reason(error)}") from None
-    if is_folder and (os.sep in model or model.startswith((".", "~"))):
-        return str(Path(model).expanduser().resolve())
-    return model
-
-
 def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
-    """What the run reads from stored trainings: {name: sha256}. They must be there and whole.
-
-    The networks of the copying chapter's grid, and adapters for a chapter with the parameter
-    `adapter_seeds`; a model made in memory has none of these.
-    """
-    if chapter.paper == grid.PAPER:
-        return {
-            f"training {cell.name}": grid.read_card(chapter.root, cell)["sha256"]
-            for study, settings in grid.STUDIES.items()
-            for architecture in settings.architectures
-            for cell in grid.reported(chapter.root, study, architecture)
-        }
-    if "adapter_seeds" not in values or values["model_name"] in MADE_IN_MEMORY:
-        return {}
-    seeds = values["adapter_seeds"]
-    if not seeds:
-        raise UsageError("parameter adapter_seeds is empty; give at least one, such as [1]")
-    if not (isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**63 for s in seeds)):
-        raise UsageError(f"parameter adapter_seeds is {seeds!r}; give seeds, such as [1]")
-    model = values["model_name"]
-    sha256 = SOURCES[model].sha256 if model in SOURCES else None
-    return {
-        f"adapter {name}-{seed}": check_adapter(
-            chapter.root, chapter.paper, model, sha256, name, seed
-        )[1]["sha256"]
-        for name in INTENT_FORMATS
-        for seed in seeds
-    }
+    """What the run reads from stored trainings: {name: sha256}. They must be there and whole."""
+    stored = stored_module(chapter.paper)
+    return stored.needed(chapter.root, values, values["model_name"]) if stored else {}
 
 
 def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:

@@ -193,6 +193,25 @@ def model_slug(model: str) -> str:
     return f"{readable}@{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
+def absolute_model(model: str) -> str:
+    """A model's name as it is; a folder, written as a path, by its absolute path.
+
+    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
+    looked at.
+    """
+    if not model.strip():
+        raise UsageError("the model's name is empty")
+    if found := find_control(model):
+        raise UsageError(f"model {model!r}: {found!r} cannot stand in a name")
+    try:
+        is_folder = Path(model).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"model {one_line(model)!r}: {getattr(error, "strerror", None) or error}") from None
+    if is_folder and (os.sep in model or model.startswith((".", "~"))):
+        return str(Path(model).expanduser().resolve())
+    return model
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a model is and what is known of it before it is loaded."""
