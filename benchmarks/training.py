@@ -25,11 +25,12 @@ import torch
 import transformers
 from bench import processor
 
-from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.copying_mamba import stored
 from replib.chapters.copying_mamba.networks import build
 from replib.chapters.copying_mamba.scans import fast_scans
 from replib.chapters.copying_mamba.strings import answer_logits, copy
 from replib.chapters.copying_mamba.training import one_thread
+from replib.chapters.copying_mamba.training_grid import BATCH
 
 OUT = Path(__file__).parent / "training.json"
 LENGTHS = (20, 64)  # letters: 43 and 131 tokens
@@ -47,7 +48,7 @@ class Contender:
 
     def steps_per_second(self, length: int, steps: int) -> float:
         generator = torch.Generator().manual_seed(length)
-        batches = [copy(grid.BATCH, length, generator) for _ in range(steps)]
+        batches = [copy(BATCH, length, generator) for _ in range(steps)]
         with self.scan(self.network):
             start = time.perf_counter()
             for strings in batches:
@@ -123,9 +124,10 @@ def bench(rounds: int, seconds: float, say: Callable[[str], None] = print) -> di
         "processor": processor(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "batch": grid.BATCH,
+        "batch": BATCH,
         "rounds": rounds,
-        "code_sha256": grid.code_sha256(),
+        "chapter": stored.PAPER,
+        "code_sha256": stored.code_sha256(),
         "rows": rows,
     }
 

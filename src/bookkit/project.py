@@ -3,9 +3,12 @@
 Nothing here imports torch: the command line, the workflow and the book ask these questions often.
 """
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 _NO_PAPER = re.compile(rb"(?m)^arxiv: *(null|~)? *(#.*)?$")  # read without parsing: asked for often
 
@@ -31,6 +34,21 @@ def list_methods(root: Path) -> list[str]:
     """The names of the pages of the method: their claims files have no arXiv number."""
     claims = {name: chapter_folder(root, name) / "claims.yaml" for name in list_chapters(root)}
     return [name for name, path in claims.items() if _NO_PAPER.search(path.read_bytes())]
+
+
+def chapter_module(name: str, part: str = "") -> ModuleType | None:
+    """What the library has for one chapter alone: `replib.chapters.<name>`, or a module of it."""
+    path = f"replib.chapters.{name.replace('-', '_')}"
+    if "." in name or importlib.util.find_spec(path) is None:
+        return None
+    path = f"{path}.{part}" if part else path
+    return importlib.import_module(path) if importlib.util.find_spec(path) else None
+
+
+def stored_module(name: str) -> ModuleType | None:
+    """What a chapter says of its stored trainings (see `replib.chapters.stored`); None: it has
+    none."""
+    return chapter_module(name, "stored")
 
 
 def words(parts: Sequence[str]) -> str:

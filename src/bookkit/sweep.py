@@ -1,7 +1,7 @@
 """Many runs from one file: papers × models × seeds × parameters, as jobs of a workflow.
 
     name: seeds                      # the results stand in build/sweeps/seeds
-    papers: [ioi-circuit-reuse]
+    papers: [some-paper]
     models: [smollm2-135m, gpt2]
     seeds: [0, 1, 2]
     profile: laptop
@@ -29,12 +29,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bookkit.project import chapter_folder
+from bookkit.project import chapter_folder, stored_module
 from bookkit.run.chapter import find_chapter
 from bookkit.run.gpus import visible_gpus
 from bookkit.run.plan import Run, plan
-from replib.chapters.context_knob.cards import NoAdapter
-from replib.chapters.copying_mamba.training_grid import NoCell
+from replib.chapters.stored import NotStored
 from replib.claims.schema import check_schema
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
@@ -43,8 +42,6 @@ from replib.models.sources import SOURCES
 
 FOLDER = Path("build/sweeps")
 RUN = Path(__file__).parent / "run"
-# What keeps one chapter of a model from being planned, without being a mistake.
-NOT_YET = (NoAdapter, NoCell)
 MOST_JOBS = 10_000
 PROFILES = ("local", "slurm", "kubernetes")
 
@@ -104,7 +101,7 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
                     run = plan(
                         chapter, model, profile, settings, out=folder / variant, device=device
                     )
-                except NOT_YET as error:
+                except NotStored as error:
                     left_out[f"{variant}/{paper}/{model}"] = str(error)
                     continue
                 job = Job(run, variant, settings)
@@ -238,8 +235,8 @@ def inputs(run: Run) -> list[str]:
     found += library_files(run.chapter.notebook, *run.chapter.modules(run.model))
     # They do not change the numbers, but what a record holds.
     found += sorted(RUN.glob("*.py"))
-    found += sorted((folder / "adapters").glob(f"{run.folder.name}/*/*"))
-    found += sorted((folder / "checkpoints").glob("*/*"))
+    if stored := stored_module(run.chapter.paper):
+        found += stored.files(run.chapter.root, run.model)
     return [str(path) for path in [*found, *run.files.values()]]
 
 

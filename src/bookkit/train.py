@@ -1,95 +1,87 @@
-"""What chapters keep stored, trained again: `replib train PAPER ...`."""
+"""`replib train PAPER ...`: train again what a chapter keeps stored.
 
+What can be asked of a chapter, and how it is trained, stands in its own module `stored`
+(see `replib.chapters.stored`).
+"""
+
+import argparse
 import os
+import pkgutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import NoReturn
 
-import typer
-
-from bookkit.run.plan import absolute_model
-from replib.chapters.context_knob.cards import INTENT_FORMATS
-from replib.chapters.copying_mamba import training_grid as grid
+from bookkit.project import stored_module
+from replib import chapters
 from replib.errors import UsageError, one_line
-from replib.files import find_root
-from replib.models.sources import EMBEDDED, MADE_IN_MEMORY
-
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 
 
-def train(root: Path, paper: str, options: list[str]) -> int:
-    """Train what a chapter keeps stored; the exit code. `options` are the words after the paper."""
-    group = typer.main.get_command(app)
-    if paper not in group.commands:
-        known = ", ".join(sorted(group.commands))
-        raise UsageError(f"argument PAPER: invalid choice: {paper!r} (choose from {known})")
-    with group.make_context("replib train", [paper, *options]) as context:
-        return context.command.invoke(context)
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-@app.command(grid.PAPER)
-def _cells(
-    cell: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this one, such as copy/rope-0.003-1.")
-    ] = None,
-    cores: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Cells at a time; default: all.")
-    ] = None,
-    device: Device = "cpu",
-) -> int:
-    """Train the cells of the grid that are missing, altered or older than the code; or one cell."""
-    root = find_root()
-    if cell is not None:
-        one = grid.cell_of(cell)
-        from replib.chapters.copying_mamba.training import train_cell
+def train(root: Path, paper: str, words: Sequence[str]) -> int:
+    """Train what `words`, the options on the command line, ask for; returns the exit code.
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            path = train_cell(root, one, device, lambda text: _say(f"{one.name}: {text}"))
-        print(f"{grid.PAPER}, {one.name}: {path}", flush=True)
+    Raises:
+        UsageError: a paper without stored trainings, an option that its chapter does not have.
+    """
+    stored = _all_stored()
+    if paper not in stored:
+        raise UsageError(
+            f"argument PAPER: invalid choice: {one_line(paper)!r} (choose from {', '.join(stored)})"
+        )
+    try:
+        options = _read(stored[paper], words)
+    except SystemExit:  # --help
         return 0
-    while cells := grid.needed(root):
-        _say(f"{grid.PAPER}: {len(cells)} cells to train")
-        marks = [f"build/grid/{cell.name}.done" for cell in cells]
-        command = [sys.executable, "-m", "snakemake", "--snakefile", f"{root}/workflow/grid.smk"]
-        command += ["--directory", str(root), "--cores", str(cores or os.cpu_count() or 1)]
-        command += ["--keep-going", "--config", f"device={device}", "--quiet", "rules", "--force"]
-        if subprocess.run([*command, *marks], cwd=root, check=False).returncode:
-            _say(f"{grid.PAPER}: some cells failed; to go on: replib train {grid.PAPER}")
-            return 1
-    print(f"{grid.PAPER}: all cells are there: {grid.folder(root)}", flush=True)
-    return 0
-
-
-@app.command("context-knob")
-def _adapters(
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help=f"{', '.join(EMBEDDED)}, a folder, a hub id.")
-    ],
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="0, 1, 2, ...")],
-    format: Annotated[
-        Literal[INTENT_FORMATS] | None,
-        typer.Option(help="How the intent is written; default: each in turn."),
-    ] = None,
-    device: Device = "cpu",
-) -> int:
-    """Train the adapters of one model and seed."""
-    if model in MADE_IN_MEMORY:
-        raise UsageError(f"model {model!r} is made in memory and needs no adapter")
-    path = absolute_model(model)
-    from replib.chapters.context_knob.training import train_adapter
-
-    root, paper = find_root(), "context-knob"
-    for intent_format in [format] if format else INTENT_FORMATS:
-        name = f"{paper}, {model}, {intent_format}-{seed}"
+    asked = stored[paper].trainings(root, options)
+    for name, make in asked.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' advice to themselves
-            say = lambda line, name=name: _say(f"{name}: {line}")  # noqa: E731
-            folder = train_adapter(root, paper, path, intent_format, seed, device, say)
-        print(f"{name}: {folder}", flush=True)
+            path = make(lambda line, name=name: _say(f"{paper}, {name}: {line}"))
+        print(f"{paper}, {name}: {path}", flush=True)
+    return 0 if asked else _train_missing(root, stored[paper], options)
+
+
+def _all_stored() -> dict[str, ModuleType]:
+    """The papers whose chapters keep trainings, with what they say of them."""
+    names = sorted(one.name for one in pkgutil.iter_modules(chapters.__path__) if one.ispkg)
+    return {stored.PAPER: stored for name in names if (stored := stored_module(name))}
+
+
+def _read(stored: ModuleType, words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog=f"replib train {stored.PAPER}", allow_abbrev=False)
+    stored.add_options(parser)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu")
+    options, foreign = parser.parse_known_args(words)
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]} does not belong to {stored.PAPER}; see {parser.prog} --help"
+        )
+    return options
+
+
+def _train_missing(root: Path, stored: ModuleType, options: argparse.Namespace) -> int:
+    """What is missing, as jobs of Snakemake, until nothing is."""
+    paper = stored.PAPER
+    while names := stored.missing(root):
+        _say(f"{paper}: {len(names)} cells to train")
+        command = [sys.executable, "-m", "snakemake", "--snakefile", root / "workflow/grid.smk"]
+        command += ["--cores", str(options.cores or os.cpu_count() or 1), "--keep-going"]
+        command += ["--config", f"device={options.device}", "--quiet", "rules"]
+        command += ["--force", *(f"build/grid/{paper}/{name}.done" for name in names)]
+        if subprocess.run(command, cwd=root, check=False).returncode:
+            _say(f"{paper}: some cells failed; to go on: replib train {paper}")
+            return 1
+    print(f"{paper}: all cells are there: {stored.folder(root)}", flush=True)
     return 0
 
 

@@ -56,11 +56,13 @@ from bookkit.run import resources as sizing
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed
 from bookkit.run.plan import absolute_model, changed_since, plan
-from bookkit.sweep import NOT_YET, command, read_sweep
-from replib.chapters.context_knob import cards as adapter_cards
+from bookkit.sweep import command, read_sweep
 from replib.chapters.context_knob import contexts
-from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.context_knob import stored as adapters
+from replib.chapters.copying_mamba import stored as cells
+from replib.chapters.copying_mamba.training_grid import cell_of
 from replib.chapters.factual_recall import facts
+from replib.chapters.stored import NotStored
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
@@ -432,7 +434,7 @@ def put(path: Path, content: bytes | str) -> Path:
 CHAPTERS = {paper: find_chapter(ROOT, paper) for paper in list_papers(ROOT)}
 CHAPTERS[TOY] = find_chapter(HERE, TOY)
 # copying-mamba reads its whole grid of trainings, which takes a while, so it is one of many here.
-_PAPERS = [*[paper for paper in CHAPTERS if paper != grid.PAPER] * 3, grid.PAPER]
+_PAPERS = [*[paper for paper in CHAPTERS if paper != cells.PAPER] * 3, cells.PAPER]
 RECORDS = {
     f"{path.parts[-3]}/{path.parts[-2]}": path.read_text()
     for path in sorted(ROOT.glob("results/*/*/record.json"))
@@ -559,7 +561,7 @@ def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
         if not 0 < profile.time_limit_s < math.inf:
             raise NotWhole(f"a time limit of {profile.time_limit_s}")
         for model in profile.models:
-            with contextlib.suppress(*NOT_YET):  # an adapter that nobody has trained
+            with contextlib.suppress(NotStored):  # an adapter that nobody has trained
                 planned = plan(chapter, model, name, {}, out=folder / "out")
                 recordable(parameters=dict(planned.given), seed=planned.parameters["seed"])
 
@@ -909,7 +911,7 @@ NOTHING_RUNS: dict[str, Callable] = {
     "bookkit.cli.execute": _not_run,
     "bookkit.cli.run_sweep": lambda *_: 0,
     "bookkit.cli.to_run": lambda *_: {},
-    "replib.chapters.copying_mamba.training_grid.needed": lambda root: [],
+    "replib.chapters.copying_mamba.stored.missing": lambda root: [],
     "replib.chapters.context_knob.training.train_adapter": lambda *_: Path(),
     "replib.chapters.copying_mamba.training.train_cell": lambda *_: Path(),
 }
@@ -1010,17 +1012,17 @@ def read_model_folder(case: tuple, folder: Path) -> None:
 
 # --- stored trainings -----------------------------------------------------------------------------
 
-_CELL = grid.cell_of(
+_CELL = cell_of(
     next(
         f"{path.parent.name}/{path.stem}"
-        for path in sorted(grid.folder(ROOT).glob("copy/*.json"))
-        if grid.cell_of(f"copy/{path.stem}").is_reported
+        for path in sorted(cells.folder(ROOT).glob("copy/*.json"))
+        if cell_of(f"copy/{path.stem}").is_reported
     )
 )
-_CARD = json.loads(grid.card_path(ROOT, _CELL).read_text())
+_CARD = json.loads(cells.card_path(ROOT, _CELL).read_text())
 _ADAPTER = min(chapter_folder(ROOT, KNOB).glob("adapters/*/*/training.json")).parent
-_ADAPTER_CARD = json.loads((_ADAPTER / adapter_cards.CARD).read_text())
-_ADAPTER_CONFIG = json.loads((_ADAPTER / adapter_cards.CONFIG).read_text())
+_ADAPTER_CARD = json.loads((_ADAPTER / adapters.CARD).read_text())
+_ADAPTER_CONFIG = json.loads((_ADAPTER / adapters.CONFIG).read_text())
 _OLD = {"sha256": hashlib.sha256(b"weights").hexdigest()}
 cards = st.one_of(
     st.tuples(st.just("grid"), files([_CARD | _OLD], IN_JSON, [json.dumps(_CARD | _OLD)])),
@@ -1032,19 +1034,19 @@ cards = st.one_of(
 def read_card(case: tuple, folder: Path) -> None:
     kind, content = case
     if kind == "grid":
-        put(grid.card_path(folder, _CELL), content)
-        put(grid.weights_path(folder, _CELL), b"weights")
-        grid.is_stale(folder, grid.read_card(folder, _CELL))
-        grid.selection(folder, _CELL.study, _CELL.architecture)
+        put(cells.card_path(folder, _CELL), content)
+        put(cells.weights_path(folder, _CELL), b"weights")
+        cells.is_stale(folder, cells.read_card(folder, _CELL))
+        cells.selection(folder, _CELL.study, _CELL.architecture)
         return
-    about = (KNOB, "tiny", "weight", 1)
-    place = adapter_cards.adapter_folder(folder, *about)
+    about = ("tiny", "weight", 1)
+    place = adapters.adapter_folder(folder, *about)
     card, config = json.dumps(_ADAPTER_CARD | _OLD), json.dumps(_ADAPTER_CONFIG)
     card, config = (card, content) if kind == "config" else (content, config)
-    put(place / adapter_cards.WEIGHTS, b"weights")
-    put(place / adapter_cards.CARD, card)
-    put(place / adapter_cards.CONFIG, config)
-    adapter_cards.check_adapter(folder, *about[:2], None, *about[2:])
+    put(place / adapters.WEIGHTS, b"weights")
+    put(place / adapters.CARD, card)
+    put(place / adapters.CONFIG, config)
+    adapters.check_adapter(folder, about[0], None, *about[1:])
 
 
 _RUN_NAMES = st.one_of(

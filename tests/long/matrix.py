@@ -22,8 +22,8 @@ import transformers
 from bookkit.project import list_papers
 from bookkit.records import read_record
 from replib.chapters.context_knob import training as finetuning
-from replib.chapters.context_knob.cards import INTENT_FORMATS
 from replib.chapters.context_knob.intents import SPLITS
+from replib.chapters.context_knob.stored import INTENT_FORMATS
 from replib.chapters.factual_recall.facts import relations
 from replib.prompts.vocabulary import word_tokenizer
 
@@ -136,7 +136,7 @@ def train_adapters(project: Path, model: Path) -> None:
         mock.patch.dict(finetuning.SETTINGS, settings),
     ):
         for form in INTENT_FORMATS:
-            finetuning.train_adapter(project, "context-knob", str(model), form, 1)
+            finetuning.train_adapter(project, str(model), form, 1)
 
 
 @dataclass(frozen=True)

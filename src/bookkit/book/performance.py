@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from replib.chapters.copying_mamba import training_grid as grid
+from bookkit.project import stored_module
 from replib.errors import UsageError
 from replib.hashes import code_hash
 
@@ -162,7 +162,8 @@ def _training(report: Mapping[str, Any]) -> str:
 
 def _training_age(report: Mapping[str, Any]) -> str:
     """The bench of training keeps the hash of what it timed, as the other one does."""
-    same = report["training"]["code_sha256"] == grid.code_sha256()
+    stored = stored_module(report["training"]["chapter"])
+    same = report["training"]["code_sha256"] == stored.code_sha256()
     return "" if same else _STALE.format(what="training", command="make bench-training")
 
 

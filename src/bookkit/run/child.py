@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from bookkit.project import chapter_module
 from bookkit.run import resources as sizing
 from replib.errors import UsageError, one_line
 from replib.models.sources import MADE_IN_MEMORY, is_ready
@@ -169,23 +170,15 @@ def _check_files(question: Mapping[str, Any]) -> None:
     """Read the user's rows as the chapter will."""
     if not question["files"]:
         return
-    from replib.chapters.context_knob import contexts
-    from replib.chapters.factual_recall import facts
     from replib.models.load import load_model
-    from replib.prompts import files as prompts
+    from replib.prompts.files import READERS
 
-    loaders = {
-        "prompts_file": prompts.pairs_from_file,
-        "colored_objects_file": prompts.colored_objects_from_file,
-        "conflicts_file": lambda tokenizer, path: contexts.cases_from_file(path),
-        "facts_file": lambda tokenizer, path: facts.readable(
-            tokenizer, facts.facts_from_file(path), at_least=8
-        ),
-    }
-    if files := {key: path for key, path in question["files"].items() if key in loaders}:
+    own = getattr(chapter_module(question["paper"]), "file_readers", dict)
+    readers = READERS | own()
+    if files := {key: path for key, path in question["files"].items() if key in readers}:
         tokenizer = load_model(question["model"], revision=question["revision"]).tokenizer
         for key, path in files.items():
-            loaders[key](tokenizer, path)
+            readers[key](tokenizer, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run a paper's notebook on a model, in a process of its own, and keep what came of it.
 
-    chapter = find_chapter(find_root(), "ioi-circuit-reuse")
+    chapter = find_chapter(find_root(), "some-paper")
     run = plan(chapter, "tiny", "smoke", {"n_prompts": "20"}, out=Path("build/runs"))
     execute(run)      # DIR/<paper>/<model>/{notebook.ipynb, record.json, run.log}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bookkit.project import chapter_folder
+from bookkit.project import chapter_folder, stored_module
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter, known_parameter
 from bookkit.run.environment import environment, n_threads
@@ -149,6 +149,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         return list(runs)
     questions = [
         {
+            "paper": run.chapter.paper,
             "model": run.model,
             "skip_missing": skip_missing,
             "revision": run.parameters.get("revision") or None,

@@ -15,6 +15,7 @@ from typing import Any
 
 from bookkit.records import read_record
 from replib.errors import UsageError
+from replib.files import read_yaml
 
 FOLDER = "results"  # certified records
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -46,17 +47,13 @@ class Size:
         return asdict(self)
 
 
-# Models of the papers, whose sizes are needed where they are not at hand: parameters, vocabulary
-# times width, width, by the configurations that their makers published.
-PUBLISHED: Mapping[str, Size] = {
-    "gpt2": Size(124_439_808, 50_257 * 768, 768),
-    "gpt2-medium": Size(354_823_168, 50_257 * 1024, 1024),
-    "EleutherAI/pythia-410m": Size(405_334_016, 50_304 * 1024, 1024),
-    "EleutherAI/pythia-1.4b": Size(1_414_647_808, 50_304 * 2048, 2048),
-    "EleutherAI/pythia-2.8b": Size(2_775_208_960, 50_304 * 2560, 2560),
-    "state-spaces/mamba-2.8b-hf": Size(2_768_345_600, 50_280 * 2560, 2560),
-    "meta-llama/Llama-3.1-8B-Instruct": Size(8_030_261_248, 128_256 * 4096, 4096),
-}
+def _published() -> dict[str, Size]:
+    path = Path(__file__).with_name("published.yaml")
+    sizes = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    return {name: Size(n, words * width, width) for name, (n, words, width) in sizes.items()}
+
+
+PUBLISHED: Mapping[str, Size] = _published()  # models of papers, which need not be at hand
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from replib.errors import UsageError
+from replib.errors import UsageError, find_control, one_line
 from replib.files import sha256_file, write_whole
 
 MANIFEST = "manifest.json"  # in the folder of an unpacked model
@@ -206,7 +206,9 @@ def absolute_model(model: str) -> str:
     try:
         is_folder = Path(model).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"model {one_line(model)!r}: {getattr(error, "strerror", None) or error}") from None
+        raise UsageError(
+            f"model {one_line(model)!r}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if is_folder and (os.sep in model or model.startswith((".", "~"))):
         return str(Path(model).expanduser().resolve())
     return model

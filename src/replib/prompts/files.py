@@ -185,3 +185,11 @@ def colored_objects_from_file(
             )
         pairs.append(pair)
     return assemble(tokenizer, path.stem, pairs, {}, list(rows))
+
+
+# The files that any chapter may take: by parameter, functions of a tokenizer and a path. A chapter
+# with files of its own has a function `file_readers` that returns the like.
+READERS = {
+    "prompts_file": pairs_from_file,
+    "colored_objects_file": colored_objects_from_file,
+}

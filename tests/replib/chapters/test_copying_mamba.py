@@ -7,6 +7,7 @@ import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
 from bookkit.cli import main
+from replib.chapters.copying_mamba import stored
 from replib.chapters.copying_mamba import training_grid as grid
 from replib.files import find_root
 from replib.models.tiny import tiny_parts
@@ -57,13 +58,13 @@ def test_a_missing_or_altered_training_is_one_line_before_the_run(monkeypatch, t
     shutil.copytree(find_root() / "notebooks", root / "notebooks")
     shutil.copy(find_root() / "requirements.txt", root)
     monkeypatch.chdir(root)
-    cell = grid.reported(root, "copy", "rope")[0]
+    cell = stored.reported(root, "copy", "rope")[0]
     run = ["run", PAPER, "--model", "tiny", "--profile", "smoke", "--out", str(tmp_path / "runs")]
-    grid.weights_path(root, cell).write_bytes(b"other")
+    stored.weights_path(root, cell).write_bytes(b"other")
     assert main(run) == 2
     err = capsys.readouterr().err
     assert f"replib train copying-mamba --cell {cell.name}" in err and err.count("\n") == 1
-    grid.card_path(root, cell).unlink()
+    stored.card_path(root, cell).unlink()
     assert main(run) == 2
     assert f"training {cell.name} of copying-mamba is missing" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from replib.chapters.copying_mamba import networks as architectures
+from replib.chapters.copying_mamba import stored
 from replib.chapters.copying_mamba import training as copy_training
 from replib.chapters.copying_mamba import training_grid as grid
 from replib.chapters.copying_mamba.strings import answer_logits, copy
 from replib.chapters.copying_mamba.training import one_thread, train, train_here
-from replib.chapters.copying_mamba.training_grid import SELECTION_SEED, STUDIES, Cell, NoCell, Study
+from replib.chapters.copying_mamba.training_grid import SELECTION_SEED, STUDIES, Cell, Study
+from replib.chapters.stored import NotStored
 from replib.files import find_root
 
 
@@ -126,14 +128,14 @@ def test_a_loss_that_is_no_number_is_said_to_diverge(short, monkeypatch):
 def test_a_cell_is_stored_and_read_again(short, tmp_path):
     cell = Cell("copy", "rope", 0.003, 1)
     path = copy_training.train_cell(tmp_path, cell)
-    card = grid.read_card(tmp_path, cell)
+    card = stored.read_card(tmp_path, cell)
     network, curve = train(cell)
     assert json.loads(path.read_text()) == card and card["curve"] == curve
-    stored = copy_training.load_network(tmp_path, cell)
-    for a, b in zip(weights(stored), weights(network), strict=True):
+    read = copy_training.load_network(tmp_path, cell)
+    for a, b in zip(weights(read), weights(network), strict=True):
         assert torch.equal(a, b.half().float())
     assert not list(path.parent.glob(".*"))
-    with pytest.raises(NoCell, match="missing"):
+    with pytest.raises(NotStored, match="missing"):
         copy_training.load_network(tmp_path, Cell("copy", "rope", 0.003, 2))
 
 
@@ -145,18 +147,17 @@ def test_a_study_can_start_with_the_weights_of_another(short, tmp_path):
         card["curve"]["loss"][-1] = loss
         path.write_text(json.dumps(card))
     phone = Cell("phone", "rope", 0.001, 1)
-    with pytest.raises(NoCell, match=r"copy/rope-0\.003-1"):
+    with pytest.raises(NotStored, match=r"copy/rope-0\.003-1"):
         copy_training.train_cell(tmp_path, phone)
     first = Cell("copy", "rope", 0.003, 1)
     copy_training.train_cell(tmp_path, first)
     copy_training.train_cell(tmp_path, phone)
-    assert grid.read_card(tmp_path, phone)["start"] == "copy/rope-0.003-1"
+    assert stored.read_card(tmp_path, phone)["start"] == "copy/rope-0.003-1"
     start = copy_training.load_network(tmp_path, first)
     moved, _ = train(phone, start.state_dict())
-    stored = copy_training.load_network(tmp_path, phone)
+    read = copy_training.load_network(tmp_path, phone)
     assert all(
-        torch.equal(a, b.half().float())
-        for a, b in zip(weights(stored), weights(moved), strict=True)
+        torch.equal(a, b.half().float()) for a, b in zip(weights(read), weights(moved), strict=True)
     )
     assert not same(moved, train(phone)[0])
 
@@ -176,20 +177,20 @@ def test_trained_in_processes_is_trained_the_same():
 def test_the_stored_grid_is_whole_and_no_older_than_the_code(study):
     root = find_root()
     for architecture in STUDIES[study].architectures:
-        for cell in grid.reported(root, study, architecture):
-            card = grid.read_card(root, cell)
-            assert not grid.is_stale(root, card)
+        for cell in stored.reported(root, study, architecture):
+            card = stored.read_card(root, cell)
+            assert not stored.is_stale(root, card)
             assert card["curve"]["examples"][-1] == STUDIES[study].steps * grid.BATCH
-            assert grid.weights_path(root, cell).stat().st_size < 1_000_000
+            assert stored.weights_path(root, cell).stat().st_size < 1_000_000
 
 
 @pytest.mark.parametrize("architecture", ["rope", "mamba2"])
 def test_training_a_stored_cell_again_gives_its_curve(architecture):
     """Its first point here; other processors add up in another order."""
     root = find_root()
-    cell = grid.reported(root, "copy", architecture)[0]
-    stored = grid.read_card(root, cell)["curve"]
+    cell = stored.reported(root, "copy", architecture)[0]
+    kept = stored.read_card(root, cell)["curve"]
     with one_thread():
         _, curve = train(cell, stop_after=grid.EVERY)
     for key, values in curve.items():
-        assert values[0] == pytest.approx(stored[key][0], rel=2e-3, abs=2e-3)
+        assert values[0] == pytest.approx(kept[key][0], rel=2e-3, abs=2e-3)

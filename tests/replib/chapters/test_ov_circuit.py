@@ -28,7 +28,7 @@ from replib.chapters.successor_heads.ov_circuit import (
 from replib.chapters.successor_heads.planted import (
     PLANTED_BOOSTER,
     PLANTED_SUCCESSOR,
-    random_successor,
+    planted_successor,
 )
 from replib.errors import UsageError
 from replib.interventions.network import Network
@@ -128,6 +128,17 @@ def test_the_planted_head_is_the_best_whatever_it_is_given(net, classes):
         assert float(score[booster]) < 0.3
         null = shuffled_null(favoured, classes, rng(0, name), draws=50)
         assert np.quantile(null.best(), 0.95) < 0.3
+
+
+def random_successor(seed):
+    """The planted model's shape and tokenizer with random weights: nothing can be found in it."""
+    model, tokenizer = planted_successor()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise + 1 if ".ln_" in name and "weight" in name else noise)
+    return model, tokenizer
 
 
 def test_random_weights_over_the_planted_vocabulary_beat_no_null():

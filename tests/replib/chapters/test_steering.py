@@ -6,11 +6,12 @@ import torch
 
 from replib.chapters.context_knob import steering
 from replib.chapters.context_knob.intents import INTENTS, draw_cases, known_facts, prompt
-from replib.chapters.context_knob.planted import gate_direction
+from replib.chapters.context_knob.planted import WIDTHS
 from replib.chapters.factual_recall.facts import first_token
 from replib.errors import UsageError
 from replib.interventions.generation import Prefilled, continuations
 from replib.models.load import load_model
+from replib.models.planted import make_slots
 from replib.models.tiny import ARCHITECTURES, tiny_model
 
 PROMPTS = [
@@ -187,6 +188,8 @@ def test_the_search_finds_nothing_where_all_layers_are_not_enough():
 
 # --- The planted gate and a random model ----------------------------------------------------------
 
+GATE = make_slots(WIDTHS)["gate"][:, 0]  # the unit vector that the intent head writes along
+
 
 @pytest.fixture(scope="module")
 def planted():
@@ -223,8 +226,8 @@ def learned(parts, layer):
 def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(planted, cases):
     parts = exchange(planted, cases)
     u = learned(parts, 1)
-    assert abs(float(u @ gate_direction())) >= 0.95
-    assert share(parts, 1, u) > 0.95 and share(parts, 1, gate_direction()) > 0.95
+    assert abs(float(u @ GATE)) >= 0.95
+    assert share(parts, 1, u) > 0.95 and share(parts, 1, GATE) > 0.95
     assert max(share(parts, layer, learned(parts, layer)) for layer in (0, 4)) < 0.2
     random = torch.randn(50, len(u), generator=torch.Generator().manual_seed(0))
     assert max(share(parts, 1, v) for v in random) < 0.1
@@ -240,4 +243,4 @@ def test_on_the_same_prompts_random_weights_have_no_such_direction(cases):
     parts = exchange(model, cases)
     for layer in range(5):
         u = learned(parts, layer)
-        assert share(parts, layer, u) < 0.2 and abs(float(u @ gate_direction())) < 0.5
+        assert share(parts, layer, u) < 0.2 and abs(float(u @ GATE)) < 0.5

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from replib.chapters.context_knob.cards import WEIGHTS, check_adapter, code_sha256
+from replib.chapters.context_knob.stored import WEIGHTS, check_adapter, code_sha256
 from replib.errors import UsageError
 
 
@@ -31,10 +31,10 @@ class Adapter:
 
 
 def load_adapter(
-    root: Path, paper: str, model: str, model_sha256: str | None, intent_format: str, seed: int
+    root: Path, model: str, model_sha256: str | None, intent_format: str, seed: int
 ) -> Adapter:
-    """Read and check a stored adapter; raises NoAdapter as `check_adapter` does."""
-    folder, card, config = check_adapter(root, paper, model, model_sha256, intent_format, seed)
+    """Read and check a stored adapter; raises NotStored as `check_adapter` does."""
+    folder, card, config = check_adapter(root, model, model_sha256, intent_format, seed)
     tensors = load((folder / WEIGHTS).read_bytes())
     weights = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (

@@ -1,8 +1,8 @@
 """A planted model with a knob: one direction, set by hand, decides between context and memory.
 
-`planted_gate` builds a GPT-2 of the size and in the manner of `replib.planted` (named slots of the
+`planted_gate` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots of the
 residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
-Nothing is trained. It reads the prompts of `replib.intents`, without chat turns:
+Nothing is trained. It reads the prompts of `intents`, without chat turns:
 
 1. The embedding of a subject (" France") holds in its slot `fact` the code of its answer; that of
    an answer (" French") holds its own code in the slot `answer`. A subject has one fact, of one
@@ -24,8 +24,6 @@ layer 3 context: this is what the layer search and the learned direction must fi
 import re
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.chapters.context_knob.intents import (
@@ -55,7 +53,7 @@ NOTE = "A small transformer in which one direction decides between context and m
 
 INTENT_HEAD, MEMORY_HEAD, CONTEXT_HEAD = (1, 2), (2, 1), (3, 2)
 PLANTED_RELATIONS = ("capital", "chemical symbol", "continent", "official language")
-_WIDTHS = {
+WIDTHS = {
     "fact": 48,  # by the embedding of a subject: the code of its answer
     "answer": 48,  # by the embedding of an answer: its own code
     "output": 48,  # by the memory and context heads: what to say
@@ -93,21 +91,16 @@ _HEADS = {
 _INTENT_WORDS = {" Only": (1.0, 1.0), " Ignore": (-1.0, 1.0), "1": (1.0, 1.5), "0": (-1.0, 1.0)}
 
 
-def gate_direction() -> Float[Tensor, " d_model"]:
-    """The unit vector that the intent head writes along."""
-    return make_slots(_WIDTHS)["gate"][:, 0]
-
-
 def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The hand-set model described above and its tokenizer, the same at every call."""
     known = _facts()
     tokenizer = _tokenizer(known)
     generator = torch.Generator().manual_seed(0)
     model = blank_model(tokenizer)
-    slots = make_slots(_WIDTHS)
-    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    slots = make_slots(WIDTHS)
+    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.models.planted
     answers = sorted({fact.answer for fact in known})
-    codes = dict(zip(answers, make_codes(len(answers), _WIDTHS["answer"], generator), strict=True))
+    codes = dict(zip(answers, make_codes(len(answers), WIDTHS["answer"], generator), strict=True))
 
     def token(word: str) -> int:
         return tokenizer.convert_tokens_to_ids(f" {word}")

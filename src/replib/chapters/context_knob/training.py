@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from replib.chapters.context_knob.cards import CARD, CONFIG, WEIGHTS, adapter_folder, code_sha256
 from replib.chapters.context_knob.intents import (
     FORMATS,
     draw_cases,
@@ -26,6 +25,7 @@ from replib.chapters.context_knob.intents import (
     long_enough,
     training_rows,
 )
+from replib.chapters.context_knob.stored import CARD, CONFIG, WEIGHTS, adapter_folder, code_sha256
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
 from replib.interventions.generation import continuations, one_readout
@@ -51,7 +51,6 @@ _IGNORED = -100  # label of a token that is not part of the answer
 
 def train_adapter(
     root: Path,
-    paper: str,
     model_name: str,
     intent_format: str,
     seed: int,
@@ -89,7 +88,7 @@ def train_adapter(
         "wall_time_s": round(time.monotonic() - started),
         "curve": curve,
     }
-    folder = adapter_folder(root, paper, model_name, intent_format, seed)
+    folder = adapter_folder(root, model_name, intent_format, seed)
     with replacing(folder) as temp:
         save_file(weights, temp / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(temp)

@@ -24,11 +24,19 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from replib.chapters.copying_mamba import training_grid as grid
+from replib.chapters.copying_mamba import stored
 from replib.chapters.copying_mamba.networks import build
 from replib.chapters.copying_mamba.scans import fast_scans
 from replib.chapters.copying_mamba.strings import TASKS, Strings, answer_logits
-from replib.chapters.copying_mamba.training_grid import BATCH, EVERY, STUDIES, WARMUP, Cell, Study
+from replib.chapters.copying_mamba.training_grid import (
+    BATCH,
+    EVERY,
+    STUDIES,
+    WARMUP,
+    Cell,
+    Study,
+    settings,
+)
 from replib.errors import UsageError
 from replib.files import write_whole
 
@@ -174,31 +182,31 @@ def train_cell(
     same seed, and to choose a rate those of the first reported seed.
 
     Raises:
-        NoCell: the weights to start with are not there.
+        NotStored: the weights to start with are not there.
     """
     study = STUDIES[cell.study]
     start, started_from, start_sha256 = None, "", ""
     if study.start:
         seed = cell.seed if cell.is_reported else study.seeds[0]
-        some = grid.reported(root, study.start, cell.architecture)
+        some = stored.reported(root, study.start, cell.architecture)
         first = next((c for c in some if c.seed == seed), None)
         if first is None:
             raise UsageError(f"cell {cell.name}: study {study.start} has no seed {seed}")
         start = load_network(root, first).state_dict()
         started_from = first.name
-        start_sha256 = grid.read_card(root, first)["sha256"]
+        start_sha256 = stored.read_card(root, first)["sha256"]
     began = time.process_time()
     with one_thread():
         network, curve = train(cell, start, say=say, device=device)
-    card: dict[str, Any] = {"cell": asdict(cell), "settings": grid.settings(cell.study)}
+    card: dict[str, Any] = {"cell": asdict(cell), "settings": settings(cell.study)}
     card |= {"start": started_from, "start_sha256": start_sha256}
-    path = grid.card_path(root, cell)
+    path = stored.card_path(root, cell)
     weights = save({k: v.half().cpu().contiguous() for k, v in _state(network).items()})
     card["sha256"] = hashlib.sha256(weights).hexdigest() if cell.is_reported else ""
     if cell.is_reported:
-        write_whole(grid.weights_path(root, cell), weights)
+        write_whole(stored.weights_path(root, cell), weights)
     card |= {
-        "code_sha256": grid.code_sha256(),
+        "code_sha256": stored.code_sha256(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "parameters": sum(p.numel() for p in network.parameters()),
         "cpu_s": round(time.process_time() - began),
@@ -209,13 +217,13 @@ def train_cell(
 
 
 def load_network(root: Path, cell: Cell) -> nn.Module:
-    """The network of a stored cell, in float32; raises NoCell if it is missing or altered."""
+    """The network of a stored cell, in float32; raises NotStored if it is missing or altered."""
     return _network(cell, _stored(root, cell))
 
 
 def _stored(root: Path, cell: Cell) -> dict[str, torch.Tensor]:
-    grid.read_card(root, cell)
-    return load(grid.weights_path(root, cell).read_bytes())
+    stored.read_card(root, cell)
+    return load(stored.weights_path(root, cell).read_bytes())
 
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:

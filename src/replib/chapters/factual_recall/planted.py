@@ -1,6 +1,6 @@
 """A planted model for factual recall: one head knows, one head copies, and either can win.
 
-`planted_facts` builds a GPT-2 of the size and in the manner of `replib.planted` (named slots of
+`planted_facts` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots of
 the residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
 Nothing is trained. It knows the capitals of the countries and the symbols of the elements whose
 names are single words, and reads any prompt of the chapter's templates:
@@ -84,7 +84,7 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     generator = torch.Generator().manual_seed(0)
     model = blank_model(tokenizer)
     slots = make_slots(_WIDTHS)
-    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.planted
+    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.models.planted
     answers = sorted({fact.answer for fact in known})
     codes = dict(zip(answers, make_codes(len(answers), _WIDTHS["answer"], generator), strict=True))
     memory = _strengths([fact.subject for fact in known], +1.0, generator)

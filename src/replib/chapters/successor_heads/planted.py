@@ -99,18 +99,6 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def random_successor(seed: int) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """The same shape and tokenizer with random weights: nothing can be found in it."""
-    tokenizer, _ = _tokenizer()
-    model = blank_model(tokenizer, N_LAYERS, N_HEADS, D_MODEL, _D_MLP)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
-    return model, tokenizer
-
-
 def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
     """A tokenizer with every ordinal token, and what each means: token -> (class, index)."""
     meaning: dict[str, tuple[str, int]] = {}
