@@ -1,7 +1,7 @@
 """A planted model with a knob: one direction, set by hand, decides between context and memory.
 
-`planted_gate` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots of the
-residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
+`planted_gate` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots
+of the residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
 Nothing is trained. It reads the prompts of `intents`, without chat turns:
 
 1. The embedding of a subject (" France") holds in its slot `fact` the code of its answer; that of

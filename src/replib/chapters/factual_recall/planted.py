@@ -1,7 +1,7 @@
 """A planted model for factual recall: one head knows, one head copies, and either can win.
 
-`planted_facts` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots of
-the residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
+`planted_facts` builds a GPT-2 of the size and in the manner of `replib.models.planted` (named slots
+of the residual stream, heads as lists of scores and moves, small noise everywhere else; see there).
 Nothing is trained. It knows the capitals of the countries and the symbols of the elements whose
 names are single words, and reads any prompt of the chapter's templates:
 
