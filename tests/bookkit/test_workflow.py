@@ -37,7 +37,7 @@ device: str = "cpu"
 seed: int = 0
 profile: str = "laptop"
 n_prompts: int = 10  # prompts"""
-MEASURE = """from replib.claims import Claims
+MEASURE = """from replib.claims.measure import Claims
 claims = Claims.load("claims.yaml")
 claims.measure("1.1", n_prompts);"""
 VERDICTS = 'claims.verdicts({"name": model_name, "sha256": None})'
