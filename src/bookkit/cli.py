@@ -22,14 +22,13 @@ import replib
 from bookkit import train as training
 from bookkit.book import commands as book
 from bookkit.book import readme
-from bookkit.certified import alterations, certify, compare, find_run
 from bookkit.new import new_paper
 from bookkit.project import list_chapters, words
-from bookkit.records import read_record
+from bookkit.records import alterations, certify, compare, find_run, read_record
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed, execute
 from bookkit.run.gpus import own_gpu
-from bookkit.run.plan import Run, plan, prepare
+from bookkit.run.plan import Run, changed_since, plan, prepare
 from bookkit.sweep import PROFILES, command, read_sweep, refusals, run_sweep, to_run
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError, one_line
@@ -252,7 +251,9 @@ def sweep(
 @app.command("certify")
 def _certify(run: Finished, out: Out = OUT) -> int:
     """Put a run's record among the project's results, to be checked in."""
-    path = certify(root := find_root(), find_run(run, out))
+    root, folder = find_root(), find_run(run, out)
+    record = read_record(folder / "record.json")
+    path = certify(root, folder, changed_since(record, find_chapter(root, record["paper"])))
     readme.write(root)
     print(f"certified: {path}", flush=True)
     return 0

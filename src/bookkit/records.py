@@ -1,28 +1,160 @@
-"""Records of finished runs: written whole and sealed, read with every check, looked up by key.
+"""Records of finished runs: written whole and sealed, read with every check, looked up by key,
+certified, and compared with certified ones.
 
 A record carries a seal, the sha256 of everything else in it, so that a number that was changed
 afterwards, by hand or by a bad disk, is found whenever the record is read. A seal is no signature:
 who recomputes it is found only by the run's notebook, which holds the same claims
 (`differences`), or by the history of the repository.
+
+`results/<paper>/<model>/record.json` holds one certified record for each paper and model.
 """
 
-import hashlib
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from bookkit.project import words
 from replib.claims.file import MIME
-from replib.claims.schema import check_schema
+from replib.claims.judge import judge
+from replib.claims.schema import (
+    Count,
+    Key,
+    MeasuredClaim,
+    Measurement,
+    Role,
+    Scalar,
+    Slug,
+    Strict,
+    Text,
+    Whole,
+    Words,
+    fit,
+)
 from replib.errors import UsageError, did_you_mean
-from replib.files import read_json, read_text, write_whole
+from replib.files import read_json, read_text, sha256_text, write_whole
+from replib.models.sources import model_slug
+
+FOLDER = "results"  # certified records
+# Two machines add in another order; what is measured without an interval may differ by so much.
+TOLERANCE = 0.01  # of the larger of the two values
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[Whole, Field(ge=1)]
+Layers = Annotated[int, Field(ge=0, le=1000)]
+
+
+class ModelInfo(Strict, extra="allow"):
+    """Where the weights came from."""
+
+    name: Words
+    sha256: Text | None
+    n_params: Positive = 1
+    n_layers: Layers | None = None
+    n_heads: Layers | None = None
+    __pydantic_extra__: dict[str, Scalar]
+
+
+class Change(Strict):
+    """A change of the claims file; see `replib.claims.file`."""
+
+    date: Text
+    claim: Text
+    reason: Text
+
+
+class Hashes(Strict):
+    """sha256 in hexadecimal digits of what the numbers depend on."""
+
+    notebook: Sha256
+    claims: Sha256
+    library: Sha256  # of the code that the notebook computes with
+    weights: Text | None  # None: made from the seed, or by hand
+    requirements: Sha256 | None
+    environment: Sha256  # of the names and versions of all packages that were installed
+    parameters: Sha256  # of the profile's values and the notebook's defaults
+    inputs: dict[str, Sha256]  # the user's own files, by parameter, and stored trainings, by name
+
+
+class Calibration(Strict):
+    """The model's size and the machine's speed, from which other runs are estimated."""
+
+    n_params: Positive
+    n_embedding: Count
+    d_model: Positive
+    speed: Annotated[float, Field(gt=0)]  # FLOP/s
+    batch_scale: Annotated[float, Field(gt=0)]
+
+
+class Record(Strict):
+    """One finished run of one paper on one model."""
+
+    schema_version: Literal[1]
+    paper: Slug
+    title: Words
+    arxiv: Text | None  # None: a page of the method, about no paper
+    model: ModelInfo
+    profile: Words
+    parameters: dict[str, Scalar | list[Scalar]]
+    seed: Whole
+    claims: Annotated[list[MeasuredClaim], Field(min_length=1)]
+    measurements: dict[Key, Measurement]
+    heads: dict[str, Role]
+    changes: list[Change]
+    status: Literal["finished"]
+    hashes: Hashes
+    versions: dict[str, Text]
+    device: Words
+    threads: Positive
+    wall_time_s: Annotated[float, Field(ge=0)]
+    peak_memory_mb: Annotated[float, Field(ge=0)]
+    started: Annotated[
+        str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
+    ]
+    calibration: Calibration | None  # None: a model made in memory
+    seal: Sha256  # of everything else in the record
+
+
+# --- writing and reading --------------------------------------------------------------------------
 
 
 def seal(record: Mapping[str, Any]) -> str:
     """sha256 of a record's content, whatever the order of its keys, without the seal itself."""
     content = {key: value for key, value in record.items() if key != "seal"}
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_text(json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+
+def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Seal a record, check it and write it by rename, so that no reader ever sees half of it."""
+    where = f"record for {path}"
+    fit(Record, {**record, "seal": "0" * 64}, where)
+    record = {**record, "seal": seal(record)}
+    check_record(record, where)
+    text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(Path(path), text.encode())
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """A record from its file; UsageError if it is missing, broken, unfinished or was altered."""
+    record = read_json(read_text(path, "record"), f"record {path}")
+    check_record(record, f"record {path}")
+    return record
+
+
+def check_record(record: Any, where: str) -> None:
+    """UsageError unless the record is whole, has each claim once, and its seal fits."""
+    fit(Record, record, where)
+    ids = [claim["id"] for claim in record["claims"]]
+    if twice := [i for i in ids if ids.count(i) > 1]:
+        raise UsageError(f"{where}: claim {twice[0]} is there twice")
+    if record["seal"] != seal(record):
+        raise UsageError(
+            f"{where} was altered after it was written: its seal does not fit; run it again"
+        )
 
 
 def read_bundle(notebook: Path) -> dict[str, Any]:
@@ -53,33 +185,7 @@ def differences(record: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterato
             yield f"{key} differs from the record's"
 
 
-def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Seal a record, check it and write it by rename, so that no reader ever sees half of it."""
-    path = Path(path)
-    check_schema({**record, "seal": "0" * 64}, "record", f"record for {path}")
-    record = {**record, "seal": seal(record)}
-    check_record(record, f"record for {path}")
-    text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """A record from its file; UsageError if it is missing, broken, unfinished or was altered."""
-    record = read_json(read_text(path, "record"), f"record {path}")
-    check_record(record, f"record {path}")
-    return record
-
-
-def check_record(record: Any, where: str) -> None:
-    """UsageError unless the record fits its schema, has each claim once, and its seal is whole."""
-    check_schema(record, "record", where)
-    ids = [claim["id"] for claim in record["claims"]]
-    if twice := [i for i in ids if ids.count(i) > 1]:
-        raise UsageError(f"{where}: claim {twice[0]} is there twice")
-    if record["seal"] != seal(record):
-        raise UsageError(
-            f"{where} was altered after it was written: its seal does not fit; run it again"
-        )
+# --- looking up -----------------------------------------------------------------------------------
 
 
 def record_value(record: Mapping[str, Any], key: str) -> str | int | float | bool | None:
@@ -127,3 +233,137 @@ def _flat(key: str, entry: Any) -> dict[str, Any]:
         parts = [_flat(f"{key}.{name}", value) for name, value in entry.items()]
         return {name: value for part in parts for name, value in part.items()}
     return {} if isinstance(entry, list) else {key: entry}
+
+
+# --- certified records ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim in two records: where they agree, and in what they do not."""
+
+    claim: str
+    outcome: str  # in the fresh run
+    disagreement: str  # empty: none
+
+
+def find_run(run: str, out: Path) -> Path:
+    """The folder of a run: a path, or PAPER/MODEL among the runs in `out`.
+
+    Raises UsageError when there is no finished run.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # a path that cannot be looked at
+        for folder in (Path(run).expanduser(), out / run):
+            if (folder / "record.json").is_file():
+                return folder
+    raise UsageError(f"no finished run {run!r}: neither {run}/record.json nor {out / run}")
+
+
+def certified_path(root: Path, record: Mapping[str, Any]) -> Path:
+    """Where the certified record of this paper and model stands."""
+    return root / FOLDER / record["paper"] / model_slug(record["model"]["name"]) / "record.json"
+
+
+def certify(root: Path, folder: Path, changes: Sequence[str]) -> Path:
+    """Put a run's record into the project's results, in place of an earlier one.
+
+    `changes` is what the record depends on and what is another now: `plan.changed_since`.
+    UsageError when there is any, when the record was altered, and when its model is a folder of
+    this machine or it read a file of it, which nobody else has.
+    """
+    record = read_record(folder / "record.json")
+    name = record["model"]["name"]
+    if altered := alterations(folder):
+        raise UsageError(f"{record['paper']} on {name} was altered since it ran: {altered[0]}")
+    if changes:
+        raise UsageError(
+            f"{record['paper']} on {name} is stale and cannot be certified: {words(changes)} "
+            f"changed since; run it again"
+        )
+    if Path(name).is_absolute():
+        raise UsageError(f"{name} is a folder of this machine; certify a model that others can get")
+    if files := [
+        key for key, value in record["parameters"].items() if key.endswith("_file") and value
+    ]:
+        raise UsageError(f"the run read a file of yours ({files[0]}); certify one without")
+    path = certified_path(root, record)
+    write_record(path, record)
+    return path
+
+
+def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
+    """(what the two runs do not have in common, a verdict for every claim).
+
+    Raises UsageError when there is no certified record of this paper and model.
+    """
+    fresh = read_record(folder / "record.json")
+    path = certified_path(root, fresh)
+    if not path.is_file():
+        raise UsageError(
+            f"no certified record of {fresh['paper']} on {fresh['model']['name']} ({path})"
+        )
+    old = read_record(path)
+    apart = [kind for kind in Hashes.model_fields if fresh["hashes"][kind] != old["hashes"][kind]]
+    apart += [key for key in ("profile", "seed", "device") if fresh[key] != old[key]]
+    apart += [
+        f"parameter {key}"
+        for key, value in fresh["parameters"].items()
+        if key not in ("device", "profile", "seed") and old["parameters"].get(key) != value
+    ]
+    before = {claim["id"]: claim for claim in old["claims"]}
+    verdicts = [
+        Verdict(claim["id"], claim["outcome"], _disagreement(claim, before.get(claim["id"])))
+        for claim in fresh["claims"]
+    ]
+    ids = {claim["id"] for claim in fresh["claims"]}
+    verdicts += [
+        Verdict(id, "missing", "certified, not in this run") for id in before if id not in ids
+    ]
+    return apart, verdicts
+
+
+def alterations(folder: Path) -> list[str]:
+    """What shows that a run's record is not what the run wrote, beyond its seal; none if nothing.
+
+    Outcomes that do not follow from the record's own rules and numbers; and, where the executed
+    notebook stands beside the record, everything in which the two differ.
+    """
+    record = read_record(folder / "record.json")
+    found = [
+        f"claim {claim['id']} is {claim['outcome']!r}, by its own rule and numbers {ruled!r}"
+        for claim in record["claims"]
+        if (ruled := judge(claim)) is not None and ruled != claim["outcome"]
+    ]
+    path = folder / "notebook.ipynb"
+    if path.is_file():
+        found += differences(record, read_bundle(path))
+    return found
+
+
+def _disagreement(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> str:
+    if old is None:
+        return "not in the certified record"
+    if fresh["outcome"] != old["outcome"]:
+        return f"outcome {fresh['outcome']}, certified {old['outcome']}"
+    if fresh["measured"] is None or old["measured"] is None:
+        same = (fresh["measured"] is None) == (old["measured"] is None)
+        return "" if same else "measured in one of the two only"
+    a, b = fresh["measured"]["value"], old["measured"]["value"]
+    if a is None or b is None:
+        return "" if a == b else f"value {_show(a)}, certified {_show(b)}"
+    spans = [claim["interval"] for claim in (fresh, old)]
+    if all(span is not None and None not in span for span in spans):
+        (low, high), (low_old, high_old) = spans
+        if low > high_old or high < low_old:
+            return (
+                f"interval [{_show(low)}, {_show(high)}], "
+                f"certified [{_show(low_old)}, {_show(high_old)}]"
+            )
+        return ""
+    if abs(a - b) > TOLERANCE * max(abs(a), abs(b)):
+        return f"value {_show(a)}, certified {_show(b)}"
+    return ""
+
+
+def _show(number: int | float | None) -> str:
+    return "not finite" if number is None else f"{number:.4g}"

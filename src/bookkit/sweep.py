@@ -25,16 +25,23 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import AfterValidator, Field
 
 from bookkit.project import chapter_folder, stored_module
 from bookkit.run.chapter import find_chapter
 from bookkit.run.gpus import visible_gpus
 from bookkit.run.plan import Run, plan
+<<<<<<< HEAD
 from replib.chapters.stored import NotStored
 from replib.claims.schema import check_schema
+=======
+from replib.chapters.context_knob.cards import NoAdapter
+from replib.chapters.copying_mamba.training_grid import NoCell
+from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, Words, fit
+>>>>>>> 326f83a (Pydantic models instead of JSON schemas; one reader of users' rows; records and certified are one)
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
 from replib.hashes import library_files, pins_hash
@@ -44,6 +51,34 @@ FOLDER = Path("build/sweeps")
 RUN = Path(__file__).parent / "run"
 MOST_JOBS = 10_000
 PROFILES = ("local", "slurm", "kubernetes")
+
+
+def _swept(name: str) -> str:
+    if name in ("model_name", "device", "profile", "seed"):
+        raise ValueError(f"{name} is no parameter of a sweep; it has a key of its own")
+    return name
+
+
+Names = Annotated[list[Words], Field(min_length=1), Different]
+Value = Number | Text
+
+
+class SweepFile(Strict):
+    """What a sweep's file holds."""
+
+    name: Annotated[Slug, Field(max_length=60)]
+    papers: Names
+    models: Names
+    seeds: Annotated[list[Count], Field(min_length=1), Different] = Field(default=[0])
+    profile: Literal["smoke", "laptop", "paper"] = "laptop"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    # a value, or a list of values of which each is tried
+    parameters: dict[
+        Annotated[str, AfterValidator(_swept)],
+        Value | Annotated[list[Value], Field(min_length=1), Different],
+    ] = Field(default={})
+    threads: Annotated[Count, Field(ge=1)] = 1  # of one job
+    memory_gb: Annotated[float, Field(gt=0)] = 8  # of one job, for a scheduler that asks
 
 
 @dataclass(frozen=True)
@@ -82,21 +117,19 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     and for two jobs that would be one.
     """
     where = f"sweep file {path}"
-    content = read_yaml(read_text(path, "sweep file"), where)
-    check_schema(content, "sweep", where)
-    profile = content.get("profile", "laptop")
-    device = content.get("device", "cpu")
-    folder = root / FOLDER / content["name"]
+    content = fit(SweepFile, read_yaml(read_text(path, "sweep file"), where), where)
+    profile, device = content.profile, content.device
+    folder = root / FOLDER / content.name
     axes = _axes(content)
-    n_jobs = math.prod(map(len, [content["papers"], content["models"], *axes.values()]))
+    n_jobs = math.prod(map(len, [content.papers, content.models, *axes.values()]))
     if n_jobs > MOST_JOBS:
         raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
     jobs: dict[str, Job] = {}
     left_out: dict[str, str] = {}
-    for paper in content["papers"]:
+    for paper in content.papers:
         chapter = find_chapter(root, paper)
         for variant, settings in _variants(axes):
-            for model in content["models"]:
+            for model in content.models:
                 try:
                     run = plan(
                         chapter, model, profile, settings, out=folder / variant, device=device
@@ -110,15 +143,14 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
                 jobs[job.name] = job
     if not jobs:
         raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
-    memory = round(1000 * content.get("memory_gb", 8))
-    name, threads = content["name"], content.get("threads", 1)
-    return Sweep(name, folder, profile, device, threads, memory, jobs, left_out)
+    memory = round(1000 * content.memory_gb)
+    return Sweep(content.name, folder, profile, device, content.threads, memory, jobs, left_out)
 
 
-def _axes(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _axes(content: SweepFile) -> dict[str, list[Any]]:
     """The values to be tried of each parameter, the seed first."""
-    axes: dict[str, list[Any]] = {"seed": content.get("seeds", [0])}
-    for key, values in content.get("parameters", {}).items():
+    axes: dict[str, list[Any]] = {"seed": content.seeds}
+    for key, values in content.parameters.items():
         axes[key] = values if isinstance(values, list) else [values]
     return axes
 

@@ -1,6 +1,5 @@
 """Runs of a small notebook: how they end, and what is left of them."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -139,45 +138,6 @@ def test_scope(good, monkeypatch, tmp_path, model, profile, scope):
     monkeypatch.setattr(watch, "watch_process", watch)
     record = read_record(run(tmp_path, model=model, profile=profile) / "record.json")
     assert {claim["scope"] for claim in record["claims"]} == {scope}
-
-
-def test_a_result_is_replaced_as_a_whole(tmp_path):
-    """Readers who look all the time find one version or the other, or for a moment nothing."""
-    folder = tmp_path / "tiny"
-    script = """
-import sys, tempfile
-from pathlib import Path
-from replib.files import put_in_place
-folder = Path(sys.argv[1])
-for i in range(300):
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny.tmp-"))
-    for name in ("notebook.ipynb", "record.json"):
-        (new / name).write_text(f"{sys.argv[2]} {i}")
-    put_in_place(new, folder)
-"""
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(folder), name]) for name in "ab"]
-    seen = set()
-    while any(writer.poll() is None for writer in writers):
-        try:
-            held = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            texts = set()
-            for name in ("notebook.ipynb", "record.json"):
-                with open(os.open(name, os.O_RDONLY, dir_fd=held)) as file:
-                    texts.add(file.read())
-            assert len(texts) == 1
-            seen |= texts
-        except FileNotFoundError:  # removed, but only after it was replaced
-            with contextlib.suppress(FileNotFoundError):
-                assert os.stat(folder).st_ino != os.stat(held).st_ino
-        finally:
-            os.close(held)
-    assert [writer.returncode for writer in writers] == [0, 0]
-    assert files(folder) == ["notebook.ipynb", "record.json"]
-    assert files(tmp_path) == ["tiny"]
-    assert len(seen) > 1
 
 
 # --- failed runs ----------------------------------------------------------------------------------

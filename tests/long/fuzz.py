@@ -44,7 +44,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from trust import HERE, ROOT, show, write_table
 
-from bookkit import certified, cli
+from bookkit import cli, records
 from bookkit.book import atlas
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import find_runs
@@ -646,10 +646,10 @@ def read_a_record(content: bytes, folder: Path) -> None:
     if whole(read_record, folder / "again.json") != record:
         raise NotWhole("written and read again it is another record")
     sizing.reference(record)
-    old = certified.certified_path(folder, record)
+    old = records.certified_path(folder, record)
     inside(old, folder)
     put(old, _SOUND)
-    certified.compare(folder, path.parent)
+    records.compare(folder, path.parent)
     for paper in (IOI, KNOB):
         with contextlib.suppress(UsageError):  # such as an unknown profile
             changed_since(record, CHAPTERS[paper])
@@ -671,7 +671,7 @@ def read_run_names(names: list[str], folder: Path) -> None:
             raise NotWhole(f"a run in {found.folder}")
         inside(folder / "page" / f"{found.key}.json", folder / "page" / found.paper)
     for name in names:
-        certified.find_run(name, runs)
+        records.find_run(name, runs)
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

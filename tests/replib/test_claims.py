@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import tempfile
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,12 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bookkit.records import read_record, record_value, record_values, seal, write_record
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
-from replib.files import read_json, read_yaml
 
 ENTRY = """
   - id: {id}
@@ -47,11 +47,24 @@ def claims_text(**rule):
 @pytest.fixture
 def load(tmp_path):
     def load(text=None, **rule):
-        path = tmp_path / "toy/claims.yaml"
+        path = tmp_path / "claims.yaml"
         path.write_text(claims_text(**rule) if text is None else text)
         return Claims.load(path)
 
     return load
+
+
+@cache
+def read_once(rule):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(claims_text(**dict(rule)))
+        file.flush()
+        return Claims.load(file.name)
+
+
+def fresh(**rule):
+    """Claims in which nothing is measured yet; the file is read once for all examples."""
+    return replace(read_once(tuple(rule.items())), results={}, measurements={})
 
 
 NUMBERS = {"interval": (0.2, 0.4), "n": 50, "null": {"mean": 0.0, "q95": 0.1}, "accuracy": 0.5}
@@ -65,7 +78,7 @@ def test_every_scalar_is_read_as_text(load):
     assert [claim.id for claim in claims.claims] == ["1.8", "1.10"]
     assert claims.arxiv == "2310.08740"
     assert claims.claims[0].null == "random heads"
-    assert claims.claims[0].mark == "abstract"
+    assert claims.claims[0].source.mark == "abstract"
 
 
 @pytest.mark.parametrize(
@@ -77,23 +90,21 @@ def test_every_scalar_is_read_as_text(load):
         ("id: 1.10", "id: 1.8", "claim 1.8 is there twice"),
         ("title: A title", "title: A title\ntitle: B", "key 'title' is there twice"),
         ("title: A title\n", "", "'title' is a required property"),
-        ("mark: abstract", "mark: memory", "'memory' is not one of"),
+        ("mark: abstract", "mark: memory", "1.8, source, mark: 'memory' should be 'abstract', "),
         ("mark: abstract", "mark: none", "claim 1.8: source mark none, but reported is '49.6%"),
         ("reported: 49.6%", 'reported: "[MEM]" 49.6%', "line 8"),
         ("reported: 49.6%", "reported: 49.6% [MEM]", "[MEM] is unverified"),
         ("low > null_q95", "low >", "claim 1.8: holds_if does not parse: value >= 0.1 and low >"),
         ("low > null_q95", "holds", "claim 1.8: holds_if uses the outcome 'holds'"),
         ("low > null_q95", "min(value) > 1", "abs takes one number, min and max two or more"),
-        ("low > null_q95", "abs(value, 1) > 1", "abs takes one number"),
         ("low > null_q95", "low ** 9 > 1", "holds_if may not contain Pow"),
         ("low > null_q95", "open('x')", "may call min, max and abs only"),
-        ("low > null_q95", "max()", "may call min, max and abs only"),
         ("low > null_q95", "max > 1", "uses max without calling it"),
         ("low > null_q95", "low.real > 1", "holds_if may not contain Attribute"),
         ("low > null_q95", "low > 'a'", "may not contain 'a'"),
         ("low > null_q95", "(max if low else min)(low, 1) > 0", "may call min, max and abs only"),
         ("gate_text: accuracy above 0.4", "gate_text: null", "gate and gate_text go together"),
-        ("id: 1.10", "id: 1/10", "claim 1/10, id: '1/10' does not match"),
+        ("id: 1.10", "id: 1/10", "claim 1/10, id: '1/10' should match pattern"),
         ("claims:", "changes: [{date: 2025-1-1, claim: 1.8, reason: x}]\nclaims:", "2025-1-1"),
         (
             "claims:",
@@ -110,7 +121,7 @@ def test_a_file_with_a_mistake_is_refused_in_one_line(load, old, new, message):
         load(text.replace(old, new, 1))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert "toy/claims.yaml" in str(error.value)
+    assert str(error.value).startswith("claims file ")
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -118,57 +129,9 @@ def test_a_missing_file_is_refused(tmp_path):
         Claims.load(tmp_path / "none.yaml")
 
 
-def test_yaml_runs_no_code(load):
-    with pytest.raises(UsageError, match="could not determine a constructor"):
-        load("paper: !!python/object/apply:os.getcwd []")
-
-
-LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
-DEEP = "[" * 5000 + "]" * 5000
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (f"paper: [&a0 [x, x], {LAUGHS}]", "line 1: *a0: aliases are not read; write it out"),
-        ("paper: &a [*a]", "line 1: *a: aliases"),
-        (f"paper: {DEEP}", "nested too deeply"),
-        ("paper: !!int x", "a value is not what it should be (ValueError: invalid literal"),
-        ("paper: !!int ''", "a value is not what it should be"),
-        ("paper: !!bool maybe", "a value is not what it should be (KeyError: 'maybe')"),
-        ("paper: !!timestamp x", "a value is not what it should be (AttributeError"),
-        ('paper: "\\U00110000"', "a value is not what it should be"),
-        ("? [a]\n: b", "line 1: a key is not text"),
-        ('paper: "a\\0b"', "line 1: '\\x00' cannot stand in a text"),
-        ('paper: "\\ud800"', "line 1: '\\ud800' cannot stand in a text"),
-        ('"\\e": toy', "line 1: '\\x1b' cannot stand in a text"),
-        ("paper: toy\npaper: toy", "line 2: key 'paper' is there twice"),
-    ],
-)
-def test_yaml_that_is_no_plain_file_is_one_line(load, text, message):
-    with pytest.raises(UsageError) as error:
-        load(text)
-    assert message in str(error.value)
-    assert "toy/claims.yaml" in str(error.value)
-
-
-def test_a_tag_or_a_key_of_another_type_where_types_are_read():
-    assert read_yaml("{a: 1, 'on': [2001-01-01, .inf]}", "x")["a"] == 1
-    for text in ("{1: 2}", "{on: 1}", "{null: 1}", "{<<: {a: 1}}"):
-        with pytest.raises(UsageError, match="x, line 1: a key is not text; put it in quotes"):
-            read_yaml(text, "x")
-    with pytest.raises(UsageError, match="ValueError: month must be in"):
-        read_yaml("2001-99-99", "x")
-
-
 def test_a_name_that_ends_in_a_line_break_is_none(load):
-    with pytest.raises(UsageError, match="does not match"):
+    with pytest.raises(UsageError, match=r"paper: .* should match pattern"):
         load(claims_text().replace("paper: toy", 'paper: "toy\\n"'))
-
-
-def test_a_path_that_is_none_is_one_line():
-    with pytest.raises(UsageError, match="cannot be read: embedded null byte"):
-        Claims.load("a\0b")
 
 
 # --- outcomes -------------------------------------------------------------------------------------
@@ -198,8 +161,7 @@ def test_outcome(load, value, numbers, outcome):
     assert claims.measure("1.8", value, **(NUMBERS | numbers)) == outcome
     assert claims.outcome("1.8") == outcome
     assert claims.outcome("1.10") == "not_attempted"
-    reason = claims.results["1.8"].reason
-    assert bool(reason) == (outcome == "not_testable")
+    assert bool(claims.results["1.8"].reason) == (outcome == "not_testable")
 
 
 def test_the_reason_names_the_gate_or_the_number(load):
@@ -383,10 +345,8 @@ def test_scalars_become_plain_numbers(load, scalar):
     st.floats(allow_nan=True),
     st.floats(allow_nan=True),
 )
-def test_every_outcome_is_the_rule_s(tmp_path_factory, value, low, high, q95):
-    path = tmp_path_factory.getbasetemp() / "every/claims.yaml"
-    path.write_text(claims_text(gate="null", gate_text="null", fails_if="high < 0.1"))
-    claims = Claims.load(path)
+def test_every_outcome_is_the_rule_s(value, low, high, q95):
+    claims = fresh(gate="null", gate_text="null", fails_if="high < 0.1")
     numbers = {"interval": (low, high), "null": {"q95": q95}}
     holds, fails = value >= 0.1 and low > q95, high < 0.1
     if low > high or (holds and fails and all(map(math.isfinite, (value, low, high, q95)))):
@@ -422,11 +382,9 @@ RULES = ("value / accuracy > null_q95", "n / value * accuracy < high - low", "va
     *(st.sampled_from(RULES) for _ in range(2)),
 )
 def test_what_is_stored_is_finite_or_there_is_a_reason(
-    tmp_path_factory, value, low, high, accuracy, q95, n, gate, holds
+    value, low, high, accuracy, q95, n, gate, holds
 ):
-    path = tmp_path_factory.getbasetemp() / "stored/claims.yaml"
-    path.write_text(claims_text(gate=gate, holds_if=holds, fails_if="false"))
-    claims = Claims.load(path)
+    claims = fresh(gate=gate, holds_if=holds, fails_if="false")
     given_numbers = {"interval": (low, high), "null": {"q95": q95}, "accuracy": accuracy}
     try:
         outcome = claims.measure("1.8", value, n=n, **given_numbers)
@@ -517,43 +475,6 @@ def test_the_bundle_holds_everything(load):
         claims.bundle({"name": "tiny"})
 
 
-# --- records --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def record(load):
-    claims = load()
-    numbers = NUMBERS | {"inhibition_only": 0.25, "broken": 1}
-    claims.measure("1.8", 0.3, unit="points", **numbers)
-    claims.report("ioi", 0.9, interval=(0.8, 1.0), n=10)
-    content = claims.bundle({"name": "tiny", "sha256": "abc"})[MIME]
-    digest = "0" * 64
-    return {
-        "schema_version": 1,
-        **{
-            key: content[key]
-            for key in ("paper", "title", "arxiv", "model", "measurements", "heads")
-        },
-        "changes": content["changes"],
-        "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
-        "profile": "smoke",
-        "parameters": {"n_prompts": 10, "prompts_file": None, "sizes": [1, 2]},
-        "seed": 0,
-        "status": "finished",
-        "hashes": dict.fromkeys(
-            ("notebook", "claims", "library", "requirements", "environment", "parameters"), digest
-        )
-        | {"weights": "abc", "inputs": {}},
-        "versions": {"python": "3.11"},
-        "device": "cpu",
-        "threads": 1,
-        "wall_time_s": 1.5,
-        "calibration": None,
-        "peak_memory_mb": 10,
-        "started": "2025-01-02T03:04:05Z",
-    }
-
-
 def test_heads_are_stored_by_role_with_their_rule(load):
     claims = load()
     claims.role("mover", [(2, 1), (0, 3), (2, 1)], "attends to the name")
@@ -568,131 +489,3 @@ def test_heads_are_stored_by_role_with_their_rule(load):
         claims.role("movers", [], "no such role")
     with pytest.raises(UsageError, match="needs the rule"):
         claims.role("copy", [(0, 0)], " ")
-
-
-def test_record_round_trip(record, tmp_path):
-    path = tmp_path / "record.json"
-    write_record(path, record)
-    first = path.read_bytes()
-    assert read_record(path) == record | {"seal": seal(record)}
-    write_record(path, dict(reversed(record.items())))
-    assert path.read_bytes() == first  # keys are sorted
-    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".yaml"] == ["record.json"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r.pop("seed"), "'seed' is a required property"),
-        (lambda r: r.update(extra=1), "unknown key 'extra'"),
-        (lambda r: r.update(status="running"), "status: 'finished' was expected"),
-        (lambda r: r.update(wall_time_s=math.nan), "not finite"),
-        (lambda r: r["claims"][0].update(outcome="maybe"), "claim 1.8, outcome"),
-        (lambda r: r["claims"][0].update(scope="both"), "claim 1.8, scope"),
-        (lambda r: r["claims"][0].update(measured=None), "claim 1.8, measured"),
-        (lambda r: r["claims"][0].update(interval=[1]), "claim 1.8, interval"),
-        (lambda r: r["claims"][0].update(outcome="not_testable"), "claim 1.8, reason"),
-        (lambda r: r["claims"][1].update(id="1.8"), "claim 1.8 is there twice"),
-        (lambda r: r["claims"][0]["measured"].update(value="0.3"), "claim 1.8, measured"),
-        (lambda r: r.update(wall_time_s=10**400), "wall_time_s: a number is not finite"),
-        (lambda r: r.update(seed=1.0), "seed"),
-        (lambda r: r.update(paper="toy\n"), "paper"),
-        (lambda r: r.update(title="a\x1b[31m"), "title: '\\x1b' cannot stand in a text"),
-        (lambda r: r["parameters"].update(mode="\ud800"), "parameters, mode: '\\ud800' is not"),
-        (lambda r: r["model"].update(n_params="many"), "model, n_params"),
-        (lambda r: r["model"].update(n_layers=10**6), "model, n_layers"),
-        (lambda r: r["claims"][0]["measured"].update(outcome=1), "claim 1.8, measured"),
-        (lambda r: r["claims"][0]["measured"].update({"a.b": 1}), "claim 1.8, measured"),
-        (lambda r: r["claims"][0]["null"].update({"Q 95": 1}), "claim 1.8, null"),
-        (lambda r: r["claims"][0]["measured"].update(value=None), "claim 1.8, measured, value"),
-        (lambda r: r["claims"][0].update(interval=[0, None]), "claim 1.8, interval"),
-        (lambda r: r["hashes"].update(library="xyz"), "hashes, library"),
-    ],
-)
-def test_a_bad_record_is_neither_written_nor_read(record, tmp_path, change, message):
-    path = tmp_path / "record.json"
-    change(record)
-    with pytest.raises(UsageError, match=re.escape(message)):
-        write_record(path, record)
-    assert not path.exists()
-    path.write_text(json.dumps(record))
-    with pytest.raises(UsageError):
-        read_record(path)
-
-
-def test_a_broken_record_file(tmp_path):
-    path = tmp_path / "record.json"
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_record(path)
-    path.write_text('{"a": ')
-    with pytest.raises(UsageError, match="not valid JSON"):
-        read_record(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
-        ('{"a\\u0000": 1}', "cannot be a key"),
-        ("[NaN]", "NaN is not a number"),
-        ("[" * 100_000, "nested too deeply"),
-        ("9" * 5000, "Exceeds the limit"),
-        ("\ufeff{}", "BOM"),
-    ],
-)
-def test_json_is_read_by_the_letter(text, message):
-    assert read_json('{"a": [1, null, "\\u0000"]}', "x") == {"a": [1, None, "\0"]}
-    with pytest.raises(UsageError, match=f"^x.*{message}"):
-        read_json(text, "x")
-
-
-def test_record_value(record):
-    expected = {
-        "claims.1.8.value": 0.3,
-        "claims.1.8.low": 0.2,
-        "claims.1.8.high": 0.4,
-        "claims.1.8.n": 50,
-        "claims.1.8.unit": "points",
-        "claims.1.8.null.q95": 0.1,
-        "claims.1.8.null.description": "random heads",
-        "claims.1.8.inhibition_only": 0.25,
-        "claims.1.8.outcome": "holds",
-        "claims.1.8.scope": "transfer",
-        "claims.1.8.reported": "49.6% to 93.7%",
-        "claims.1.8.source.mark": "abstract",
-        "claims.1.10.outcome": "not_attempted",
-        "claims.1.10.value": None,
-        "claims.1.10.low": None,
-        "claims.1.10.null.q95": None,  # not measured: the page still builds
-        "claims.1.10.inhibition_only": None,
-        "measurements.ioi.value": 0.9,
-        "measurements.ioi.high": 1.0,
-        "model.name": "tiny",
-        "parameters.n_prompts": 10,
-        "hashes.weights": "abc",
-        "wall_time_s": 1.5,
-        "calibration": None,
-    }
-    assert {key: record_value(record, key) for key in expected} == expected
-    assert set(expected) - set(record_values(record)) == {
-        "claims.1.10.null.q95",
-        "claims.1.10.inhibition_only",
-    }
-
-
-@pytest.mark.parametrize(
-    ("key", "near"),
-    [
-        ("claims.1.8.vale", "'claims.1.8.value'"),
-        ("claims.1.8.inhibition_onlly", "'claims.1.8.inhibition_only'"),
-        ("claims.1.9.value", "'claims.1.8.value'"),
-        ("measurements.iou.value", "'measurements.ioi.value'"),
-        ("model", "toy on tiny"),
-        ("claims", "toy on tiny"),
-        ("parameters.sizes", "'parameters.sizes'"),
-        ("", "toy on tiny"),
-    ],
-)
-def test_an_unknown_key_names_near_ones(record, key, near):
-    with pytest.raises(UsageError, match=re.escape(near)):
-        record_value(record, key)

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from bookkit.project import list_papers
-from bookkit.records import read_record
-from bookkit.run.resources import FOLDER
+from bookkit.records import FOLDER, read_record
 from replib.claims.measure import Claims
 from replib.claims.rules import OUTCOMES
 from replib.files import write_whole

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from bookkit import certified as certified_records
 from bookkit.book import (
     atlas,
     citations,
@@ -44,6 +43,7 @@ from bookkit.book.runs import (
 from bookkit.book.tables import duration, tally
 from bookkit.course import classroom
 from bookkit.project import chapter_folder, list_chapters, words
+from bookkit.records import FOLDER
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import read_yaml
@@ -99,7 +99,7 @@ def find_shown(
 ) -> list[Run]:
     """The expected runs; without any, all that finished, and the certified ones of which the prose
     shows numbers. Each knows what has changed since."""
-    certified = root / certified_records.FOLDER
+    certified = root / FOLDER
     if expected is None:
         own = finished(runs)
         if not own and not stopped:

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 
 from bookkit.book.markup import raw_html, scrolling
-from bookkit.run.resources import FOLDER
+from bookkit.records import FOLDER
 from replib.errors import UsageError
 from replib.files import sha256_text
 from replib.hashes import library_hash, notebook_hash

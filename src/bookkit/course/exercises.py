@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
 
 from bookkit.records import read_record, record_value, record_values
-from replib.claims.schema import check_schema
+from replib.claims.schema import Slug, Strict, Words, fit
 from replib.errors import UsageError, did_you_mean, one_line
 from replib.files import find_root, read_text, read_yaml
 from replib.models.sources import model_slug
@@ -77,6 +79,78 @@ class Exercise:
         return (paper[0] if paper else self.part), key
 
 
+# --- the file -------------------------------------------------------------------------------------
+
+Letter = Annotated[str, Field(pattern="^[a-z]$")]
+
+
+class ByRecord(Strict):
+    """A number of a record decides."""
+
+    # KEY of the chapter's record on the model in use, or PAPER KEY
+    record: Annotated[str, Field(pattern="^([a-z0-9-]+ )?[^ ]+$")]
+    # the record's interval of this key; a distance; a share of the value
+    within: Annotated[str, Field(pattern="^(interval|[0-9.]+%?)$")]
+    above: Words  # hint for an answer that is too large
+    below: Words  # hint for one that is too small
+
+
+class Option(Strict):
+    text: Words
+    hint: Words | None  # None for the right one
+
+
+class ByOptions(Strict):
+    """One of some options is right."""
+
+    right: Letter
+    options: Annotated[dict[Letter, Option], Field(min_length=3)]
+
+
+class ByTest(Strict):
+    """Code decides."""
+
+    # defines test(answer) or test(answer, model); the message of a failing assert is the hint
+    test: Words
+
+
+def _kind_of_check(check: Any) -> str:
+    keys = check if isinstance(check, Mapping) else ()
+    return "a test" if "test" in keys else "choice" if "options" in keys else "a record"
+
+
+class Entry(Strict):
+    """One exercise; texts are MyST, code is Python."""
+
+    id: Annotated[str, Field(pattern="^[a-z]+-[1-9][0-9]*$")]
+    title: Words
+    kind: Literal["predict", "reason", "code", "research"]
+    minutes: Annotated[str, Field(pattern="^[1-9][0-9]?$")]
+    text: Words  # the question
+    figure: Annotated[str, Field(pattern="^fig-[a-z0-9-]+$")] = ""  # the chapter's, if any
+    answer: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]*$")] = ""  # the name of what is checked
+    start: Words = ""  # what the student's cell holds
+    check: Annotated[
+        Annotated[ByRecord, Tag("a record")]
+        | Annotated[ByOptions, Tag("choice")]
+        | Annotated[ByTest, Tag("a test")],
+        Discriminator(_kind_of_check),
+    ]
+    solution: Words  # code that gives the right answer
+    explanation: Words
+    mistakes: Words  # for the teacher: what goes wrong, and what to say then
+    # plausible wrong answers, as code that knows value, low and high where the record decides
+    wrong: Annotated[list[Words], Field(min_length=3)]
+
+
+class ExercisesFile(Strict):
+    """Every scalar is read as text, or null."""
+
+    part: Slug  # the chapter's name, or method for the method pages
+    setup: Words  # what the class notebook runs first; model_name is known in it
+    exercises: Annotated[list[Entry], Field(min_length=1)]
+
+
 def parts(root: Path) -> list[str]:
     """What has exercises: chapters, and the method pages together."""
     return sorted(path.parent.name for path in root.glob(f"notebooks/*/{NAME}"))
@@ -85,19 +159,20 @@ def parts(root: Path) -> list[str]:
 def read_exercises(path: Path) -> tuple[str, list[Exercise]]:
     """(set-up code, exercises) of a file; UsageError if it does not fit."""
     content = read_yaml(read_text(path, "exercises"), str(path), texts_only=True)
-    check_schema(content, "exercises", str(path))
-    if content["part"] != path.parent.name:
-        raise UsageError(f"{path}: part is {content['part']!r}, which is not the folder's name")
+    file = fit(ExercisesFile, content, str(path))
+    if file.part != path.parent.name:
+        raise UsageError(f"{path}: part is {file.part!r}, which is not the folder's name")
     found = []
-    for entry in content["exercises"]:
-        check = entry["check"]
-        if "right" in check and check["right"] not in check["options"]:
-            raise UsageError(f"{path}, {entry['id']}: no option {check['right']!r}")
-        found.append(Exercise(part=content["part"], **{**entry, "minutes": int(entry["minutes"])}))
+    for entry in file.exercises:
+        check = entry.check
+        if isinstance(check, ByOptions) and check.right not in check.options:
+            raise UsageError(f"{path}, {entry.id}: no option {check.right!r}")
+        fields = entry.model_dump(exclude_unset=True) | {"minutes": int(entry.minutes)}
+        found.append(Exercise(part=file.part, **fields))
     ids = [exercise.id for exercise in found]
     if twice := [id for id in ids if ids.count(id) > 1]:
         raise UsageError(f"{path}: exercise {twice[0]} is there twice")
-    return content["setup"], found
+    return file.setup, found
 
 
 def find_exercise(id: str) -> Exercise:

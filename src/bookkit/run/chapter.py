@@ -1,27 +1,31 @@
 """A chapter as it lies in notebooks/: its notebook, parameters, claims and profiles."""
 
 import ast
+import contextlib
 import json
 import math
 import re
-import sys
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bookkit.project import chapter_folder, list_chapters
 from replib.claims.measure import Claims
-from replib.claims.schema import check_schema
+from replib.claims.schema import Different, Strict, Words, fit
 from replib.errors import UsageError, did_you_mean, find_control, one_line
 from replib.files import read_text, read_yaml, sha256_text
 from replib.hashes import library_hash
 from replib.models.sources import PLANTED, planted_module
 
 PROFILES = ("smoke", "laptop", "paper")
-TIME_LIMIT_S = 3600.0
+_EXACT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -33,37 +37,62 @@ class Parameter:
     default: Any
     help: str
 
+    @cached_property
+    def kind(self) -> Any:
+        """The annotation as a type; ValueError for one that parameters cannot have."""
+        return _type(ast.parse(self.annotation, mode="eval").body)
+
+    def allows(self, value: Any) -> bool:
+        """Is it of this type? A whole number may stand for a float, true and false for none."""
+        try:
+            TypeAdapter(self.kind, config=_EXACT).validate_python(value)
+        except ValidationError:
+            return False
+        return True
+
     def read(self, text: str) -> Any:
         """The value that `text`, from a command line, has for this parameter."""
         try:
-            value = _from_text(text, ast.parse(self.annotation, mode="eval").body)
+            value = _from_text(text, self.kind)
         except ValueError:
             about = f"; it is: {self.help}" if self.help else ""
             raise UsageError(
                 f"parameter {self.name}: {text!r} is not {self.annotation}{about} "
-                f"(for example: -p {self.name}={_to_text(self.default)})"
+                f"(for example: -p {self.name}={to_text(self.default)})"
             ) from None
         if found := find_control(text):
             raise UsageError(f"parameter {self.name}: {found!r} cannot stand in {text!r}")
         return value
 
     def check(self, value: Any, where: str) -> Any:
-        """`value`, if it is of this parameter's type; a whole number may stand for a float."""
-        if not _fits(value, ast.parse(self.annotation, mode="eval").body):
+        """`value`, if it is of this parameter's type."""
+        if not self.allows(value):
             raise UsageError(
                 f"{where}: parameter {self.name} is {value!r}, which is not {self.annotation}"
             )
         return value
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What one size of run means for a paper: its models, its parameters, its time limit."""
+def _settable(name: str) -> str:
+    if name in ("model_name", "device", "profile"):
+        raise ValueError(f"{name} is set by an option, not by a profile")
+    return name
 
-    models: tuple[str, ...]
-    parameters: Mapping[str, Any]
-    time_limit_s: float = TIME_LIMIT_S
-    work: float = 1.0  # how much more there is to compute than in the laptop profile
+
+class Profile(Strict):
+    """What one size of run means for a paper: its models, and the parameters that differ from the
+    notebook's parameters cell."""
+
+    models: Annotated[list[Words], Field(min_length=1), Different]
+    parameters: dict[Annotated[str, AfterValidator(_settable)], Any]
+    time_limit_s: Annotated[float, Field(gt=0)] = 3600.0
+    work: Annotated[float, Field(gt=0)] = 1.0  # how much more than the laptop profile's
+
+
+class ProfilesFile(Strict):
+    smoke: Profile
+    laptop: Profile
+    paper: Profile
 
 
 @dataclass(frozen=True)
@@ -118,18 +147,13 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     notebook = read_text(folder / f"{paper}.ipynb", "notebook")
     parameters = read_parameters(notebook, f"{paper}.ipynb")
     path = folder / "profiles.yaml"
-    content = read_yaml(read_text(path, "profiles file"), f"profiles file {path}")
-    check_schema(content, "profiles", f"profiles file {path}")
-    profiles = {}
-    for name in PROFILES:
-        if (entry := content.get(name)) is None:
-            continue
-        where = f"profiles file {path}, {name}"
-        for key, value in entry["parameters"].items():
-            known_parameter(parameters, key, paper, where).check(value, where)
-        limit = float(entry.get("time_limit_s", TIME_LIMIT_S))
-        work = float(entry.get("work", 1.0))
-        profiles[name] = Profile(tuple(entry["models"]), entry["parameters"], limit, work)
+    where = f"profiles file {path}"
+    content = fit(ProfilesFile, read_yaml(read_text(path, "profiles file"), where), where)
+    profiles = {name: getattr(content, name) for name in PROFILES}
+    for name, profile in profiles.items():
+        place = f"{where}, {name}"
+        for key, value in profile.parameters.items():
+            known_parameter(parameters, key, paper, place).check(value, place)
     return Chapter(root, claims, notebook, parameters, profiles)
 
 
@@ -158,9 +182,12 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
         ):
             raise UsageError(f"{where}: parameters cell: {line!r} is not `name: type = value`")
         name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        about = " ".join(comments[line].lstrip("# ") for line in lines if line in comments)
         try:
             default = ast.literal_eval(node.value)
-            fits = _fits(default, node.annotation)
+            parameter = Parameter(name, annotation, default, about)
+            fits = parameter.allows(default)
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise UsageError(
                 f"{where}: parameters cell: {line!r}: give a plain value of a plain type"
@@ -168,9 +195,7 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
         if not fits or name in found:
             why = "comes twice" if name in found else f"is {default!r}, which is not {annotation}"
             raise UsageError(f"{where}: parameters cell: {name} {why}")
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        about = " ".join(comments[line].lstrip("# ") for line in lines if line in comments)
-        found[name] = Parameter(name, annotation, default, about)
+        found[name] = parameter
     needed = {"model_name": "str", "device": "str", "seed": "int", "profile": "str"}
     for name, annotation in needed.items():
         if name not in found or found[name].annotation != annotation:
@@ -189,69 +214,53 @@ def known_parameter(
     )
 
 
-def _parts(kind: ast.expr) -> list[ast.expr]:
-    """The alternatives of `a | b | c`."""
-    if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr):
-        return [*_parts(kind.left), *_parts(kind.right)]
-    return [kind]
+PLAIN = {"bool": bool, "int": int, "float": float, "str": str}
 
 
-def _fits(value: Any, kind: ast.expr) -> bool:
-    """Is `value` of the type written as `kind`? ValueError for a type that parameters cannot have.
-
-    >>> _fits(3, ast.parse("float | None", mode="eval").body)
-    True
-    """
-    fits = []
-    for part in _parts(kind):
-        match part:
-            case ast.Constant(None):
-                fits.append(value is None)
-            case ast.Name("bool"):
-                fits.append(isinstance(value, bool))
-            case ast.Name("int"):
-                fits.append(isinstance(value, int) and not isinstance(value, bool))
-            case ast.Name("float"):
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                fits.append(number and abs(value) <= sys.float_info.max)
-            case ast.Name("str"):
-                fits.append(isinstance(value, str))
-            case ast.Subscript(ast.Name("list"), inner):
-                of_type = [_fits(item, inner) for item in value] if isinstance(value, list) else []
-                fits.append(isinstance(value, list) and all(of_type))
-            case _:
-                raise ValueError(f"no type for a parameter: {ast.unparse(part)}")
-    return any(fits)
+def _type(annotation: ast.expr) -> Any:
+    """The type that a parameter is annotated with; ValueError for one that it cannot have."""
+    match annotation:
+        case ast.Constant(None):
+            return None
+        case ast.Name(name) if name in PLAIN:
+            return PLAIN[name]
+        case ast.Subscript(ast.Name("list"), inner):
+            return list[_type(inner)]
+        case ast.BinOp(left, ast.BitOr(), right):
+            return Union[_type(left), _type(right)]  # noqa: UP007, either may be None
+    raise ValueError(f"no type for a parameter: {ast.unparse(annotation)}")
 
 
-def _from_text(text: str, kind: ast.expr) -> Any:
-    """`text` as the first of the alternatives of `kind` that it can be, text itself as the last;
-    ValueError if it can be none. A whole number has up to 18 digits, which all libraries can hold.
-    """
+def _from_text(text: str, kind: Any) -> Any:
+    """`text` as the first of None, bool, int, float, list and str that it can be and that `kind`
+    allows; ValueError if it can be none. A whole number has up to 18 digits, which all libraries
+    can hold."""
     word = text.strip()
-    order = {"None": 0, "bool": 1, "int": 2, "float": 3, "str": 5}
-    for part in sorted(_parts(kind), key=lambda p: order.get(ast.unparse(p), 4)):
-        match part:
-            case ast.Constant(None) if word.lower() in ("none", "null"):
-                return None
-            case ast.Name("bool") if word.lower() in ("true", "false"):
-                return word.lower() == "true"
-            case ast.Name("int") if re.fullmatch(r"[+-]?[0-9]{1,18}", word):
-                return int(word)
-            case ast.Name("float") if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", word):
-                if math.isfinite(number := float(word)):
-                    return number
-            case ast.Name("str"):
-                return text
-            case ast.Subscript(ast.Name("list"), inner):
-                inside = word[1:-1] if word.startswith("[") and word.endswith("]") else word
-                items = [item.strip() for item in inside.split(",")] if inside.strip() else []
-                return [_from_text(item, inner) for item in items]
+    kinds = get_args(kind) if get_origin(kind) is Union else (kind,)
+    if {None, NoneType} & {*kinds} and word.lower() in ("none", "null"):
+        return None
+    if bool in kinds and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if int in kinds and re.fullmatch("[+-]?[0-9]{1,18}", word):
+        return int(word)
+    if float in kinds and re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", word):
+        with contextlib.suppress(ValueError):  # 1.2.3
+            if math.isfinite(number := float(word)):
+                return number
+    for items in (one for one in kinds if get_origin(one) is list):
+        inside = word[1:-1] if word.startswith("[") and word.endswith("]") else word
+        with contextlib.suppress(ValueError):
+            return [
+                _from_text(item.strip(), get_args(items)[0])
+                for item in (inside.split(",") if inside.strip() else ())
+            ]
+    if str in kinds:
+        return text
     raise ValueError(text)
 
 
-def _to_text(value: Any) -> str:
-    """How a value is written after `-p name=`; `_from_text` reads it back."""
+def to_text(value: Any) -> str:
+    """How a value is written after `-p name=`; `Parameter.read` reads it back."""
     if isinstance(value, list):
-        return ",".join(_to_text(item) for item in value)
+        return ",".join(to_text(item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

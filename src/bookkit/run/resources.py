@@ -13,18 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bookkit.records import read_record
+from bookkit.records import FOLDER, read_record
 from replib.errors import UsageError
 from replib.files import read_yaml
 
-FOLDER = "results"  # certified records
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _SMALLER = {  # what more would fit, at the end of a refusal
     "float32": ", twice as many in bfloat16 (--dtype bfloat16)",
     "float64": ", twice as many in float32, four times as many in bfloat16 (--dtype bfloat16)",
 }
 _BASE_BYTES = 0.9e9  # Python, torch and the other libraries
-_USAGE = "/sys/fs/cgroup/memory/memory.usage_in_bytes"  # of the first version of cgroups
 _START_S = 10.0  # imports and a kernel
 _CALIBRATION_S = 0.3
 # Batches are as they are, halved while they do not fit, doubled where a GPU has room.

@@ -8,6 +8,7 @@ import simpleeval
 
 from replib.claims.file import Claim
 from replib.claims.rules import FUNCTIONS, OPERATORS, TRUTH, names_in
+from replib.claims.schema import fit
 from replib.errors import UsageError, did_you_mean, one_line
 
 
@@ -51,14 +52,10 @@ def judge(entry: Mapping[str, Any]) -> str | None:
     """The outcome that the rule of a record's claim gives for its numbers; None: none measured."""
     if entry["measured"] is None:
         return None
-    rule = {key: text for key, text in entry["decision_rule"].items() if key != "text"}
-    claim = Claim(
-        **{key: entry[key] for key in ("id", "statement", "reported")},
-        **entry["source"],
-        null=None,
-        decision=entry["decision_rule"]["text"],
-        **rule,
-    )
+    rule = dict(entry["decision_rule"])
+    content = {key: entry[key] for key in ("id", "statement", "reported", "source")}
+    content |= {"null": None, "decision": rule.pop("text"), **rule}
+    claim = fit(Claim, content, f"claim {entry['id']}")
     numbers = {k: x for k, x in entry["measured"].items() if k not in ("unit", "note")}
     nulls = {k: x for k, x in (entry["null"] or {}).items() if k != "description"}
     numbers |= {f"null_{key}": number for key, number in nulls.items()}

@@ -12,7 +12,7 @@ In a chapter:
     claims.verdicts(model_info(model))                # last code cell, tag `claims`
 
 `verdicts` shows a table and stores everything in the cell's output, from which the runner makes
-`record.json`; see `replib.records`.
+`record.json`.
 """
 
 import json
@@ -25,13 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from replib.claims.file import MIME, ROLES, Claim
+from replib.claims.file import MIME, ROLES, Claim, read_claims
 from replib.claims.judge import decide_claim
 from replib.claims.rules import RESERVED
-from replib.claims.schema import check_schema
 from replib.claims.tables import HtmlTable, columns_of, paper_number, small_print, verdict_table
 from replib.errors import UsageError, did_you_mean, one_line
-from replib.files import read_text, read_yaml, sha256_text
 from replib.markup import as_html as _cell
 from replib.markup import visible
 
@@ -65,33 +63,11 @@ class Claims:
 
     @classmethod
     def load(cls, path: str | Path) -> "Claims":
-        """Read a claims file. UsageError, in one line, for anything that the schema does not know,
-        an id that comes twice, an expression that does not parse, or an unverified number."""
-        text = read_text(path, "claims file")
-        content = read_yaml(text, f"claims file {path}", texts_only=True)
-        check_schema(content, "claims", f"claims file {path}")
-        if "[MEM]" in text:
-            raise UsageError(f"claims file {path}: a number marked [MEM] is unverified; leave it")
-        try:
-            claims = tuple(
-                Claim(**{k: v for k, v in entry.items() if k != "source"}, **entry["source"])
-                for entry in content["claims"]
-            )
-        except UsageError as error:
-            raise UsageError(f"claims file {path}: {error}") from None
-        ids = [claim.id for claim in claims]
-        if twice := [i for i in ids if ids.count(i) > 1]:
-            raise UsageError(f"claims file {path}: claim {twice[0]} is there twice")
-        changes = tuple(content.get("changes") or ())
-        for change in changes:
-            for named in change["claim"].split(", "):
-                if named not in ids:
-                    raise UsageError(
-                        f"claims file {path}: a change names claim {named}, which is not there"
-                        f"{did_you_mean(named, ids)}"
-                    )
-        head = {key: content[key] for key in ("paper", "title", "arxiv", "model")}
-        return cls(**head, claims=claims, changes=changes, sha256=sha256_text(text))
+        """Read a claims file. UsageError, in one line, for whatever is wrong in it."""
+        file, sha256 = read_claims(path)
+        changes = tuple(change.model_dump() for change in file.changes)
+        head = (file.paper, file.title, file.arxiv, file.model)
+        return cls(*head, claims=tuple(file.claims), changes=changes, sha256=sha256)
 
     @property
     def is_method(self) -> bool:
@@ -222,13 +198,13 @@ class Claims:
 
     # --- showing ----------------------------------------------------------------------------------
 
-    def table(self) -> "HtmlTable":
+    def table(self) -> HtmlTable:
         """The claims before anything is measured: statement, the paper's number, our rule."""
         rows = [
             (
                 _cell(claim.id),
                 _cell(claim.statement),
-                paper_number(claim.reported, claim.mark, claim.where),
+                paper_number(claim.reported, **claim.source.model_dump()),
                 _cell(claim.decision)
                 + small_print("Null", claim.null)
                 + small_print("Testable if", claim.gate_text),
@@ -238,7 +214,7 @@ class Claims:
         head = ("claim", "the paper says", "its number", "we decide")
         return HtmlTable(*columns_of(head, rows, self.is_method), "claims")
 
-    def history(self) -> "HtmlTable":
+    def history(self) -> HtmlTable:
         """What was changed after the claims were first written, with date and reason."""
         rows = [
             tuple(_cell(" ".join(str(change[key]).split())) for key in ("date", "claim", "reason"))
@@ -287,7 +263,7 @@ class Claims:
             "id": claim.id,
             "statement": claim.statement,
             "reported": claim.reported,
-            "source": {"mark": claim.mark, "where": claim.where},
+            "source": claim.source.model_dump(),
             "measured": None if result.measured is None else dict(result.measured),
             "interval": None if result.interval is None else list(result.interval),
             "n": result.n,

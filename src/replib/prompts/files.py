@@ -7,7 +7,16 @@ import random
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
@@ -15,7 +24,45 @@ from replib.prompts.colored_objects import colored_pair, make_questions
 from replib.prompts.pairs import Pair, PromptPairs, assemble
 from replib.prompts.tokens import check_tokenizer, continuation_ids, single_token
 
-FILE_COLUMNS = ("clean", "corrupted", "answer", "foil")
+
+class Row(BaseModel):
+    """One row of a reader's file: a text in each column, that says something."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+Said = Annotated[str, AfterValidator(_said)]  # with something in it besides white space
+Stripped = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class PairRow(Row):
+    """Two prompts with the right and the wrong answer to the first."""
+
+    clean: Said
+    corrupted: Said
+    answer: Said
+    foil: Said
+
+
+class ColoredRow(Row):
+    """[prompt, answer], as in the paper authors' data files."""
+
+    prompt: str
+    answer: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_list(cls, row: Any) -> Any:
+        if not isinstance(row, list) or [type(part) for part in row] != [str, str]:
+            raise ValueError("must be a list of two texts, [prompt, answer]")
+        return dict(zip(("prompt", "answer"), row, strict=True))
 
 
 def _read_text(path: str | Path) -> str:
@@ -43,14 +90,16 @@ def _parse_json(text: str, where: str) -> object:
     return content
 
 
-def rows_of_file(path: Path, columns: Sequence[str], more: Sequence[str] = ()) -> dict[str, object]:
+def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[str, AnyRow]:
     """The rows of a reader's JSON, JSONL or CSV file by name: "FILE row 3", counted from 1.
 
-    A CSV has exactly `columns`, and perhaps some of `more`; rows of the others are not looked into.
-
     Raises:
-        UsageError: a file that is missing, empty, not UTF-8, of an unknown kind, or broken.
+        UsageError: a file that is missing, empty, not UTF-8, of an unknown kind, or broken; a row
+            that lacks a column, has others, or something else than text in one, or that repeats
+            another in the columns `once`.
     """
+    needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+    more = [name for name in kind.model_fields if name not in needed]
     suffix = path.suffix.lower()
     if suffix not in (".json", ".jsonl", ".csv"):
         raise UsageError(f"{path}: unknown kind of file; use .json, .jsonl or .csv")
@@ -69,17 +118,42 @@ def rows_of_file(path: Path, columns: Sequence[str], more: Sequence[str] = ()) -
         except csv.Error as error:
             raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
         header = reader.fieldnames or []
-        if sorted(set(header) - set(more)) != sorted(columns) or len(set(header)) < len(header):
+        if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
             raise UsageError(
-                f"{path}: the columns must be {', '.join(columns)}, not {', '.join(header)}"
+                f"{path}: the columns must be {', '.join(needed)}, not {', '.join(header)}"
             )
     if not rows:
         raise UsageError(f"{path} holds no rows")
-    return {f"{path} row {i}": row for i, row in enumerate(rows, 1)}
+    columns = ", ".join(needed) + (f" (and, if you like, {', '.join(more)})" if more else "")
+    found: dict[str, AnyRow] = {}
+    seen: dict[tuple[str, ...], int] = {}
+    for i, content in enumerate(rows, 1):
+        where = f"{path} row {i}"
+        try:
+            row = kind.model_validate(content)
+        except ValidationError as failed:
+            raise UsageError(f"{where}: {_wrong(failed, content, columns)}") from None
+        if (key := tuple(getattr(row, name) for name in once)) and key in seen:
+            raise UsageError(f"{where}: repeats row {seen[key]} ({', '.join(once)})")
+        seen[key] = i
+        found[where] = row
+    return found
 
 
-def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row: dict) -> int:
-    prompt, word = row["clean"], row[key]
+def _wrong(failed: ValidationError, content: Any, columns: str) -> str:
+    """What is wrong with a row, in words."""
+    errors = failed.errors(include_url=False)
+    if not errors[0]["loc"] and errors[0]["type"] == "value_error":  # of the row as a whole
+        return str(errors[0]["ctx"]["error"])
+    if not isinstance(content, dict):
+        return f"must have {columns} and no more, not {type(content).__name__}"
+    if any(e["type"] in ("missing", "extra_forbidden", "invalid_key") for e in errors):
+        return f"must have {columns} and no more, not {', '.join(map(str, content))}"
+    return f"{errors[0]['loc'][0]} must be text, not {errors[0]['input']!r}"
+
+
+def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row: PairRow) -> int:
+    prompt, word = row.clean, getattr(row, key)
     letters = string.ascii_letters
     if prompt[-1] in letters and word[0] in letters:
         raise UsageError(
@@ -110,23 +184,12 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
-    rows = rows_of_file(path, FILE_COLUMNS)
+    rows = read_rows(path, PairRow, once=tuple(PairRow.model_fields))
     pairs: list[Pair] = []
-    seen: dict[tuple[str, ...], str] = {}
     for where, row in rows.items():
-        if not isinstance(row, dict) or set(row) != set(FILE_COLUMNS):
-            got = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise UsageError(f"{where}: must have {', '.join(FILE_COLUMNS)} and no more, not {got}")
-        for key in FILE_COLUMNS:
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise UsageError(f"{where}: {key} must be text, not {row[key]!r}")
-        values = tuple(row[key] for key in FILE_COLUMNS)
-        if values in seen:
-            raise UsageError(f"{where}: repeats {seen[values].removeprefix(f'{path} ')}")
-        seen[values] = where
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
-        pairs.append(Pair(row["clean"], row["corrupted"], answer, foil, {}, group))
+        pairs.append(Pair(row.clean, row.corrupted, answer, foil, {}, group))
     return assemble(tokenizer, path.stem, pairs, {}, list(rows))
 
 
@@ -147,17 +210,11 @@ def colored_objects_from_file(
     check_tokenizer(tokenizer, str(path), 1)
     if path.suffix.lower() != ".json":
         raise UsageError(f"{path}: unknown kind of file; use .json")
-    rows = rows_of_file(path, FILE_COLUMNS)
+    rows = read_rows(path, ColoredRow, once=("prompt",))
     rng = random.Random(seed)
     pairs: list[Pair] = []
-    seen: dict[str, str] = {}
     for where, row in rows.items():
-        if not isinstance(row, list) or [type(part) for part in row] != [str, str]:
-            raise UsageError(f"{where}: must be a list of two texts, [prompt, answer]")
-        prompt, answer = row
-        if prompt in seen:
-            raise UsageError(f"{where}: repeats {seen[prompt].removeprefix(f'{path} ')}")
-        seen[prompt] = where
+        prompt, answer = row.prompt, row.answer
         try:
             test = make_questions(prompt)[-1]
             things = [word for word, _ in test.objects]

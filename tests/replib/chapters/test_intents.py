@@ -196,7 +196,7 @@ def test_a_readers_file_gives_cases(tmp_path):
     [
         ([ROW | {"prior_answer": ""}], "row 1: prior_answer must be text"),
         ([ROW | {"prior_answer": 100}], "row 1: prior_answer must be text, not 100"),
-        ([ROW, ROW], "row 2: repeats an earlier row"),
+        ([ROW, ROW], "row 2: repeats row 1 "),
         ([ROW | {"context_answer": "100 degrees Celsius"}], "cannot be told apart"),
         ([{"context": "x"}], "row 1: must have context, question"),
         ([ROW | {"answer": "x"}], "row 1: must have context, question"),

@@ -5,20 +5,20 @@ None of them is trained on. After the test sets of Minder et al. (2411.07404, Se
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import StringConstraints
 from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall.facts import Conflict, Fact
 from replib.errors import UsageError
-from replib.prompts.files import rows_of_file
+from replib.prompts.files import Row, Stripped, read_rows
 
-FILE_COLUMNS = ("context", "question", "prior_answer", "context_answer")
-MORE_COLUMNS = ("opening", "relation", "subject")
 _SIGNS = ("+", "-", "*", "/", "**")
 _PARAGRAPHS = (
     "Few things about {subject} are agreed on as widely as this one. {statement} A visitor meets "
@@ -112,6 +112,18 @@ def _digit(expression: str) -> int | None:
     return int(value) if value in range(10) else None
 
 
+class CaseRow(Row):
+    """One row; the texts without white space at their ends, the last three perhaps empty."""
+
+    context: Stripped
+    question: Stripped
+    prior_answer: Stripped
+    context_answer: Stripped
+    opening: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    relation: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    subject: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+
+
 def cases_from_file(path: str | Path) -> list[Case]:
     """A reader's cases: JSON (a list of objects), JSONL or CSV, UTF-8; rows are counted from 1.
 
@@ -123,35 +135,23 @@ def cases_from_file(path: str | Path) -> list[Case]:
         UsageError: naming the row and the reason; also for a file that is missing, empty, not
             UTF-8, of an unknown kind or with other columns.
     """
-    cases: dict[tuple[str, str], Case] = {}
-    for where, row in rows_of_file(Path(path), FILE_COLUMNS, more=MORE_COLUMNS).items():
-        if not isinstance(row, Mapping) or not (
-            set(FILE_COLUMNS) <= set(row) <= {*FILE_COLUMNS, *MORE_COLUMNS}
-        ):
-            got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise UsageError(
-                f"{where}: must have {', '.join(FILE_COLUMNS)} (and, if you like, "
-                f"{', '.join(MORE_COLUMNS)}), not {got}"
-            )
-        for key, value in row.items():
-            if not isinstance(value, str) or (key in FILE_COLUMNS and not value.strip()):
-                raise UsageError(f"{where}: {key} must be text, not {value!r}")
-        row = {key: value.strip() for key, value in row.items()}
-        prior, contextual = row["prior_answer"], row["context_answer"]
+    cases = []
+    for where, row in read_rows(Path(path), CaseRow, once=("context", "question")).items():
+        prior, contextual = row.prior_answer, row.context_answer
         if says(prior, contextual) or says(contextual, prior):
             raise UsageError(
                 f"{where}: prior_answer {prior!r} and context_answer {contextual!r} cannot be told "
                 "apart by their beginning"
             )
-        if (row["context"], row["question"]) in cases:
-            raise UsageError(f"{where}: repeats an earlier row (context and question)")
-        cases[row["context"], row["question"]] = Case(
-            relation=row.get("relation") or "your cases",
-            subject=row.get("subject") or row["question"],
-            context=row["context"],
-            question=row["question"],
-            opening=row.get("opening", ""),
-            prior=prior,
-            contextual=contextual,
+        cases.append(
+            Case(
+                relation=row.relation or "your cases",
+                subject=row.subject or row.question,
+                context=row.context,
+                question=row.question,
+                opening=row.opening,
+                prior=prior,
+                contextual=contextual,
+            )
         )
-    return list(cases.values())
+    return cases

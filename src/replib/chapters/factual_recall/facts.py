@@ -24,11 +24,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.files import rows_of_file
+from replib.prompts.files import Row, Stripped, read_rows
 from replib.prompts.pairs import PromptPairs
 
 OUTCOMES = ("memorised", "in-context", "other")
-FILE_COLUMNS = ("subject", "prompt", "answer", "foil")
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,16 @@ def zipf(name: str) -> float:
 # --- A reader's own facts ------------------------------------------------------------------------
 
 
+class FactRow(Row):
+    """One row; the texts without white space at their ends."""
+
+    subject: Stripped
+    prompt: Stripped
+    answer: Stripped
+    foil: Stripped
+    relation: Stripped = "your facts"
+
+
 def facts_from_file(path: str | Path) -> list[Fact]:
     """A reader's facts: JSON (a list of objects), JSONL or CSV, UTF-8.
 
@@ -168,19 +177,10 @@ def facts_from_file(path: str | Path) -> list[Fact]:
         UsageError: naming the row and the reason; also for a file that is missing, empty, not
             UTF-8, of an unknown kind or with other columns.
     """
-    path = Path(path)
     facts: dict[tuple[str, str], Fact] = {}
-    for where, row in rows_of_file(path, FILE_COLUMNS, more=("relation",)).items():
-        if not isinstance(row, Mapping) or set(row) - {"relation"} != set(FILE_COLUMNS):
-            got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise UsageError(
-                f"{where}: must have {', '.join(FILE_COLUMNS)} (relation, if you like), not {got}"
-            )
-        for key, value in row.items():
-            if not isinstance(value, str) or not value.strip():
-                raise UsageError(f"{where}: {key} must be text, not {value!r}")
-        subject, answer, foil = (row[key].strip() for key in ("subject", "answer", "foil"))
-        prompt = row["prompt"].strip().replace("{subject}", subject)
+    for where, row in read_rows(Path(path), FactRow).items():
+        subject, answer, foil = row.subject, row.answer, row.foil
+        prompt = row.prompt.replace("{subject}", subject)
         if subject.casefold() not in prompt.casefold():
             raise UsageError(f"{where}: prompt has neither {{subject}} nor the subject {subject!r}")
         if "{" in prompt or "}" in prompt:
@@ -192,8 +192,7 @@ def facts_from_file(path: str | Path) -> list[Fact]:
             raise UsageError(f"{where}: answer {answer!r} and foil {foil!r} cannot be told apart")
         if (prompt, foil) in facts:
             raise UsageError(f"{where}: repeats an earlier row (prompt and foil)")
-        relation = row.get("relation", "your facts").strip()
-        facts[prompt, foil] = Fact(relation, subject, answer, prompt=prompt, foils=(foil,))
+        facts[prompt, foil] = Fact(row.relation, subject, answer, prompt=prompt, foils=(foil,))
     return list(facts.values())
 
 

@@ -1,0 +1,115 @@
+"""Files that are read strictly, and folders that are replaced as a whole."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from replib.errors import UsageError
+from replib.files import read_json, read_text, read_yaml
+
+LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"paper: [&a0 [x, x], {LAUGHS}]", "line 1: *a0: aliases are not read; write it out"),
+        ("paper: &a [*a]", "line 1: *a: aliases"),
+        (f"paper: {DEEP}", "nested too deeply"),
+        ("paper: !!int x", "a value is not what it should be (ValueError: invalid literal"),
+        ("paper: !!bool maybe", "a value is not what it should be (KeyError: 'maybe')"),
+        ("paper: !!timestamp x", "a value is not what it should be (AttributeError"),
+        ('paper: "\\U00110000"', "a value is not what it should be"),
+        ("paper: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("? [a]\n: b", "line 1: a key is not text"),
+        ('paper: "a\\0b"', "line 1: '\\x00' cannot stand in a text"),
+        ('paper: "\\ud800"', "line 1: '\\ud800' cannot stand in a text"),
+        ('"\\e": toy', "line 1: '\\x1b' cannot stand in a text"),
+        ("paper: toy\npaper: toy", "line 2: key 'paper' is there twice"),
+    ],
+)
+def test_yaml_that_is_no_plain_file_is_one_line(text, message):
+    with pytest.raises(UsageError) as error:
+        read_yaml(text, "file x", texts_only=True)
+    assert str(error.value).startswith("file x") and message in str(error.value)
+
+
+def test_yaml_as_text_and_with_types():
+    assert read_yaml("{a: 1.10, null: ~}", "x", texts_only=True) == {"a": "1.10", "null": None}
+    assert read_yaml("{a: 1, 'on': [2001-01-01, .inf]}", "x")["a"] == 1
+    for text in ("{1: 2}", "{on: 1}", "{null: 1}", "{<<: {a: 1}}"):
+        with pytest.raises(UsageError, match="x, line 1: a key is not text; put it in quotes"):
+            read_yaml(text, "x")
+    with pytest.raises(UsageError, match="ValueError: month must be in"):
+        read_yaml("2001-99-99", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+        ('{"a\\u0000": 1}', "cannot be a key"),
+        ("[NaN]", "NaN is not a number"),
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("\ufeff{}", "BOM"),
+        ('{"a": ', "not valid JSON"),
+    ],
+)
+def test_json_is_read_by_the_letter(text, message):
+    assert read_json('{"a": [1, null, "\\u0000"]}', "x") == {"a": [1, None, "\0"]}
+    with pytest.raises(UsageError, match=f"^x.*{message}"):
+        read_json(text, "x")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"file .*none cannot be read: No such file"):
+        read_text(tmp_path / "none", "file")
+    with pytest.raises(UsageError, match="cannot be read: embedded null byte"):
+        read_text("a\0b", "file")
+    with pytest.raises(UsageError, match="is not text in UTF-8"):
+        read_text(tmp_path / "bytes", "file")
+
+
+def test_a_result_is_replaced_as_a_whole(tmp_path):
+    """Readers who look all the time find one version or the other, or for a moment nothing."""
+    folder = tmp_path / "tiny"
+    script = """
+import sys, tempfile
+from pathlib import Path
+from replib.files import put_in_place
+folder = Path(sys.argv[1])
+for i in range(300):
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny.tmp-"))
+    for name in ("notebook.ipynb", "record.json"):
+        (new / name).write_text(f"{sys.argv[2]} {i}")
+    put_in_place(new, folder)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(folder), name]) for name in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        try:
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            texts = set()
+            for name in ("notebook.ipynb", "record.json"):
+                with open(os.open(name, os.O_RDONLY, dir_fd=held)) as file:
+                    texts.add(file.read())
+            assert len(texts) == 1
+            seen |= texts
+        except FileNotFoundError:  # removed, but only after it was replaced
+            with contextlib.suppress(FileNotFoundError):
+                assert os.stat(folder).st_ino != os.stat(held).st_ino
+        finally:
+            os.close(held)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert sorted(os.listdir(folder)) == ["notebook.ipynb", "record.json"]
+    assert os.listdir(tmp_path) == ["tiny"]
+    assert len(seen) > 1
