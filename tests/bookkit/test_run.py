@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bookkit.project import list_papers
 from bookkit.records import read_record
-from bookkit.run.chapter import Parameter, _to_text, find_chapter, read_parameters
+from bookkit.run.chapter import Parameter, to_text, find_chapter, read_parameters
 from bookkit.run.environment import environment as run_environment
 from bookkit.run.environment import n_threads
 from bookkit.run.execute import RunFailed, _bundle, _mark, _sweep, execute
@@ -382,9 +382,9 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 @given(value=st.one_of(PLAIN, FLOATS), items=st.lists(LONGS), text=st.text())
 def test_what_is_written_is_read_back(value, items, text):
     parameter = Parameter("x", "bool | int | float | None", None, "")
-    assert parameter.read(_to_text(value)) == value
+    assert parameter.read(to_text(value)) == value
     listed = Parameter("x", "list[int]", [], "")
-    assert listed.read(_to_text(items)) == items
+    assert listed.read(to_text(items)) == items
     try:
         read = parameter.read(text)
     except UsageError as error:
