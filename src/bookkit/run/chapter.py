@@ -25,7 +25,6 @@ from replib.hashes import library_hash
 from replib.models.sources import PLANTED, planted_module
 
 PROFILES = ("smoke", "laptop", "paper")
-_EXACT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,14 @@ class Parameter:
         """The annotation as a type; ValueError for one that parameters cannot have."""
         return _type(ast.parse(self.annotation, mode="eval").body)
 
+    @cached_property
+    def _exactly(self) -> TypeAdapter:
+        return TypeAdapter(self.kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
     def allows(self, value: Any) -> bool:
         """Is it of this type? A whole number may stand for a float, true and false for none."""
         try:
-            TypeAdapter(self.kind, config=_EXACT).validate_python(value)
+            self._exactly.validate_python(value)
         except ValidationError:
             return False
         return True
