@@ -34,14 +34,8 @@ from bookkit.project import chapter_folder, stored_module
 from bookkit.run.chapter import find_chapter
 from bookkit.run.gpus import visible_gpus
 from bookkit.run.plan import Run, plan
-<<<<<<< HEAD
 from replib.chapters.stored import NotStored
-from replib.claims.schema import check_schema
-=======
-from replib.chapters.context_knob.cards import NoAdapter
-from replib.chapters.copying_mamba.training_grid import NoCell
 from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, Words, fit
->>>>>>> 326f83a (Pydantic models instead of JSON schemas; one reader of users' rows; records and certified are one)
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
 from replib.hashes import library_files, pins_hash
