@@ -73,7 +73,7 @@ def make_project(root: Path) -> Path:
 @contextmanager
 def measuring(project: Path, before: str) -> Iterator[None]:
     """The notebook with some code before it measures."""
-    write_notebook(project, MEASURE.replace("claims.measure", f"{before}\nclaims.measure"))
+    write_notebook(project, MEASURE.replace("claims.measure(", f"{before}\nclaims.measure("))
     try:
         yield
     finally:
