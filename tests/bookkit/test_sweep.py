@@ -176,6 +176,7 @@ def test_a_failing_job_runs_again_and_a_refused_one_does_not(project, tmp_path):
     assert "2 of 2 jobs would run" in finish(sweep(project, path, "--dry-run"))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_loses_what_was_running_and_nothing_else(project, tmp_path):
     """And while it runs, no other one of the same name does."""
     with measuring(project, "import time; time.sleep(2)"):

@@ -184,6 +184,7 @@ def test_a_record_written_by_hand_or_removed_runs_the_chapter_again(project: Pat
     assert not (project / STAMP).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path) -> None:
     earlier = (project / RECORD).read_text()
     with measuring(project, "1 / 0"):
@@ -194,6 +195,7 @@ def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path
         assert would_run(project) == {"chapter": 1, "html": 1}
 
 
+@pytest.mark.slow
 def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: Path) -> None:
     refuse = (
         "from replib.errors import UsageError\n"
@@ -210,6 +212,7 @@ def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: 
     assert would_run(project, "tiny planted-ioi") == {"chapter": 2, "html": 1}
 
 
+@pytest.mark.slow
 def test_a_book_that_the_gate_refuses_is_no_book(project: Path) -> None:
     with edited(project / "book/index.md", "\n<a href='nowhere.html'>there</a>\n"):
         result = snakemake(project)
