@@ -44,7 +44,7 @@ def _rows(root: Path, chapter: Chapter) -> Iterator[str]:
             cells = [f"{own.n_params / 1e6:,.0f} million", f"{memory} ({dtype})", "?"]
             if known:
                 seconds = sizing.expected_seconds(size, known, profile.work, known.speed)
-                cells[2] = sizing.duration(seconds)
+                cells[2] = sizing.rough_duration(seconds)
         words = [chapter.paper, name, *cells]
         row = "".join(f"<td>{html.escape(word)}</td>" for word in words)
         yield f"<tr>{row}<td><code>{html.escape(command)}</code></td></tr>"

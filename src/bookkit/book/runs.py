@@ -1,6 +1,5 @@
 """The runs that the book shows."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from bookkit.records import read_record
 from bookkit.run.chapter import find_chapter
 from bookkit.run.plan import changed_since
 from replib.errors import UsageError
+from replib.files import sha256_file
 from replib.markup import visible
 from replib.models.sources import MADE_IN_MEMORY
 
@@ -43,7 +43,7 @@ class Run:
         record = read_record(folder / "record.json")
         if record["paper"] != paper:
             raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
-        sha256 = hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
+        sha256 = sha256_file(folder / "record.json")
         return cls(paper, model, record, sha256, folder)
 
     @property

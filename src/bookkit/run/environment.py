@@ -1,13 +1,13 @@
 """The environment that runs have in common: variables, threads, versions."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
 import re
 
 from replib.errors import UsageError
+from replib.files import sha256_text
 
 PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "scipy", "papermill")
 
@@ -61,4 +61,4 @@ def environment_hash() -> str:
         f"{distribution.name.lower().replace('_', '-')}=={distribution.version}\n"
         for distribution in importlib.metadata.distributions()
     }
-    return hashlib.sha256("".join(sorted(installed)).encode()).hexdigest()
+    return sha256_text("".join(sorted(installed)))

@@ -18,10 +18,6 @@ from replib.errors import UsageError
 from replib.files import read_yaml
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-_SMALLER = {  # what more would fit, at the end of a refusal
-    "float32": ", twice as many in bfloat16 (--dtype bfloat16)",
-    "float64": ", twice as many in float32, four times as many in bfloat16 (--dtype bfloat16)",
-}
 _BASE_BYTES = 0.9e9  # Python, torch and the other libraries
 _START_S = 10.0  # imports and a kernel
 _CALIBRATION_S = 0.3
@@ -85,7 +81,7 @@ class Estimate:
         if self.batch_scale != 1:
             parts.append(f"batches × {self.batch_scale:g}")
         if self.seconds is not None:
-            parts.append(f"takes about {duration(self.seconds)} (to a factor of two)")
+            parts.append(f"takes about {rough_duration(self.seconds)} (to a factor of two)")
         return ", ".join(parts)
 
 
@@ -255,10 +251,11 @@ def estimate(
         least = needed(size, dtype, on_gpu, known, SCALES[-1])
         weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
         fits = size.n_params * max(available - least + weights, 0.0) / weights
+        half = f", {_count(fits * BYTES[dtype] / 2)} in bfloat16 (--dtype bfloat16)"
         raise UsageError(
             f"the model has {_count(size.n_params)} parameters and needs {gigabytes(least)} of "
             f"memory in {dtype} on {device}, where {gigabytes(available)} are free; what fits: "
-            f"about {_count(fits)} parameters in {dtype}" + _SMALLER.get(dtype, "")
+            f"about {_count(fits)} parameters in {dtype}{half if BYTES[dtype] > 2 else ''}"
         )
     scale = fitting[0]
     seconds = expected_seconds(size, known, work, speed) if known and speed else None
@@ -267,7 +264,7 @@ def estimate(
     )
 
 
-def duration(seconds: int | float) -> str:
+def rough_duration(seconds: int | float) -> str:
     """To one or two digits: `40 s`, `3 min`, `2 h`, `5 days`."""
     for unit, length, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
         if seconds < limit:

@@ -7,7 +7,6 @@ is there; `replib.models` loads it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from replib.errors import UsageError, find_control, one_line
-from replib.files import sha256_file, write_whole
+from replib.files import sha256_file, sha256_text, write_whole
 
 MANIFEST = "manifest.json"  # in the folder of an unpacked model
 
@@ -176,7 +175,7 @@ def folder_hash(folder: Path) -> str | None:
     each = [(path.name, sha256_file(path)) for path in files]
     if len(each) < 2:
         return each[0][1] if each else None
-    return hashlib.sha256("".join(f"{h}  {n}\n" for n, h in each).encode()).hexdigest()
+    return sha256_text("".join(f"{h}  {n}\n" for n, h in each))
 
 
 def model_slug(model: str) -> str:
@@ -190,7 +189,7 @@ def model_slug(model: str) -> str:
     if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
         return model.replace("/", "--")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60] or "model"
-    return f"{readable}@{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    return f"{readable}@{sha256_text(model)[:8]}"
 
 
 def absolute_model(model: str) -> str:
