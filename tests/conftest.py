@@ -27,7 +27,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("book")
     small_book.make_project(root)
-    hostile.make_hostile(root, small_book.png())
+    hostile.make_hostile(root)
     small_book.stage(root)
     result = small_book.build(root)
     assert result.returncode == 0, result.stdout + result.stderr

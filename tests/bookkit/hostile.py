@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from small_book import code, notebook, png, show, words, write_run
 
-from bookkit.records import write_record
-from bookkit.run.chapter import find_chapter
 from replib import figures
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import CONTROL
-from replib.hashes import library_hash, notebook_hash
 from replib.models.sources import model_slug
 
 PAPER = "hostile-paper"
@@ -65,8 +63,8 @@ def text(field: str) -> str:
     return text
 
 
-def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
-    """A record that fits its schema, with the strings in every field that takes any text."""
+def hostile_record() -> dict[str, Any]:
+    """What a record of the paper holds: the strings in every field that takes any text."""
     rule = {"text": text("rule"), "gate": text("gate"), "gate_text": text("gate text")}
     rule |= {"holds_if": text("holds if"), "fails_if": text("fails if")}
     claim = {
@@ -88,14 +86,11 @@ def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
     info = {"n_layers": 2, "n_heads": 2, "sha256": text("weights"), "name": text("model")}
     parameters = {"n_prompts": 30, "notes": text("parameter"), text("key"): [text("list")]}
     return {
-        "schema_version": 1,
         "paper": PAPER,
         "title": text("title"),
         "arxiv": text("arxiv"),
         "model": info | {name: text(name) for name in ("source", "note", "revision", "dtype")},
-        "profile": "laptop",
         "parameters": parameters,
-        "seed": 3,
         "claims": [claim, claim | bare],
         "measurements": {"size": {"value": 1.5, "interval": None, "n": 3, "unit": text("unit 2")}},
         "heads": {
@@ -103,15 +98,8 @@ def hostile_record(hashes: dict[str, Any]) -> dict[str, Any]:
             for name in ("mover", "induction")
         },
         "changes": [{"date": text("date"), "claim": "1.1", "reason": text("change")}],
-        "status": "finished",
-        "hashes": {"weights": text("hash"), "requirements": None, "inputs": {}} | hashes,
         "versions": {"torch": text("version"), text("package"): "1"},
         "device": text("device"),
-        "threads": 2,
-        "wall_time_s": 75.2,
-        "calibration": None,
-        "peak_memory_mb": 900.0,
-        "started": "2026-01-02T03:04:05Z",
     }
 
 
@@ -163,55 +151,37 @@ PROSE = """# A Hostile Paper
 """
 
 
-def make_hostile(root: Path, png: str) -> None:
+def make_hostile(root: Path) -> None:
     """Add the paper, one finished and one failed run of it to the project in `root`."""
-    (root / "notebooks" / PAPER).mkdir()
-    (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(claims_file())
+    home = root / "notebooks" / PAPER
+    home.mkdir()
+    (home / "claims.yaml").write_text(claims_file())
     profile = {"models": ["tiny"], "parameters": {}}
     profiles = {"smoke": profile, "laptop": profile, "paper": profile}
-    (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(json.dumps(profiles))
-    record = hostile_record({})
-    claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
+    (home / "profiles.yaml").write_text(json.dumps(profiles))
+    record = hostile_record()
+    claims = Claims.load(home / "claims.yaml")
     keys = ("paper", "title", "arxiv", "model", "claims", "measurements", "heads", "changes")
     bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
-    tables = [claims.table(), claims.history()]
-    alt = {"image/png": {"alt": text("alt")}}
-    shown = [{"text/html": table._repr_html_()} for table in tables] + own_rows()
-    outputs = [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
-    picture = {"output_type": "display_data", "metadata": alt, "data": {"image/png": png}}
-    verdict = {"output_type": "display_data", "metadata": {}, "data": bundle}
+    tables = [{"text/html": table._repr_html_()} for table in (claims.table(), claims.history())]
+    picture = show({"image/png": png()}, **{"image/png": {"alt": text("alt")}})
     printed = {"output_type": "stream", "name": "stdout", "text": text("printed")}
     error = {"output_type": "error", "ename": "ValueError", "evalue": text("error")}
-    sources = [(PARAMETERS, "parameters", [])]
-    sources += [(f"notes = {TEXT!r}", "injected-parameters", [])]
-    sources += [("show()", "tables", outputs), ("draw()", "figure", [picture])]
-    sources += [("print(text)", "print", [printed])]
-    last = ("claims.verdicts(info)", "claims", [verdict])
-    failed = ("fail()", "hide-input", [printed, error | {"traceback": [text("error")]}])
-    folder = root / "build/runs" / PAPER
-    (folder / MODEL).mkdir(parents=True)
-    (folder / MODEL / "notebook.ipynb").write_text(json.dumps(notebook([*sources, last])))
-    stopped = folder / f"{MODEL}.failed"
+    cells = [
+        words(PROSE, "text"),
+        code(PARAMETERS, 1, tags=["parameters"]),
+        code(f"notes = {TEXT!r}", 2, tags=["injected-parameters"]),
+        code("show()", 3, [show(data) for data in tables + own_rows()]),
+        code("draw()", 4, [picture]),
+        code("print(text)", 5, [printed]),
+        code("claims.verdicts(info)", 6, [show(bundle)], tags=["claims"]),
+    ]
+    write_run(root, PAPER, MODEL, cells, text("hash"), **record)
+    stop = code("fail()", 7, [printed, error | {"traceback": [text("error")]}], tags=["hide-input"])
+    stopped = root / "build/runs" / PAPER / f"{MODEL}.failed"
     stopped.mkdir()
-    (stopped / "notebook.ipynb").write_text(json.dumps(notebook([*sources, failed, last])))
+    (stopped / "notebook.ipynb").write_text(notebook([*cells[:-1], stop, cells[-1]]))
     reason = " ".join(text("error").split())
     log = f"hostile, profile laptop, 2026-01-02T03:04:05Z\n{text('log')}\n\n"
     (stopped / "run.log").write_text(f"{log}failed: {reason} in cell [6], `fail()`\n")
-    source = json.dumps(notebook([one for one in [*sources, last] if one[1][0] != "i"], bare=True))
-    (root / "notebooks" / f"{PAPER}/{PAPER}.ipynb").write_text(source)
-    chapter = find_chapter(root, PAPER)
-    record["hashes"] |= {"notebook": notebook_hash(source), "library": library_hash(source)}
-    record["hashes"] |= {"claims": chapter.claims.sha256, "environment": "0" * 64}
-    record["hashes"] |= {"parameters": chapter.parameters_hash("laptop")}
-    write_record(folder / MODEL / "record.json", record)
-
-
-def notebook(sources: list[tuple[str, str, list]], bare: bool = False) -> dict[str, Any]:
-    cells = [{"cell_type": "markdown", "id": "text", "metadata": {}, "source": PROSE}]
-    for count, (source, tag, outputs) in enumerate(sources, 1):
-        cell = {"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source}
-        cells.append(cell | ({} if bare else {"execution_count": count, "outputs": outputs}))
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}

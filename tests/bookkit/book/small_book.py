@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[3]
 PAPER = "fake-paper"
 MODELS = ("model-a", "model-b")
 EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
+CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
 CHROMIUM = find_chromium()
 
 CLAIMS = """
@@ -99,18 +100,62 @@ def png() -> str:
 
 
 def code(source: str, count: int, outputs: list | None = None, **metadata: object) -> dict:
-    return {
-        "cell_type": "code",
-        "id": f"cell{count}",
-        "metadata": metadata,
-        "execution_count": count,
-        "source": source,
-        "outputs": outputs or [],
+    cell = {"cell_type": "code", "id": f"cell{count}", "metadata": metadata, "source": source}
+    return cell | {"execution_count": count, "outputs": outputs or []}
+
+
+def words(source: str, id: str) -> dict:
+    return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
+
+
+def show(data: dict, **metadata: object) -> dict:
+    return {"output_type": "display_data", "metadata": metadata, "data": data}
+
+
+def notebook(cells: list[dict]) -> str:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    content = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(content)
+
+
+def write_run(
+    root: Path, paper: str, model: str, cells: list[dict], weights: str | None, **record: object
+) -> None:
+    """A run as the runner leaves it: an executed notebook, and a record of it; and the chapter's
+    notebook, if it is not there."""
+    folder = root / "build" / "runs" / paper / model
+    folder.mkdir(parents=True)
+    (folder / "notebook.ipynb").write_text(notebook(cells))
+    path = root / "notebooks" / paper / f"{paper}.ipynb"
+    if not path.exists():
+        own = [cell for cell in cells if cell["metadata"].get("tags") != ["injected-parameters"]]
+        path.write_text(
+            notebook([{k: v for k, v in cell.items() if k != "outputs"} for cell in own])
+        )
+    chapter, source = find_chapter(root, paper), path.read_text()
+    hashes = {"weights": weights, "requirements": None, "inputs": {}, "environment": "0" * 64}
+    hashes |= {"notebook": notebook_hash(source), "library": library_hash(source)}
+    hashes |= {"claims": chapter.claims.sha256, "parameters": chapter.parameters_hash("laptop")}
+    usual = {
+        "schema_version": 1,
+        "profile": "laptop",
+        "seed": 3,
+        "status": "finished",
+        "hashes": hashes,
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "threads": 2,
+        "wall_time_s": 75.2,
+        "calibration": None,
+        "peak_memory_mb": 900.0,
+        "started": "2026-01-02T03:04:05Z",
     }
+    write_record(folder / "record.json", usual | record)
 
 
 def make_run(root: Path, model: str, gain: float) -> None:
-    """`build/runs/fake-paper/<model>/`: a record and a notebook as the runner leaves them."""
+    """A run of the paper about nothing."""
     claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
     null = {"mean": 0.01, "q95": 0.05}
     claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
@@ -119,60 +164,22 @@ def make_run(root: Path, model: str, gain: float) -> None:
     info = {"name": model, "sha256": "0" * 64, "source": "made <here>", "n_params": 1234}
     bundle = claims.bundle(info | {"dtype": "float32", "note": "quantised"})
     content = bundle[MIME]
-    zero = "0" * 64
-    record = {
-        "schema_version": 1,
-        "profile": "laptop",
-        "parameters": {"n_prompts": 30, "model_name": model, "ratio": 0.5},
-        "seed": 3,
-        "claims": [claim | {"scope": "transfer"} for claim in content["claims"]],
-        "status": "finished",
-        "hashes": dict.fromkeys(
-            ("notebook", "claims", "library", "environment", "parameters"), zero
-        )
-        | {"weights": None, "requirements": None, "inputs": {}},
-        "versions": {"torch": "2.13.0"},
-        "device": "cpu",
-        "threads": 2,
-        "wall_time_s": 75.2,
-        "calibration": None,
-        "peak_memory_mb": 900.0,
-        "started": "2026-01-02T03:04:05Z",
-    } | {key: content[key] for key in ("paper", "title", "arxiv", "model", "measurements", "heads")}
-    record["changes"] = content["changes"]
-    show = {"output_type": "display_data", "metadata": {}, "data": bundle}
-    picture = {"image/png": png(), "text/plain": "<Figure>"}
     alt = {"image/png": {"alt": f"A grey box for {model}"}}
-    figure = {"output_type": "display_data", "metadata": alt, "data": picture}
+    figure = show({"image/png": png(), "text/plain": "<Figure>"}, **alt)
     caption = "The gain, {record}`claims.1.1.value:.1%`, see {numref}`fig-gain`."
     cells = [
-        {"cell_type": "markdown", "id": "text", "metadata": {}, "source": TEXT},
+        words(TEXT, "text"),
         code(PARAMETERS, 1, tags=["parameters"]),
         code("# Parameters\nn_prompts = 30\n", 2, tags=["injected-parameters"]),
         code("draw()", 3, [figure], mystnb={"figure": {"name": "fig-gain", "caption": caption}}),
-        {"cell_type": "markdown", "id": "v", "metadata": {}, "source": "## Verdicts"},
-        code("claims.verdicts(model_info(model))", 4, [show], tags=["claims"]),
+        words("## Verdicts", "v"),
+        code("claims.verdicts(model_info(model))", 4, [show(bundle)], tags=["claims"]),
     ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    folder = root / "build" / "runs" / PAPER / model
-    folder.mkdir(parents=True)
-    (folder / "notebook.ipynb").write_text(json.dumps(notebook))
-    source = root / "notebooks" / f"{PAPER}/{PAPER}.ipynb"
-    if not source.exists():
-        given = ["injected-parameters"]
-        own = [cell for cell in cells if cell["metadata"].get("tags") != given]
-        bare = [{k: v for k, v in cell.items() if k != "outputs"} for cell in own]
-        source.write_text(json.dumps(notebook | {"cells": bare}))
-    chapter = find_chapter(root, PAPER)
-    record["hashes"] |= {
-        "notebook": notebook_hash(source.read_text()),
-        "claims": chapter.claims.sha256,
-        "library": library_hash(source.read_text()),
-        "parameters": chapter.parameters_hash("laptop"),
-    }
-    write_record(folder / "record.json", record)
+    keys = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
+    record = {key: content[key] for key in keys}
+    record["claims"] = [claim | {"scope": "transfer"} for claim in content["claims"]]
+    record["parameters"] = {"n_prompts": 30, "model_name": model, "ratio": 0.5}
+    write_run(root, PAPER, model, cells, None, **record)
 
 
 def make_project(root: Path) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_book import EXPECTED, PAPER, ROOT, gate
+from small_book import CHAPTER, EXPECTED, PAPER, ROOT, gate
 from test_built import page
 
 from replib.claims.file import MIME
 
-CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
 RUN = f"build/runs/{EXPECTED[0]}"
 END = "</article>"
 NO_POLICY = "does not carry the content security policy"
