@@ -177,7 +177,7 @@ def make_hostile(root: Path) -> None:
         code("print(text)", 5, [printed]),
         code("claims.verdicts(info)", 6, [show(bundle)], tags=["claims"]),
     ]
-    write_run(root, PAPER, MODEL, cells, text("hash"), **record)
+    write_run(root, PAPER, MODEL, cells, text("hash"), record)
     stop = code("fail()", 7, [printed, error | {"traceback": [text("error")]}], tags=["hide-input"])
     stopped = root / "build/runs" / PAPER / f"{MODEL}.failed"
     stopped.mkdir()

@@ -120,7 +120,7 @@ def notebook(cells: list[dict]) -> str:
 
 
 def write_run(
-    root: Path, paper: str, model: str, cells: list[dict], weights: str | None, **record: object
+    root: Path, paper: str, model: str, cells: list[dict], weights: str | None, record: dict
 ) -> None:
     """A run as the runner leaves it: an executed notebook, and a record of it; and the chapter's
     notebook, if it is not there."""
@@ -179,7 +179,7 @@ def make_run(root: Path, model: str, gain: float) -> None:
     record = {key: content[key] for key in keys}
     record["claims"] = [claim | {"scope": "transfer"} for claim in content["claims"]]
     record["parameters"] = {"n_prompts": 30, "model_name": model, "ratio": 0.5}
-    write_run(root, PAPER, model, cells, None, **record)
+    write_run(root, PAPER, model, cells, None, record)
 
 
 def make_project(root: Path) -> None:
