@@ -41,7 +41,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 import floor  # noqa: E402
 import reference  # noqa: E402
 
-from bookkit.book.performance import MEASURED  # noqa: E402
+from bookkit.book.reports import MEASURED  # noqa: E402
 from bookkit.run import environment as runner  # noqa: E402
 from replib.hashes import code_hash  # noqa: E402
 from replib.interventions.forward import positions_of  # noqa: E402

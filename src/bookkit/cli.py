@@ -21,7 +21,7 @@ from typer import Argument, Option
 import replib
 from bookkit import train as training
 from bookkit.book import commands as book
-from bookkit.book import readme
+from bookkit.book import reports
 from bookkit.new import new_paper
 from bookkit.project import list_chapters, words
 from bookkit.records import alterations, certify, compare, find_run, read_record
@@ -254,7 +254,7 @@ def _certify(run: Finished, out: Out = OUT) -> int:
     root, folder = find_root(), find_run(run, out)
     record = read_record(folder / "record.json")
     path = certify(root, folder, changed_since(record, find_chapter(root, record["paper"])))
-    readme.write(root)
+    reports.write_readme(root)
     print(f"certified: {path}", flush=True)
     return 0
 

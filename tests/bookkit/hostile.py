@@ -112,7 +112,7 @@ SEEN = {
         *("rule", "title", "printed", "own context", "own question", "own prompt"),
         *("file statement", "file reported", "file where", "file decision", "file change"),
     ),
-    f"chapters/{PAPER}/{MODEL}.failed.html": ("error", "printed"),
+    f"chapters/{PAPER}/{MODEL}.failed.html": ("error", "log"),
     f"chapters/{PAPER}/index.html": ("statement",),
     f"atlas/{MODEL}.html": ("head rule",),
     "scorecard.html": ("title", "statement", "reported", "where", "unit", "null", "reason"),

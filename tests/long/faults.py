@@ -43,7 +43,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from bookkit.book.trust import code_hash
+from bookkit.book.reports import trust_hash
 from bookkit.records import read_record
 from replib.errors import UsageError
 
@@ -831,7 +831,7 @@ def main() -> int:
         "not_injected": missing,
         "seconds": round(time.monotonic() - started),
         "date": date.today().isoformat(),
-        "code": code_hash(ROOT, "faults"),
+        "code": trust_hash(ROOT, "faults"),
     }
     print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {content['seconds']} s")
     if given.out:

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bookkit.book.trust import code_hash
+from bookkit.book.reports import trust_hash
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
@@ -25,7 +25,7 @@ def write_table(
     the code as it is."""
     table = {"what": what, "columns": list(columns), "rows": [list(row) for row in rows], **more}
     table |= {"seconds": round(seconds), "date": date.today().isoformat()}
-    table["code"] = code_hash(ROOT, path.stem)
+    table["code"] = trust_hash(ROOT, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""One page a model that no paper has: which heads play which role, and are they the same heads?
+"""The head atlas: a page for each model that says which heads play which role in which chapter.
 
-From the records' `heads` alone. Two roles of one model are compared by their common heads; the null
-is that each role's heads were drawn at random within their layers, as heads of one kind stand in
-the same layers anyway. Its distribution is exact: hypergeometric in a layer, added up over layers.
+It is made from the `heads` of the records. Two roles are compared by the heads that they share. The
+null draws each role's heads at random within their layers, because heads of one kind tend to stand
+in the same layers. Its distribution is exact: hypergeometric in a layer, added up over layers.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from bookkit.book.markup import raw_html, scrolling
+from bookkit.book.html import macro, png
+from bookkit.book.markup import raw_html
 from replib.claims.file import ROLES
 from replib.errors import UsageError
-from replib.markup import as_html as _h
 
 Head = tuple[int, int]
 _LETTERS = dict(zip(ROLES, "MNIUDPGCYSO", strict=True))
@@ -35,6 +34,14 @@ class Role:
     heads: frozenset[Head]
     rule: str
     paper: str
+
+    @property
+    def letter(self) -> str:
+        return _LETTERS[self.name]
+
+    @property
+    def labels(self) -> str:
+        return ", ".join(map(_label, sorted(self.heads))) or "none"
 
 
 @dataclass(frozen=True)
@@ -116,43 +123,27 @@ def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapt
     """The model's page, as MyST. Its figure is `<model>.png` beside it."""
     roles = roles_of(records)
     n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
-    rows = []
-    for role in roles:
-        heads = ", ".join(map(_label, sorted(role.heads))) or "none"
-        chapter = f'<a href="{link}{role.paper}/{_h(model)}.html">{_h(role.paper)}</a>'
-        rows.append(
-            f'<tr><th scope="row">{_LETTERS[role.name]} {_h(role.name)}</th>'
-            f'<td class="heads">{heads}</td><td>{_h(role.rule)}</td><td>{chapter}</td></tr>'
-        )
     several = Counter(head for role in roles for head in role.heads)
-    shared = sorted((head for head, n in several.items() if n > 1))
-    lines = []
-    for head in shared:
-        names = ", ".join(role.name for role in roles if head in role.heads)
-        lines.append(f"- **{_label(head)}**: {names}")
-    found = overlaps(roles, n_heads)
-    table = [
-        f"<tr><td>{_h(o.a)}</td><td>{_h(o.b)}</td><td>{o.common}</td><td>{o.jaccard:.2f}</td>"
-        f"<td>{o.expected:.2f}</td><td>{o.pvalue:.2g}"
-        f"{' *' if o.pvalue < ALPHA / len(found) else ''}</td></tr>"
-        for o in found
+    shared = sorted(head for head, n in several.items() if n > 1)
+    lines = [
+        f"- **{_label(head)}**: {', '.join(role.name for role in roles if head in role.heads)}"
+        for head in shared
     ]
-    beyond = [o for o in found if o.pvalue < ALPHA / len(found)]
-    said = (
-        "; ".join(f"{o.a} and {o.b} ({o.common} in common)" for o in beyond)
-        or "no pair of roles shares more heads than chance within layers gives"
-    )
-    n_role_heads = len(several)
+    found = overlaps(roles, n_heads)
+    level = ALPHA / max(len(found), 1)
+    beyond = [f"{o.a} and {o.b} ({o.common} in common)" for o in found if o.pvalue < level]
+    said = "; ".join(beyond) or "no pair of roles shares more heads than chance within layers gives"
+    where = "; ".join(f"{role.name} {role.labels}" for role in roles)
     return f"""# Head atlas of {model}
 
-{n_layers} layers × {n_heads} heads = {n_layers * n_heads} heads; {n_role_heads} of them play a
+{n_layers} layers × {n_heads} heads = {n_layers * n_heads} heads; {len(several)} of them play a
 role in at least one chapter, {len(shared)} in more than one. A role without heads is a result: no
 head passed its rule.
 
-{raw_html(_table(("role", "heads", "rule", "chapter"), rows, "Heads by role"))}
+{raw_html(macro("atlas.html", "roles", roles, model, link))}
 
 ```{{figure}} {model}.png
-:alt: {_alt(roles, n_layers, n_heads)}
+:alt: Grid of {n_layers} layers and {n_heads} heads with the letters of their roles: {where}.
 
 **Where the heads of each role are**: a letter for each role, the letters of a head side by side.
 ```
@@ -170,29 +161,7 @@ are left out.
 
 **Beyond chance:** {said}.
 
-{raw_html(_table(_OVERLAP, table, "Overlap of roles"))}"""
-
-
-_OVERLAP = ("role", "and", "in common", "Jaccard", "expected", "p")
-
-
-def _table(head: Sequence[str], rows: Sequence[str], label: str) -> str:
-    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
-    body = "\n".join(rows) or f'<tr><td colspan="{len(head)}">none</td></tr>'
-    return scrolling(
-        label,
-        f'<table class="atlas-table"><thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>'
-        "</table>",
-    )
-
-
-def _alt(roles: Sequence[Role], n_layers: int, n_heads: int) -> str:
-    parts = (
-        f"{role.name} {', '.join(map(_label, sorted(role.heads))) or 'none'}" for role in roles
-    )
-    return f"Grid of {n_layers} layers and {n_heads} heads with the letters of their roles: " + (
-        "; ".join(parts) + "."
-    )
+{raw_html(macro("atlas.html", "overlaps", found, level))}"""
 
 
 def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -202,12 +171,11 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    roles = roles_of(records)
     n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
     letters: dict[Head, str] = {}
-    for role in roles:
+    for role in roles_of(records):
         for head in role.heads:
-            letters[head] = letters.get(head, "") + _LETTERS[role.name]
+            letters[head] = letters.get(head, "") + role.letter
     fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * n_layers))
     ax.set(
         xlim=(-0.5, n_heads - 0.5),
@@ -224,7 +192,4 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     for (layer, head), text in letters.items():
         ax.text(head, layer, text, ha="center", va="center", fontsize=9, fontweight="bold")
     fig.tight_layout()
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    plt.close(fig)
-    return buffer.getvalue()
+    return png(fig, dpi=150)

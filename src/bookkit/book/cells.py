@@ -16,15 +16,15 @@ def source_of(cell: Mapping[str, Any]) -> str:
 
 
 OUTPUT_LIMIT = 20_000  # characters of one output that a page shows
-LABEL = r"[A-Za-z][\w:.-]*"
+_LABEL = r"[A-Za-z][\w:.-]*"
 _DEFINED = (
-    re.compile(rf"(?m)^(\()({LABEL})(\)=[ \t]*)$"),
-    re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({LABEL})([ \t]*)$"),
-    re.compile(rf"(?m)(\$\$[ \t]*\()({LABEL})(\)[ \t]*)$"),
+    re.compile(rf"(?m)^(\()({_LABEL})(\)=[ \t]*)$"),
+    re.compile(rf"(?m)^([ \t]*:(?:name|label):[ \t]*)({_LABEL})([ \t]*)$"),
+    re.compile(rf"(?m)(\$\$[ \t]*\()({_LABEL})(\)[ \t]*)$"),
 )
 _REFERRED = (
-    re.compile(rf"(\]\(#)({LABEL})(\))"),
-    re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({LABEL})(>?`)"),
+    re.compile(rf"(\]\(#)({_LABEL})(\))"),
+    re.compile(rf"(\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?)({_LABEL})(>?`)"),
 )
 
 
@@ -33,20 +33,15 @@ def _figures(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [figure for figure in found if isinstance(figure, dict)]
 
 
-def labels_in(cells: Sequence[dict[str, Any]]) -> set[str]:
-    """Every label that a notebook defines: of places, equations and figures."""
-    texts = [source_of(cell) for cell in cells if cell["cell_type"] == "markdown"]
-    defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
-    return defined | {figure["name"] for figure in _figures(cells) if "name" in figure}
-
-
 def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
     """Append `-suffix` to every label that the notebook defines, and to its references to it.
 
     One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
     the whole book.
     """
-    defined = labels_in(cells)
+    texts = [source_of(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
+    defined |= {figure["name"] for figure in _figures(cells) if "name" in figure}
 
     def rename(match: re.Match[str]) -> str:
         name = f"{match[2]}-{suffix}" if match[2] in defined else match[2]

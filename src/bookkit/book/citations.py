@@ -12,10 +12,10 @@ import yaml
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 from pybtex.richtext import Text
 
-from bookkit.book.markup import raw_html, scrolling
+from bookkit.book.html import macro
+from bookkit.book.markup import raw_html
 from replib.claims.measure import Claims
 from replib.errors import UsageError
-from replib.markup import as_html as _h
 
 PAGE = "cite.md"
 FOLDER = "static/citations"  # in the staged book; `_static/citations` in the built one
@@ -79,17 +79,9 @@ def paper_entry(arxiv: str, title: str, known: BibliographyData) -> Entry:
     return Entry("misc", fields)
 
 
-def link(name: str, up: str) -> str:
-    """The file of one entry, as HTML; `up` leads from the page to the root of the book."""
-    of = "the book" if name == BOOK else name
-    label = f"BibTeX of {_h(of)}"
-    return f'<a href="{up}_{FOLDER}/{_h(name)}.bib" download aria-label="{label}">BibTeX</a>'
-
-
 def line(paper: str, up: str) -> str:
-    """How to cite a chapter, for its first page."""
-    text = f"the paper ({link(paper, up)}) and the book ({link(BOOK, up)})."
-    return raw_html(f'<p class="cite"><strong>Cite</strong> {text}</p>')
+    """How to cite a chapter, for its first page; `up` leads from there to the root of the book."""
+    return raw_html(macro("cite.html", "line", paper, BOOK, FOLDER, up))
 
 
 def table(entries: Mapping[str, Entry]) -> str:
@@ -98,15 +90,8 @@ def table(entries: Mapping[str, Entry]) -> str:
     for name, entry in entries.items():
         fields = {field: _plain(text) for field, text in entry.fields.items()}
         where = fields.get("booktitle") or fields.get("journal")
-        words = (authors(entry), fields.get("year"), where)
-        cells = "".join(f"<td>{_h(word or '–')}</td>" for word in words)
-        head = f'<th scope="row">{_h(fields["title"])}</th>'
-        rows.append(f"<tr>{head}{cells}<td>{link(name, '')}</td></tr>")
-    columns = ("Title", "Authors", "Year", "Where", "File")
-    titles = "".join(f'<th scope="col">{text}</th>' for text in columns)
-    body = "\n".join(rows)
-    html = f'<table class="cite-table"><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody>'
-    return raw_html(scrolling("The book and its papers", f"{html}</table>"))
+        rows.append((name, fields["title"], (authors(entry), fields.get("year"), where)))
+    return raw_html(macro("cite.html", "table", rows, BOOK, FOLDER))
 
 
 def authors(entry: Entry) -> str:

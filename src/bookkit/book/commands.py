@@ -96,9 +96,9 @@ def classroom(
 @app.command()
 def readme() -> int:
     """Write the scorecard of the certified records into README.md."""
-    from bookkit.book.readme import write
+    from bookkit.book.reports import write_readme
 
-    return _report("readme", lambda: write(find_root()))
+    return _report("readme", lambda: write_readme(find_root()))
 
 
 def _report(name: str, step: Callable[[], Sequence[str] | None]) -> int:

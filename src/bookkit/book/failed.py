@@ -1,40 +1,26 @@
-"""Runs that failed: what is known of them, and the page that shows where each one stopped.
+"""Runs that failed: what is known of them, and a page that says why and where each one stopped.
 
-A failed run leaves `runs/<paper>/<model>.failed/{notebook.ipynb, run.log}`. Its page is
-`chapters/<paper>/<model>.failed`: no model's folder is called like that, so the page of an earlier
-good run stays its own. It holds the notebook up to the cell that failed, and no outcome: nothing
-in a failed run is a result.
+A failed run leaves `<paper>/<model>.failed/{notebook.ipynb, run.log}`. Its page has that name too,
+so an earlier good run of the model keeps its own. Nothing in a failed run is a result.
 """
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bookkit.book.cells import (
-    LABEL,
-    cut,
-    fold_parameters,
-    labels_in,
-    lift_alt_text,
-    localise_labels,
-    shorten_outputs,
-    source_of,
-)
+from bookkit.book.cells import cut, source_of
+from bookkit.book.html import render
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.project import words
-from replib.claims.file import MIME
 from replib.errors import UsageError
-from replib.markup import as_html
 
 SUFFIX = ".failed"
-PLACE = "where-the-run-stopped"
-NOT_REACHED = "(not reached)"
-OF_PAPERMILL = "papermill-error-cell-tag"  # cells that it adds around the one that failed
-RESULT = "execute_result"
-LOG_END = 65536  # bytes; what a run printed may be long, what became of it stands at the end
+LOG_PART = 65536  # bytes of the log's begin and end that are read
+SHOWN = 40  # lines of the log on the page
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback in a terminal
 
 
 @dataclass(frozen=True)
@@ -46,11 +32,17 @@ class FailedRun:
     folder: Path
     reason: str  # one line, from the end of the log
     started: str  # as the log says; may be empty
+    begin: str  # of the log
+    end: str
+
+    @property
+    def page(self) -> str:
+        return self.model + SUFFIX
 
     @property
     def key(self) -> str:
         """`paper/model.failed`, which also names its page."""
-        return f"{self.paper}/{self.model}{SUFFIX}"
+        return f"{self.paper}/{self.page}"
 
 
 def find_failed(runs: Path) -> list[FailedRun]:
@@ -63,161 +55,72 @@ def find_failed(runs: Path) -> list[FailedRun]:
         log = folder / "run.log"
         try:
             with log.open("rb") as file:
-                first = file.readline(4096).decode(errors="replace")
-                file.seek(max(0, log.stat().st_size - LOG_END))
+                begin = file.read(LOG_PART).decode(errors="replace")
+                file.seek(max(0, log.stat().st_size - LOG_PART))
                 end = file.read().decode(errors="replace")
         except OSError as error:
             raise UsageError(f"failed run {folder}: run.log: {error.strerror}") from None
         reasons = re.findall(r"(?m)^failed: (.+)$", end)
         if not reasons:
             raise UsageError(f"failed run {folder}: run.log does not say why; remove the folder")
-        started = re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", first.strip())
-        found.append(
-            FailedRun(folder.parent.name, model, folder, reasons[-1], started[0] if started else "")
-        )
+        started = re.search(r"\A.*, (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)\n", begin)
+        time = started[1] if started else ""
+        found.append(FailedRun(folder.parent.name, model, folder, reasons[-1], time, begin, end))
     return found
 
 
-def links(failed: Iterable[FailedRun]) -> str:
+def failed_links(failed: Iterable[FailedRun]) -> str:
     """A list for the chapter's first page, as MyST."""
     lines = [
-        f"- [{run.model}]({run.model}{SUFFIX}.ipynb): the run **failed**: {as_myst(run.reason)}\n"
+        f"- [{run.model}]({run.page}.md): the run **failed**: {as_myst(run.reason)}\n"
         for run in failed
     ]
     return "".join(lines)
 
 
-def notice(run: FailedRun, cell_shown: bool) -> str:
-    """What stands under the title: that this is no result, why, where and when."""
+def page(run: FailedRun, title: str, switch: str) -> str:
+    """The run's page, as MyST: why, where, the cell with its error, and the end of the log.
+
+    `title` is the paper's, `switch` the way to the chapter's other pages.
+    """
     places = re.findall(r"in cell \[\d+\]|before its first cell", run.reason)
-    where = places[-1] if places else "after its last cell"
-    rows = [
-        ("Why", as_html(run.reason)),
-        ("Stopped", f'<a href="#{PLACE}">{where}</a>' if cell_shown else where),
-        ("Started", as_html(run.started.replace("T", " ").replace("Z", " UTC")) or "–"),
-        ("Log", f"<code>{as_html(run.key)}/run.log</code>, among the runs"),
-    ]
-    listing = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
-    return (
-        f'<aside class="failed-note" data-run="{as_html(run.key)}"><p><strong>This run failed.'
-        "</strong> The page shows how far it came; nothing on it is a result.</p>\n"
-        f"<dl>{listing}</dl></aside>"
+    source, error = _stopped_in(run)
+    said = re.match(r".*? on (.+), profile (\S+), .*\n(?:parameters: (.*)\n)?", run.begin)
+    model, *profile = (said[1], "--profile", said[2]) if said else (run.model,)
+    again = ["replib", "run", run.paper, "--model", model, *profile]
+    shown = [_COLOUR.sub("", line) for line in run.end.strip().splitlines()[-SHOWN:]]
+    about = render(
+        "failed.html",
+        run=run,
+        place=places[-1] if places else "after its last cell",
+        again=shlex.join(again),
+        parameters=(said and said[3]) or "",
+        source=source,
+        error=cut(_COLOUR.sub("", error)),
+        log=cut("\n".join(shown)),
     )
+    head = f"# {as_myst(title)} ({run.model}, failed)\n\n"
+    return head + raw_html(f"{switch}\n{about}")
 
 
-def switch_items(failed: Iterable[FailedRun], shown: str) -> str:
-    """The failed runs of a chapter in the list of its models; nothing if there are none."""
-    items = []
-    for run in failed:
-        mark = ' aria-current="page"' if run.key == shown else ""
-        link = f'<a href="{as_html(run.model + SUFFIX)}.html"{mark}>{as_html(run.model)}</a>'
-        items.append(f"<li>{link}</li>")
-    label = '<span class="model-switch-label">Failed</span>'
-    return f"<div>{label}<ul>{''.join(items)}</ul></div>" if items else ""
-
-
-def page(run: FailedRun, title: str, switch: str) -> dict[str, Any]:
-    """The notebook as far as it ran, as a page: the notice under its title, the cell that failed
-    last. `title` is the paper's, for a notebook that cannot be read; `switch` the way to the
-    chapter's other pages."""
-    notebook, cells = _read(run)
-    known = labels_in(cells)
-    ran = [i for i, cell in enumerate(cells) if cell.get("execution_count") is not None]
-    stop = next((i for i in ran if _failed(cells[i])), None)
-    cells = cells[: 1 + (max(ran, default=-1) if stop is None else stop)]
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            _keep_what_can_be_shown(cell)
-    fold_parameters(cells)
-    missing = known - labels_in(cells)
-    for cell in cells:
-        if cell["cell_type"] == "markdown":
-            cell["source"] = without_record(source_of(cell), missing)
-        elif isinstance(figure := cell["metadata"].get("mystnb", {}).get("figure"), dict):
-            figure["caption"] = without_record(figure.get("caption", ""), missing)
-    localise_labels(cells, run.key.replace("/", "-"))
-    top, rest = f"# {as_myst(title)}", ""
-    if cells and cells[0]["cell_type"] == "markdown" and cells[0]["source"].startswith("# "):
-        top, _, rest = cells.pop(0)["source"].partition("\n")
-    if stop is not None:
-        tags = cells[-1]["metadata"]["tags"]
-        tags[:] = [tag for tag in tags if not tag.startswith(("hide-", "remove-"))]
-        mark = f'<p class="failed-place" id="{PLACE}">The run stopped in this cell:</p>'
-        cells.insert(-1, _text("place", raw_html(mark)))
-    head = raw_html(f"{switch}\n{notice(run, stop is not None)}")
-    text = f"{top.rstrip()} ({run.model}, failed)\n\n{head}\n{rest.lstrip()}"
-    notebook["cells"] = [_text("head", text), *cells]
-    return notebook
-
-
-def _text(id: str, source: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "id": f"failed-{id}", "metadata": {}, "source": source}
-
-
-def _read(run: FailedRun) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The notebook, and its cells without papermill's additions; one without cells if the file is
-    broken, as it may be after a full disk."""
+def _stopped_in(run: FailedRun) -> tuple[str | None, str]:
+    """The source and the error of the cell that failed; None and nothing if none did, or if the
+    notebook is broken, as it may be after a full disk."""
     try:
-        notebook = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))
-        cells = [
-            cell
-            for cell in notebook["cells"]
-            if OF_PAPERMILL not in cell["metadata"].get("tags", ())
-        ]
-        return notebook, cells
+        cells = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+        for cell in cells:
+            errors = [o for o in cell.get("outputs", ()) if o["output_type"] == "error"]
+            stopped = cell["metadata"].get("papermill", {}).get("status") == "failed"
+            if errors or stopped:
+                lines = [
+                    line
+                    for error in errors
+                    for line in error.get("traceback") or [f"{error['ename']}: {error['evalue']}"]
+                ]
+                return source_of(cell), "\n".join(lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        empty = {"metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-        return empty, []
-
-
-def _failed(cell: dict[str, Any]) -> bool:
-    """Is it the cell in which the run stopped?"""
-    about = cell["metadata"].get("papermill", {})
-    errors = any(output["output_type"] == "error" for output in cell.get("outputs", ()))
-    return errors or about.get("status") == "failed"
-
-
-def _keep_what_can_be_shown(cell: dict[str, Any]) -> None:
-    """Leave out verdicts, scripts, and pictures without a text in their place; cut long outputs."""
-    tags = cell["metadata"].setdefault("tags", [])
-    own = ("error", "stream") if "claims" in tags else ("error", "stream", "display_data", RESULT)
-    outputs = [output for output in cell.get("outputs", ()) if output["output_type"] in own]
-    outputs = [output for output in outputs if MIME not in output.get("data", {})]
-    cell["outputs"] = outputs = [_plain(o) if o["output_type"] == "error" else o for o in outputs]
-    for output in outputs:
-        for mime in [m for m in output.get("data", {}) if "javascript" in m or "widget" in m]:
-            del output["data"][mime]
-    shorten_outputs([cell])
-    try:
-        lift_alt_text([cell], "")
-    except UsageError:
-        cell["outputs"] = [output for output in outputs if not _pictures(output)]
-    if not any(map(_pictures, cell["outputs"])):
-        cell["metadata"].get("mystnb", {}).pop("figure", None)
-
-
-def _plain(error: dict[str, Any]) -> dict[str, Any]:
-    """An error as printed text. As it is, it would be highlighted as a traceback of IPython, and a
-    message that is none, such as the runner's, stops the build of the book."""
-    text = "\n".join(error.get("traceback") or [f"{error['ename']}: {error['evalue']}"])
-    return {"output_type": "stream", "name": "stdout", "text": f"{cut(text)}\n"}
-
-
-def _pictures(output: dict[str, Any]) -> list[str]:
-    return [mime for mime in output.get("data", {}) if mime.startswith("image/")]
-
-
-def without_record(text: str, missing: set[str]) -> str:
-    """MyST in which nothing asks for a record, which a failed run has not, or for a label that
-    stands further down than the run came."""
-    text = re.sub(r"\{record\}`[^`]*`", "not measured", text)
-    text = re.sub(r"\[([^\]]*)\]\(#[^)\s]*\)", r"\1", text)
-
-    def reference(match: re.Match[str]) -> str:
-        return NOT_REACHED if match[1] in missing else match[0]
-
-    return re.sub(rf"\{{(?:ref|numref|eq)\}}`(?:[^`<]*<)?({LABEL})>?`", reference, text)
+        pass
+    return None, ""
 
 
 def last_line(runs: Path, since: Path) -> str:

@@ -19,10 +19,10 @@ from bs4.element import PreformattedString, Tag
 from bookkit.book import crate
 from bookkit.book.contents import pages_in
 from bookkit.book.failed import FailedRun, find_failed
+from bookkit.book.html import number_of, outcome_word
 from bookkit.book.html_policy import DATA_TYPES, is_protected, own_scripts, pages_of
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_runs, finished, of_papers
 from bookkit.book.sphinx_ext import text_of_value
-from bookkit.book.tables import number_of, outcome_word
 from bookkit.records import differences
 from replib.claims.file import MIME
 from replib.errors import UsageError
@@ -218,7 +218,7 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
         mark = cell.select_one(".outcome")
         run = runs.get(mark["data-record"]) if mark else None
         claim = run and run.claim(mark.get("data-claim", ""))
-        if not claim or cell["title"] != number_of(run, claim):
+        if not claim or cell["title"] != number_of(claim):
             yield f"the transfer table says {cell['title']!r}, no record does"
 
 

@@ -40,7 +40,7 @@ SIDE_BAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">
 NAMED_BAR = SIDE_BAR.replace(">", ' role="region" aria-label="Side bar">')
 # docutils says that its citations are a list, but wraps them in marks that are no list items.
 _LIST = '<div role="list" class="citation-list">'
-# A table that a notebook put out; `scrolling` in markup.py names those of other pages.
+# A table that a notebook put out; `table` in macros.html names those of other pages.
 _TABLE = re.compile(
     r'<div class="table-scroll" style="[^"]*">(\s*<table class="(claims|verdicts)-)'
 )

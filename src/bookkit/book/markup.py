@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from replib.markup import as_html, visible
+from replib.markup import visible
 
 
 def as_myst(text: Any) -> str:
@@ -19,11 +19,3 @@ def raw_html(text: str) -> str:
     """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}{{raw}} html\n{text}\n{fence}\n"
-
-
-def scrolling(label: str, table: str) -> str:
-    """A table of HTML that scrolls by itself where the page is narrower, by keyboard too."""
-    return (
-        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{as_html(label)}">\n'
-        f"{table}\n</div>"
-    )

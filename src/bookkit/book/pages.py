@@ -6,12 +6,9 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from bookkit.book import failed as failed_runs
-from bookkit.book import run_statistics
 from bookkit.book.cells import (
     defaults,
     drop_claims,
@@ -21,56 +18,22 @@ from bookkit.book.cells import (
     shorten_outputs,
     source_of,
 )
+from bookkit.book.failed import FailedRun, failed_links
+from bookkit.book.html import macro, png, render
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.book.runs import RECORDS, Run, kinds
-from bookkit.book.tables import (
-    duration,
-    outcome_table,
-    scope,
-    scope_words,
-    stale_mark,
-    tables,
-    tally,
-)
+from bookkit.book.tables import outcome_tables
 from bookkit.project import words
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
-from replib.markup import as_html as _h
 
 NOT_KEPT = "This figure was not kept with the record; the command above draws it."
 
 
-# --- parts of pages -------------------------------------------------------------------------------
-
-
-def model_switch(
-    shown: str, siblings: Sequence[Run], failed: Sequence[failed_runs.FailedRun] = ()
-) -> str:
+def model_switch(shown: str, siblings: Sequence[Run], failed: Sequence[FailedRun] = ()) -> str:
     """Links between the pages of one chapter; the `shown` one is marked, with no script needed."""
-    parts = []
-    for label, runs in kinds(siblings):
-        items = []
-        for run in runs:
-            mark = ' aria-current="page"' if run.key == shown else ""
-            link = f'<a href="{_h(run.model)}.html"{mark}>{_h(run.model)}</a>'
-            items.append(f"<li>{link}{stale_mark(run)}</li>")
-        parts.append(f'<span class="model-switch-label">{label}</span><ul>{"".join(items)}</ul>')
-    return (
-        '<nav class="model-switch" aria-label="Model shown on this page">\n'
-        f"{''.join(f'<div>{part}</div>' for part in parts)}"
-        f"{failed_runs.switch_items(failed, shown)}\n</nav>"
-    )
-
-
-def stale_note(run: Run, again: str) -> str:
-    """What the reader of a stale page must know; nothing for any other page."""
-    if not run.stale:
-        return ""
-    return (
-        f'<aside class="stale-note"><strong>Stale.</strong> Since this was computed, '
-        f"{_h(words(run.stale))} changed. To compute it again: <code>{_h(again)}</code></aside>"
-    )
+    return macro("chapter.html", "switch", shown, kinds(siblings), failed)
 
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
@@ -86,56 +49,26 @@ def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def run_box(run: Run, paper_model: str, again: str) -> str:
-    """How the page was computed: one line that is always seen, the rest folded; from the record."""
-    record, model = run.record, run.record["model"]
-    rows = [
-        ("Model", f"<strong>{_h(model['name'])}</strong>"),
-        ("Source", _h(model.get("source") or "–")),
-        ("Weights", _h(model.get("note") or "–")),
-    ]
-    if model.get("revision"):
-        rows.append(("Revision", f"<code>{_h(model['revision'])}</code>"))
-    if model.get("sha256"):
-        rows.append(("sha256", f"<code>{_h(model['sha256'])}</code>"))
-    if isinstance(model.get("n_params"), int):
-        size = f"{model['n_params']:,} parameters"
-        rows.append(("Size", _h(size + f", {model['dtype']}" if model.get("dtype") else size)))
-    parameters = {
-        k: v for k, v in record["parameters"].items() if k not in ("model_name", "profile")
-    }
-    listed = ", ".join(f"<code>{_h(k)} = {_h(json.dumps(v))}</code>" for k, v in parameters.items())
-    versions = ", ".join(f"{_h(k)} {_h(v)}" for k, v in record["versions"].items())
-    if not run.is_method:
-        rows.append(("Scope", _h(scope_words(record, paper_model))))
-    rows += [
-        ("Profile", _h(record["profile"])),
-        ("Parameters", listed or "–"),
-        ("Seed", _h(record["seed"])),
-        ("Device", f"{_h(record['device'])}, threads: {_h(record['threads'])}"),
-        ("Wall time", f"{_h(duration(record['wall_time_s']))}"),
-        ("Peak memory", f"{_h(round(record['peak_memory_mb']))} MB"),
-        ("Versions", versions or "–"),
-        ("Started", _h(record["started"].replace("T", " ").replace("Z", " UTC"))),
-        ("Last verified", _h(run_statistics.last_verified(run))),
-        ("Run it again", f"<code>{_h(again)}</code>"),
-        ("Everything", f'<a href="../../_{RECORDS}/{_h(run.key)}.json">the record of this run</a>'),
-    ]
-    listing = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
-    about = "" if run.is_method else f"{scope(record)}, "
-    line = (
-        f"Computed on <strong>{_h(model['name'])}</strong>: {about}profile "
-        f"{_h(record['profile'])}, seed {_h(record['seed'])}, {_h(duration(record['wall_time_s']))}"
-        f"; last verified: {_h(run_statistics.last_verified(run))}"
+def _about(run: Run, paper_model: str, again: str) -> str:
+    """Whether the page is stale, and how it was computed: from the record."""
+    model, of_run = run.record["model"], ("model_name", "profile")
+    size = f"{model['n_params']:,} parameters" if isinstance(model.get("n_params"), int) else ""
+    if size and model.get("dtype"):
+        size += f", {model['dtype']}"
+    given = {k: json.dumps(v) for k, v in run.record["parameters"].items() if k not in of_run}
+    own = run.record["claims"][0]["scope"] == "replication"
+    paper = "the paper’s own model" if own else f"the paper used {paper_model}"
+    scope = f"{run.scope} ({paper})"
+    return render(
+        "run_box.html",
+        run=run,
+        again=again,
+        size=size,
+        parameters=given,
+        scope=scope,
+        changed=words(run.stale) if run.stale else "",
+        records=f"../../_{RECORDS}",
     )
-    return (
-        f'<aside class="run-box" data-record="{_h(run.key)}" data-sha256="{run.sha256}">\n'
-        f'<details><summary><span>{line}.</span> <span class="run-box-more">How this page was '
-        f"computed</span></summary>\n<dl>{listing}</dl>\n</details>\n</aside>"
-    )
-
-
-# --- pages ----------------------------------------------------------------------------------------
 
 
 def unexecuted(run: Run, root: Path) -> dict[str, Any]:
@@ -168,10 +101,7 @@ def _not_kept() -> str:
 
     fig = plt.figure(figsize=(6, 0.8))
     fig.text(0.5, 0.5, NOT_KEPT, ha="center", va="center", fontsize=9, style="italic")
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    plt.close(fig)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png(fig, dpi=110)).decode()
 
 
 def chapter_page(
@@ -202,8 +132,7 @@ def chapter_page(
     title, _, rest = text.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    above = (switch, stale_note(run, again), run_box(run, paper_model, again))
-    head = raw_html("\n".join(part for part in above if part))
+    head = raw_html(f"{switch}\n{_about(run, paper_model, again)}".strip())
     label = f"({run.paper})=\n" if first else ""
     model = f" ({run.model})" if switch else ""
     cells[0]["source"] = f"{label}{title.rstrip()}{model}\n\n{head}\n{rest.lstrip()}"
@@ -211,18 +140,15 @@ def chapter_page(
 
 
 def landing_page(
-    runs: Sequence[Run],
-    claims: Claims,
-    prose: str,
-    failed: Sequence[failed_runs.FailedRun] = (),
+    runs: Sequence[Run], claims: Claims, prose: str, failed: Sequence[FailedRun] = ()
 ) -> str:
     """A chapter's first page: citation, the way to each model, outcomes from the records."""
     link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
-    models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {tally(run)}" for run in runs)
+    models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {run.tally}" for run in runs)
     return (
         f"# {as_myst(claims.title)}\n\nA replication of *{as_myst(claims.title)}*, {link}. "
         f"The paper's own model is {as_myst(claims.model)}.\n\n{prose}\n\n"
-        f"## Read it on a model\n\n{models}\n{failed_runs.links(failed)}\n"
-        f"## Every claim, on every model\n\n{raw_html(tables(runs, '', outcome_table))}\n"
+        f"## Read it on a model\n\n{models}\n{failed_links(failed)}\n"
+        f"## Every claim, on every model\n\n{raw_html(outcome_tables(runs, ''))}\n"
         "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
     )

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bookkit.records import read_record
+from bookkit.book.html import outcome_word
+from bookkit.project import words
+from bookkit.records import read_record, record_value
 from bookkit.run.chapter import find_chapter
 from bookkit.run.plan import changed_since
+from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
 from replib.files import sha256_file
 from replib.markup import visible
@@ -64,6 +67,28 @@ class Run:
     def is_method(self) -> bool:
         """Is it of a page of the method, and of no paper?"""
         return self.record["arxiv"] is None
+
+    @property
+    def scope(self) -> str:
+        """Does it replicate the paper on its own model, or show transfer to another one?"""
+        return " and ".join(sorted({claim["scope"] for claim in self.record["claims"]}))
+
+    @property
+    def tally(self) -> str:
+        """`3 holds, 1 fails, …` in the order of OUTCOMES, without those that do not occur."""
+        outcomes = [claim["outcome"] for claim in self.record["claims"]]
+        counts = [(outcomes.count(outcome), outcome) for outcome in OUTCOMES]
+        return ", ".join(f"{count} {outcome_word(outcome)}" for count, outcome in counts if count)
+
+    @property
+    def last_verified(self) -> str:
+        """The day on which it was computed, if that was with the code as it is."""
+        if self.stale:
+            return f"not since {words(self.stale)} changed"
+        return self.record["started"][:10]
+
+    def value(self, key: str) -> Any:
+        return record_value(self.record, key)
 
     def claim(self, id: str) -> Mapping[str, Any] | None:
         return next((claim for claim in self.record["claims"] if claim["id"] == id), None)

@@ -9,9 +9,10 @@ from typing import Any
 from docutils import nodes
 
 from bookkit.book.contents import pages_in
+from bookkit.book.html import show_value
 from bookkit.book.html_policy import finish_all
 from bookkit.book.runs import RECORDS, STALE, Run
-from bookkit.book.tables import scorecard, show_value, transfer
+from bookkit.book.tables import scorecard, transfer
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError
 

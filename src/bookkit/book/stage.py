@@ -21,10 +21,7 @@ from bookkit.book import (
     crate,
     failed,
     pdf,
-    performance,
-    reruns,
-    run_statistics,
-    trust,
+    reports,
 )
 from bookkit.book.failed import FailedRun
 from bookkit.book.markup import as_myst, raw_html
@@ -40,7 +37,6 @@ from bookkit.book.runs import (
     first_run,
     named_in_prose,
 )
-from bookkit.book.tables import duration, tally
 from bookkit.course import classroom
 from bookkit.project import chapter_folder, list_chapters, words
 from bookkit.records import FOLDER
@@ -81,7 +77,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
         write_chapter(root, part, chapter)
     lessons = classroom.write(root, part, shown)
     pages = write_contents(root, part, chapters, lessons, atlas_pages(part, shown))
-    write_reports(root, part, shown)
+    reports.write(root, part, shown)
     started = max((run.record["started"] for run in shown), default=date.today().isoformat())
     papers = {one.name: one.claims for one in chapters if one.runs and not one.claims.is_method}
     citations.write(root, part, papers, started[:4])
@@ -174,7 +170,7 @@ def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
     for run in chapter.failed:
         shown = model_switch(run.key, chapter.runs, chapter.failed)
         page = failed.page(run, claims.title, shown)
-        (part / "chapters" / f"{run.key}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
+        (part / "chapters" / f"{run.key}.md").write_text(page, encoding="utf-8")
     if not chapter.runs:
         (folder / "index.md").write_text(not_run_page(chapter))
     elif not claims.is_method:
@@ -187,7 +183,7 @@ def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
 
 def not_run_page(chapter: Chapter) -> str:
     """The first page of a chapter without finished runs, so that links to it lead somewhere."""
-    claims, links = chapter.claims, failed.links(chapter.failed)
+    claims, links = chapter.claims, failed.failed_links(chapter.failed)
     label, what = "", "chapter"
     cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
     if claims.is_method:
@@ -236,13 +232,3 @@ def write_contents(
     toc = contents.fill(yaml.safe_load((root / "_toc.yml").read_text()), made)
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     return contents.pages_in(part / "_toc.yml")
-
-
-def write_reports(root: Path, part: Path, runs: Sequence[Run]) -> None:
-    """Fill in the tables of the pages on performance, reruns, trust and run times, if they are
-    there."""
-    for report in (performance, reruns, trust):
-        if (part / report.PAGE).is_file():
-            report.write(root, part)
-    if (part / run_statistics.PAGE).is_file():
-        run_statistics.write(part, runs, tally, duration)

@@ -17,11 +17,11 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import replib
+from bookkit.book.html import render
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.course.exercises import NAME, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
 from replib.files import write_whole
-from replib.markup import as_html
 
 METHOD = "method"  # the exercises of the method pages together
 FOLDER = "classroom"  # in the repository, the students' notebooks that Colab opens
@@ -206,16 +206,7 @@ def page(
     up = "../" * page_of(part).count("/")
     files = f"{up}_static/{STATIC}/{part}"
     total = sum(exercise.minutes for exercise in exercises)
-    links = [
-        f'<a class="class-notebook" href="{as_html(files)}-{who}.ipynb" download>{words}</a>'
-        for who, words in (
-            ("student", "Student notebook"),
-            ("instructor", "Instructor notebook, with solutions"),
-        )
-    ]
-    if launch:
-        links.append(f'<a class="class-notebook" href="{as_html(launch)}">Open in Colab</a>')
-    downloads = raw_html(f'<p class="class-notebooks">{" ".join(links)}</p>')
+    downloads = raw_html(render("class_notebooks.html", files=files, launch=launch))
     text = (
         f"# Exercises: {as_myst(title)}\n\n{downloads}\n"
         f"{len(exercises)} exercises, about {total} minutes. Answers are checked against the "

@@ -75,19 +75,22 @@ def _measured(claim: Mapping[str, Any]) -> str:
     measured = claim["measured"]
     if measured is None:
         return "–"
-    text = _show(measured["value"], measured["unit"])
+    text = show_number(measured["value"], measured["unit"])
     if claim["interval"] is not None:
-        text += f" [{_show(claim['interval'][0])}, {_show(claim['interval'][1])}]"
+        text += f" [{show_number(claim['interval'][0])}, {show_number(claim['interval'][1])}]"
     if claim["n"] is not None:
         text += f", n = {claim['n']}"
     numbers = {k: x for k, x in (claim["null"] or {}).items() if k != "description"}
-    null = ", ".join(f"{key} {_show(number)}" for key, number in numbers.items())
+    null = ", ".join(f"{key} {show_number(number)}" for key, number in numbers.items())
     return _cell(text) + small_print("null", null) + small_print("", measured["note"])
 
 
-def _show(number: Any, unit: str = "") -> str:
+def show_number(number: Any, unit: str = "") -> str:
     if number is None:
         return "not finite"
-    if isinstance(number, float):
-        number = f"{number:.3g}"
-    return f"{number} {unit}".strip()
+    return f"{number:{number_format(number)}} {unit}".strip()
+
+
+def number_format(number: Any) -> str:
+    """How tables show a number: three digits of what was measured, all of what was counted."""
+    return ".3g" if isinstance(number, float) else ""

@@ -1,6 +1,7 @@
 """The bench on a tiny model, the floor against counted operations, and the page made from them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import floor  # noqa: E402
 import training  # noqa: E402
 from test_interventions import network, random_pairs  # noqa: E402
 
-from bookkit.book import performance  # noqa: E402
+from bookkit.book import reports  # noqa: E402
 from replib.errors import UsageError  # noqa: E402
 from replib.interventions.forward import positions_of  # noqa: E402
 from replib.interventions.head_edits import read  # noqa: E402
@@ -37,6 +38,7 @@ def report():
     assert "× floor" in said[0]
     said.clear()
     found["training"] = training.bench(rounds=1, seconds=0.01, say=said.append)
+    found["is_old"] = found["training"]["is_old"] = False
     found["sweep"] = json.loads((ROOT / "benchmarks" / "sweep.json").read_text())
     assert "ours / it: 1.0 (1.0 to 1.0)" in said[-1]
     return json.loads(json.dumps(found))
@@ -111,21 +113,24 @@ def test_both_scans_are_timed_on_both_lengths(report):
     assert all(row["steps_per_second"] > 0 for row in rows)
 
 
+def filled(text, report):
+    return reports.fill(text, ROOT, [], lambda: report)
+
+
 def test_page_is_made_from_the_report(report):
-    text = (ROOT / "book" / performance.PAGE).read_text()
-    page = performance.fill(text, report)
+    page = filled((ROOT / "book" / "performance.md").read_text(), report)
     assert "<!--" not in page and "has changed since" not in page
     ours = report["headlines"][0]["rows"][1]
     assert f"| replib, float32 | {ours['seconds']:.1f} | " in page
-    assert "has changed since" in performance.fill(text, report, same_code=False)
-    assert performance.growth(report["growth"]).startswith(b"\x89PNG")
+    assert reports.growth(report["growth"]).startswith(b"\x89PNG")
 
 
-def test_numbers_of_other_training_code_are_said_to_be_old(report):
-    old = report | {"training": report["training"] | {"code_sha256": "0" * 64}}
-    text = "<!-- bench-table training-age -->"
-    assert performance.fill(text, report) == ""
-    said = performance.fill(text, old)
+def test_numbers_of_other_code_are_said_to_be_old(report):
+    ages = "<!-- bench-table age --><!-- bench-table training-age -->"
+    assert filled(ages, report) == ""
+    said = filled(ages, report | {"is_old": True})
+    assert "The code of the interventions has changed since" in said and "`make bench`" in said
+    said = filled(ages, report | {"training": {"is_old": True}})
     assert "The code of training has changed since" in said and "make bench-training" in said
 
 
@@ -134,29 +139,31 @@ def test_numbers_of_other_training_code_are_said_to_be_old(report):
     [
         ("<!-- bench headlines.0.speed -->", "no headlines.0.speed"),
         ("<!-- bench headlines.7.gap -->", "no headlines.7.gap"),
-        ("<!-- bench-table everything -->", "no bench table 'everything'"),
+        ("<!-- bench-table everything -->", "no bench table 'everything'; there are .*peers"),
     ],
 )
 def test_a_name_that_is_not_in_the_report_stops_the_page(report, text, words):
     with pytest.raises(UsageError, match=words):
-        performance.fill(text, report)
+        filled(text, report)
 
 
 def test_a_missing_or_broken_report_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"bench\.json is missing; make it with: make bench"):
-        performance.write(tmp_path, tmp_path)
+        reports.read_benchmarks(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "bench.json").write_text("{")
     with pytest.raises(UsageError, match="is not JSON"):
-        performance.write(tmp_path, tmp_path)
+        reports.read_benchmarks(tmp_path)
 
 
-def test_the_page_in_the_repository_has_all_its_numbers(tmp_path):
-    """The reports as they are checked in fill the page."""
-    page = tmp_path / performance.PAGE
-    page.write_text((ROOT / "book" / performance.PAGE).read_text())
-    performance.write(ROOT, tmp_path)
-    assert "<!--" not in page.read_text()
+def test_a_report_is_old_when_the_code_is_another(tmp_path, monkeypatch):
+    assert reports.read_benchmarks(ROOT)["training"]["is_old"] is False
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    for name in ("bench", "training"):
+        path = tmp_path / "benchmarks" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code_sha256": "0" * 64}))
+    old = reports.read_benchmarks(tmp_path)
+    assert old["is_old"] and old["training"]["is_old"]
 
 
 def test_two_workers_are_nearly_twice_as_fast_where_the_report_says_so():

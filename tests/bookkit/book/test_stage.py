@@ -12,9 +12,10 @@ import pytest
 from small_book import EXPECTED, MODELS, PAPER, TOC, code, stage
 
 from bookkit.book.cells import lift_alt_text, localise_labels
+from bookkit.book.html import duration, show_value
 from bookkit.book.pages import command, model_switch
 from bookkit.book.runs import Run, find_runs
-from bookkit.book.tables import CONTROLS, duration, scorecard, show_value
+from bookkit.book.tables import scorecard
 from bookkit.records import write_record
 from replib.errors import UsageError
 
@@ -156,7 +157,7 @@ def test_controls_stand_apart_from_the_models(built: Path) -> None:
     assert scorecard([run]).count("outcomes-table") == 1
     both = scorecard([run, control])
     assert both.count("outcomes-table") == 2
-    assert both.index(CONTROLS) < both.index('data-record="fake-paper/tiny"')
+    assert both.index("<strong>Controls.</strong>") < both.index('data-record="fake-paper/tiny"')
 
 
 @pytest.mark.parametrize(
