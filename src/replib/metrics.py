@@ -245,7 +245,7 @@ def overlap(a: Sequence[set[Head]], b: Sequence[set[Head]]) -> float:
     return sum(len(x & y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
 
 
-def overlap_null(
+def drawn_overlap_null(
     a: Sequence[set[Head]],
     b: Sequence[set[Head]],
     n_heads: int,

@@ -9,7 +9,7 @@ Everything that a user can get wrong is checked by `plan` and `prepare`, before 
 with a `record.json` is always a finished run. A failed run leaves `<model>.failed/` with the
 notebook, in which the cell that failed is marked, and the log.
 
-Three processes: this one watches (progress, time, memory, interruption); `python -m replib.runner`
+Three processes: this one watches (progress, time, memory, interruption); `python -m bookkit.run.child`
 runs papermill; papermill starts the kernel.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 from bookkit.project import chapter_folder
 from bookkit.records import write_record
-from bookkit.run.environment import environment_hash, n_threads, package_versions
+from bookkit.run.environment import environment_hash, package_versions
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.claims.file import MIME
@@ -35,6 +35,7 @@ from replib.errors import UsageError, one_line
 from replib.files import put_in_place, sha256_file
 from replib.hashes import notebook_hash, pins_hash
 from replib.interventions import budget as batches
+from replib.models.threads import n_threads
 
 
 class RunFailed(Exception):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from replib.errors import UsageError
 from replib.interventions.budget import at_once
-from replib.interventions.network import Network, look
+from replib.interventions.capture import activations
+from replib.interventions.network import Network
 from replib.prompts.pairs import PromptPairs
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
@@ -192,7 +193,7 @@ def _check(
     net: Network, tokens: Int[Tensor, "1 pos"], resid: Float[Tensor, "1 pos d_model"]
 ) -> None:
     """Refuses a model whose own final residual stream is not the one computed here."""
-    seen = look(net.model, tokens, lambda name: name == "ln_final.hook_in")
+    seen = activations(net.model, tokens, lambda name: name == "ln_final.hook_in")
     expected = seen["ln_final.hook_in"]
     error = (resid - expected).norm() / expected.norm()
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):

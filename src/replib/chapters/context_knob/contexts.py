@@ -1,4 +1,4 @@
-"""Other contexts for `replib.intents`: two hops, arithmetic, whole paragraphs, a reader's own.
+"""Other contexts for `intents`: two hops, arithmetic, whole paragraphs, a reader's own.
 
 None of them is trained on. After the test sets of Minder et al. (2411.07404, Sec. 4; released code,
 `preprocess_fakepedia` and `generate_arithmetic.py`), with sentences of our own.

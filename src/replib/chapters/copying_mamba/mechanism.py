@@ -98,7 +98,7 @@ def _patterns(
     return found.transpose(1, 2)
 
 
-def mean_ablate(
+def mean_ablated_accuracy(
     model: TransformerBridge, strings: Strings, layer: int, head: int | None = None
 ) -> Float[Tensor, " string"]:
     """Character accuracy with one head's output z, or a whole attention or state-space layer's
