@@ -9,7 +9,7 @@ Everything that a user can get wrong is checked by `plan` and `prepare`, before 
 with a `record.json` is always a finished run. A failed run leaves `<model>.failed/` with the
 notebook, in which the cell that failed is marked, and the log.
 
-Three processes: this one watches (progress, time, memory, interruption); `python -m bookkit.run.child`
+Three processes: this one watches (progress, time, memory, interruption); `bookkit.run.child`
 runs papermill; papermill starts the kernel.
 """
 

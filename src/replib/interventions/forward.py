@@ -259,8 +259,8 @@ def chunks(
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
     """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
 
-    Prompts of one piece are computed again over windows of one length, from `first` to END, so
-    prompts as far from END go together: none is computed at more positions than it needs.
+    A batch holds prompts whose window, from `first` to END, has the same length, so that no prompt
+    is computed at more positions than it needs.
     """
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
     window = pairs.length - 1 - first

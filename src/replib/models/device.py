@@ -62,5 +62,5 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def set_threads() -> None:
-    """As many as `n_threads` says."""
+    """torch computes on as many threads as `n_threads` says."""
     torch.set_num_threads(n_threads())

@@ -102,7 +102,7 @@ def arithmetic_cases(n: int, seed: int) -> list[Case]:
 
 
 def _digit(expression: str) -> int | None:
-    """Its value, if that is a digit; our own expressions only."""
+    """The value of one of our own expressions if it is a digit, else None."""
     from simpleeval import simple_eval
 
     try:

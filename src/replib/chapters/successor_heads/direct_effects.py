@@ -29,7 +29,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Rows:
-    """Single positions, one a row."""
+    """Activations at single positions, one position a row."""
 
     z: Float[Tensor, "layer row head d_head"]
     o_out: Float[Tensor, "layer row d_model"]
@@ -39,7 +39,7 @@ class Rows:
 def observe(
     net: Network, tokens: Int[Tensor, "prompt pos"], pattern: bool = False, batch: int = 32
 ) -> Observed:
-    """Run prompts of equal length and keep heads' outputs and residual streams."""
+    """Run prompts of equal length; keep what heads write and the residual streams."""
     kept = _KEPT if pattern else _KEPT[:3]
     wanted = {f"blocks.{layer}.{name}" for layer in range(net.n_layers) for name in kept}
     wanted.add("ln_final.hook_in")

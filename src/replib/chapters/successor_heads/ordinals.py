@@ -120,7 +120,7 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text by its own habit."""
+    """The tokens that the tokenizer puts in front of every text by itself."""
     return list(tokenizer("").input_ids)
 
 
@@ -253,9 +253,10 @@ def text_windows(
 ) -> Int[Tensor, "window pos"]:
     """Passages from the start of a sentence, each of `n_tokens`.
 
-    Every other one is drawn at random from the whole text, the rest among passages in which a
-    number word or ordinal word is followed by its successor soon after: in plain samples there
-    would be next to none. Statistics compare positions of these same windows with each other.
+    Every other one is drawn at random from the whole text. The rest are drawn among passages in
+    which a number word or ordinal word is followed by its successor soon after, of which plain
+    samples would hold next to none. Statistics compare positions of these same windows with each
+    other.
     """
     sentences = np.array([0] + [m.end() for m in re.finditer(r"[.!?]['\"]? (?=[A-Z'\"])", text)])
     sentences = sentences[sentences < len(text) - 8 * n_tokens]

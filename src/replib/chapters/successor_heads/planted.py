@@ -153,7 +153,8 @@ def _booster() -> dict[str, Float[Tensor, "width width"]]:
 def _looks_back(
     slots: dict[str, Tensor], back: Float[Tensor, "width width"], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """W_Q, W_K [d_model, d_head] and b_Q: the place before, or three back, if ordinal."""
+    """W_Q, W_K [d_model, d_head] and b_Q of a head that looks at the position before, or at the
+    one three back, where an ordinal token stands there."""
     w_q, w_k = torch.zeros(2, D_MODEL, D_HEAD)
     b_q = torch.zeros(D_HEAD)
     gain = math.sqrt(D_HEAD)  # attention divides by it
