@@ -135,9 +135,9 @@ def _group_draws(
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
     """The 95% percentile interval of bootstrap draws, expanded for few groups.
 
-    The plain percentiles are too narrow, as the bootstrap's variance is (G − 1) / G of what it
-    should be and it knows no t quantile; so they are taken further out (Hesterberg 2015, Sec. 3.3).
-    One group alone says nothing about others: the interval is NaN.
+    Plain percentiles give too narrow an interval: the bootstrap's variance is (G − 1) / G of what
+    it should be, and it has no t quantile. So percentiles further out are taken (Hesterberg 2015,
+    Sec. 3.3). One group alone says nothing about others: the interval is NaN.
     """
     if n_groups < 2:
         return math.nan, math.nan
@@ -158,9 +158,10 @@ def bootstrap(
 
     `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
     and no (bool) gets the interval of `wilson`. A mean of numbers that are all -1, 0 or 1, as the
-    differences of two answers to each prompt are, gets one of the same kind, with a prompt more on
-    either side (after Agresti and Min 2005): where few prompts differ, resampling them tells too
-    little. Too narrow still where values are skewed and groups few.
+    differences of two answers to each prompt are, gets the adjusted Wald interval: one +1 and one
+    -1 are added to the sample (after Agresti and Min 2005), because resampling tells too little
+    where few prompts differ. The interval is still too narrow where values are skewed and groups
+    few.
     """
     if statistic is None and values.dtype == torch.bool:
         return wilson(values, groups)
@@ -245,16 +246,16 @@ def overlap(a: Sequence[set[Head]], b: Sequence[set[Head]]) -> float:
     return sum(len(x & y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
 
 
-def overlap_null(
+def drawn_overlap_null(
     a: Sequence[set[Head]],
     b: Sequence[set[Head]],
     n_heads: int,
     generator: np.random.Generator,
     draws: int = 1000,
 ) -> Float[np.ndarray, " draw"]:
-    """Overlap when the heads of `b` are drawn anew within their own layers.
+    """Draws of the overlap when the heads of `b` are drawn anew within their own layers.
 
-    Important heads cluster by depth; keeping each layer's count makes the null as hard as that.
+    Important heads cluster by depth; as each layer keeps its count, the null has the same clusters.
     """
     common = np.zeros(draws)
     for stage_a, stage_b in zip(a, b, strict=True):
@@ -271,9 +272,8 @@ def layer_matched(
 ) -> set[Head]:
     """As many random heads from the same layers.
 
-    The heads themselves may be drawn: they are one of the sets that chance could have given, and a
-    null without them is passed by chance in more than 5% of cases. So one head of a layer of nine
-    can never be beyond 95% of such draws; it takes two.
+    The null may draw the chosen heads too; without them it would be passed by chance in more than
+    5% of cases. So one head of a layer of nine can never be beyond 95% of such draws; it takes two.
     """
     layers = sorted(layer for layer, _ in heads)
     return {

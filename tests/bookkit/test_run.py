@@ -19,12 +19,12 @@ import pytest
 from bookkit.records import read_record
 from bookkit.run.chapter import find_chapter
 from bookkit.run.environment import environment as run_environment
-from bookkit.run.environment import n_threads
 from bookkit.run.execute import RunFailed, _bundle, _mark, _sweep, execute
 from bookkit.run.plan import changed_since, plan
 from bookkit.run.watch import Watched
 from replib.errors import UsageError
 from replib.hashes import notebook_hash
+from replib.models.threads import n_threads
 
 HERE = Path(__file__).parents[1]  # has notebooks/toy.*, so it is a project to the runner
 CHAPTER = find_chapter(HERE, "toy")

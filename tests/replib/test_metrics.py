@@ -112,7 +112,7 @@ def test_overlap_by_hand():
 
 def test_overlap_null_keeps_layers():
     a = [{(0, 0), (1, 0)}]
-    null = m.overlap_null(a, a, 4, np.random.default_rng(0), 4000)
+    null = m.drawn_overlap_null(a, a, 4, np.random.default_rng(0), 4000)
     # each layer's one head is hit with probability 1/4
     assert null.mean() == pytest.approx(0.25, abs=0.02)
     assert set(np.unique(null)) <= {0.0, 0.5, 1.0}

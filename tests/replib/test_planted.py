@@ -261,7 +261,7 @@ def test_every_call_gives_the_same_weights_and_leaves_randomness_alone():
 
 
 def test_slots_are_orthonormal_and_centred():
-    slots = torch.cat(list(make_slots().values()), dim=1)
+    slots = torch.cat(list(make_slots(WIDTHS).values()), dim=1)
     torch.testing.assert_close(slots.T @ slots, torch.eye(slots.shape[1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(slots.sum(0), torch.zeros(slots.shape[1]), atol=1e-4, rtol=0)
 

@@ -4,10 +4,9 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import re
 
-from replib.errors import UsageError
 from replib.files import sha256_text
+from replib.models.threads import n_threads
 
 PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "scipy", "papermill")
 
@@ -33,18 +32,6 @@ def environment(runtime: str | None = None) -> dict[str, str]:
     if runtime is not None:
         environment["JUPYTER_RUNTIME_DIR"] = runtime
     return environment
-
-
-def n_threads() -> int:
-    """REPLIB_THREADS, else OMP_NUM_THREADS, else every processor that we may use."""
-    for name in ("REPLIB_THREADS", "OMP_NUM_THREADS"):
-        if (text := os.environ.get(name)) is not None:
-            if not re.fullmatch("0*[1-9][0-9]{0,3}", text):
-                raise UsageError(f"{name}={text!r} is not a whole number from 1 to 9999")
-            return int(text)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from bookkit.project import chapter_folder
 from bookkit.records import write_record
-from bookkit.run.environment import environment_hash, n_threads, package_versions
+from bookkit.run.environment import environment_hash, package_versions
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.claims.file import MIME
@@ -35,6 +35,7 @@ from replib.errors import UsageError, one_line
 from replib.files import put_in_place, sha256_file
 from replib.hashes import notebook_hash, pins_hash
 from replib.interventions import budget as batches
+from replib.models.threads import n_threads
 
 
 class RunFailed(Exception):

@@ -12,10 +12,11 @@ from typing import Any
 from bookkit.project import chapter_folder, stored_module
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter, known_parameter
-from bookkit.run.environment import environment, n_threads
+from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
 from replib.hashes import notebook_hash, pins_hash
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
+from replib.models.threads import n_threads
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 
@@ -136,7 +137,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
 
     The runs with their device as it is here; without those whose embedded model is not installed,
     if `skip_missing`. Embedded models are unpacked now, with messages in the terminal. Raises
-    UsageError as `replib.models` and `replib.prompts` do.
+    UsageError as the loading of models and of prompts does.
     """
     quick = [
         run.model in MADE_IN_MEMORY

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from replib.errors import UsageError
 from replib.interventions.budget import at_once
-from replib.interventions.network import Network, look
+from replib.interventions.capture import activations
+from replib.interventions.network import Network
 from replib.prompts.pairs import PromptPairs
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
@@ -192,7 +193,7 @@ def _check(
     net: Network, tokens: Int[Tensor, "1 pos"], resid: Float[Tensor, "1 pos d_model"]
 ) -> None:
     """Refuses a model whose own final residual stream is not the one computed here."""
-    seen = look(net.model, tokens, lambda name: name == "ln_final.hook_in")
+    seen = activations(net.model, tokens, lambda name: name == "ln_final.hook_in")
     expected = seen["ln_final.hook_in"]
     error = (resid - expected).norm() / expected.norm()
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
@@ -258,8 +259,8 @@ def chunks(
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
     """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
 
-    Prompts of one piece are computed again over windows of one length, from `first` to END, so
-    prompts as far from END go together: none is computed at more positions than it needs.
+    A batch holds prompts whose window, from `first` to END, has the same length, so that no prompt
+    is computed at more positions than it needs.
     """
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
     window = pairs.length - 1 - first

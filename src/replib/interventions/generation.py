@@ -81,8 +81,11 @@ def scaled_heads(model: TransformerBridge, scales: Mapping[Head, float]) -> Iter
 
 @contextmanager
 def one_readout(network: torch.nn.Module) -> Iterator[None]:
-    """One product for the logits of all rows: of a strided slice torch makes one product a row,
-    and each of them reads the whole vocabulary matrix (half of the time, in gemma3-270m)."""
+    """While it is open, the logits of all rows come out of one matrix product.
+
+    Of a strided slice torch makes one product a row, and each of them reads the whole vocabulary
+    matrix (half of the time, in gemma3-270m).
+    """
     hook = network.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0].contiguous(), *args[1:])
     )
@@ -211,8 +214,8 @@ class Prefilled:
 
 
 def _n_common(ids: Sequence[Sequence[int]]) -> int:
-    """Length of the common beginning; at least one token besides the last is left to each row.
-    A short one is not worth a pass of its own."""
+    """How many tokens all rows begin with alike, at least one besides the last being left to each
+    row; 0 where they are too few to be worth a forward pass of their own."""
     shortest = min(map(len, ids)) - 2
     n = 0
     while n < shortest and len({row[n] for row in ids}) == 1:

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
+from replib.interventions.capture import activations
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
@@ -135,7 +136,7 @@ class Network:
     def geometry(self, tokens: Int[Tensor, "prompt pos"]) -> _Geometry:
         n_pos = tokens.shape[1]
         if n_pos not in self._geometry:
-            seen = look(
+            seen = activations(
                 self.model,
                 tokens[:1],
                 lambda name: name.endswith(("hook_cos", "hook_sin", "hook_attn_scores")),
@@ -195,26 +196,3 @@ class Network:
         if open_.any():
             best[open_] = self.vocabulary(flat[open_])[0] == want[open_]
         return best.view(token.shape)
-
-
-def look(
-    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
-) -> dict[str, Tensor]:
-    """Activations by bridge name. The readout is cut to one position: logits are not needed."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(value: Tensor, hook: object) -> None:
-        seen[hook.name] = value
-
-    def last_only(value: Tensor, hook: object) -> Tensor:
-        return value[:, -1:]
-
-    with torch.inference_mode():
-        model.run_with_hooks(
-            tokens,
-            return_type=None,
-            fwd_hooks=[(wanted, keep), ("unembed.hook_in", last_only)],
-        )
-    if not seen:
-        raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
-    return seen

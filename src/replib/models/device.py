@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-
 import torch
 
 from replib.errors import UsageError
+from replib.models.threads import n_threads
 
 DTYPES = {
     "float32": torch.float32,
@@ -64,11 +62,5 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def set_threads() -> None:
-    """All processors, unless REPLIB_THREADS or OMP_NUM_THREADS says otherwise."""
-    wanted = os.environ.get("REPLIB_THREADS")
-    if wanted is not None:
-        if not re.fullmatch("0*[1-9][0-9]{0,3}", wanted):
-            raise UsageError(f"REPLIB_THREADS={wanted!r} is not a whole number from 1 to 9999")
-        torch.set_num_threads(int(wanted))
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(os.cpu_count() or 1)
+    """torch computes on as many threads as `n_threads` says."""
+    torch.set_num_threads(n_threads())

@@ -101,9 +101,9 @@ def _hub_snapshot(name: str, folder: Path) -> Place:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The call's result or exception; TimeoutError when there is none in time.
+    """The call's result or exception, or TimeoutError when there is neither in time.
 
-    Name servers and dropped packets have time limits of their own, longer than anyone would wait.
+    Name servers and dropped packets have time limits of their own, which are too long to wait for.
     """
     done: list[Any] = []
 

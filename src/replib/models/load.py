@@ -1,6 +1,6 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: those of `replib.sources` (the two embedded models, `tiny` with seeded random weights, the
+Names: those of `sources` (the two embedded models, `tiny` with seeded random weights, the
 planted ones with weights set by hand), any Hugging Face id with a revision, any local folder.
 Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is never
 run.

@@ -1,7 +1,7 @@
 """Where models come from: names, the packages that carry weights, the cache of unpacked ones.
 
 Nothing here imports torch, so that the command line, the workflow and the book can ask at once what
-is there; `replib.models` loads it.
+is there; `replib.models.load` loads it.
 """
 
 from __future__ import annotations

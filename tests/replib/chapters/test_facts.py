@@ -187,17 +187,6 @@ def test_bad_rows_are_named(tmp_path, change, reason):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("f.txt", "x"), ("f.json", "{"), ("f.json", "[]"), ("f.csv", "subject\n")]
-)
-def test_bad_files(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UsageError, match=name):
-        facts.facts_from_file(tmp_path / name)
-    with pytest.raises(UsageError, match=r"missing\.csv"):
-        facts.facts_from_file(tmp_path / "missing.csv")
-
-
 # --- generation with scaled heads -----------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from replib.chapters.copying_mamba.mechanism import (
     has_heads,
     heads,
     lookup_scores,
-    mean_ablate,
+    mean_ablated_accuracy,
     moved,
     previous_token_scores,
     read_letters,
@@ -57,12 +57,15 @@ def test_the_planted_heads_are_found(planted, strings):
 
 
 def test_ablation_finds_the_heads_that_copying_needs(planted, strings):
-    accuracy = {head: mean_ablate(planted, strings, *head).mean().item() for head in heads(planted)}
+    accuracy = {
+        head: mean_ablated_accuracy(planted, strings, *head).mean().item()
+        for head in heads(planted)
+    }
     assert accuracy[COPY_LAYER, COPY_HEAD] < 0.2
     assert all(accuracy[0, h] < 0.9 for h in (0, 1))  # the last token, the one before
     idle = [h for h in heads(planted) if h != (COPY_LAYER, COPY_HEAD) and h[1] >= 5]
     assert all(accuracy[head] > 0.99 for head in idle)
-    assert mean_ablate(planted, strings, COPY_LAYER).mean() < 0.2
+    assert mean_ablated_accuracy(planted, strings, COPY_LAYER).mean() < 0.2
 
 
 def test_the_planted_copier_follows_content(planted):
@@ -103,7 +106,9 @@ def test_in_random_networks_nothing_is_found(name, strings):
     assert follows(model.original_model, 100, 16, 4, seeded())[0].double().mean() < 0.2
     if name == "rope":
         assert lookup_scores(model, strings).mean(-1).max() < 0.2
-        assert max(mean_ablate(model, strings, *head).mean() for head in heads(model)) < 0.2
+        assert (
+            max(mean_ablated_accuracy(model, strings, *head).mean() for head in heads(model)) < 0.2
+        )
 
 
 def test_wiped_writes_change_what_a_state_says(random_ssm, strings):

@@ -18,19 +18,23 @@ from bookkit.run.execute import execute
 from bookkit.run.plan import plan
 from replib.claims.measure import Claims
 from replib.errors import UsageError
-from replib.files import find_root
 
-ROOT = find_root(Path(__file__))
+ROOT = Path(__file__).parents[3]
 METHODS = [
     *("method-logit-lens", "method-nulls", "method-patching", "method-planted"),
     *("method-residual-stream", "method-subspaces"),
 ]
-CHEAP = "method-residual-stream"
+CHEAP, OTHER = "method-residual-stream", "method-nulls"
 
 
 def source(method):
     cells = json.loads((ROOT / f"notebooks/{method}/{method}.ipynb").read_text())["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells)
+
+
+def first_cell(book, model):
+    path = book / f"chapters/{CHEAP}/{model}.ipynb"
+    return json.loads(path.read_text())["cells"][0]["source"]
 
 
 def outcomes(record):
@@ -51,8 +55,8 @@ def test_methods_are_told_from_papers_by_their_missing_arxiv_number():
 )
 def test_the_quick_look_at_a_claims_file_agrees_with_its_reader(tmp_path, line):
     text = (ROOT / f"notebooks/{CHEAP}/claims.yaml").read_text().replace("arxiv: null", line)
-    path = tmp_path / "notebooks" / f"{CHEAP}/claims.yaml"
-    path.parent.mkdir()
+    path = tmp_path / "notebooks" / CHEAP / "claims.yaml"
+    path.parent.mkdir(parents=True)
     path.write_text(text)
     path.with_name(f"{CHEAP}.ipynb").write_text("{}")
     assert Claims.load(path).is_method == (list_methods(tmp_path) == [CHEAP])
@@ -61,7 +65,7 @@ def test_the_quick_look_at_a_claims_file_agrees_with_its_reader(tmp_path, line):
 @pytest.mark.parametrize("arxiv", ["none", '""', "0"])
 def test_no_number_is_null_and_nothing_else(tmp_path, arxiv):
     text = (ROOT / f"notebooks/{CHEAP}/claims.yaml").read_text()
-    path = tmp_path / "x/claims.yaml"
+    path = tmp_path / "claims.yaml"
     path.write_text(text.replace("arxiv: null", f"arxiv: {arxiv}"))
     with pytest.raises(UsageError, match="arxiv"):
         Claims.load(path)
@@ -109,6 +113,7 @@ def runs(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_method_runs_and_its_facts_hold_on_any_weights(runs):
     record = read_record(runs / CHEAP / "tiny" / "record.json")
     assert record["arxiv"] is None
@@ -116,21 +121,18 @@ def test_a_method_runs_and_its_facts_hold_on_any_weights(runs):
     assert set(outcomes(record).values()) == {"holds"}
 
 
+@pytest.mark.slow
 def test_the_planted_heads_are_found_and_noise_gives_none(tmp_path):
     chapter = find_chapter(ROOT, "method-planted")
-    found = outcomes(
-        read_record(execute(plan(chapter, "tiny", "smoke", {}, out=tmp_path)) / "record.json")
-    )
+    folder = execute(plan(chapter, "tiny", "smoke", {}, out=tmp_path))
+    found = outcomes(read_record(folder / "record.json"))
     assert found == {"M6.1": "holds", "M6.2": "holds", "M6.3": "holds"}
 
 
+@pytest.mark.slow
 def test_a_stream_with_a_part_left_out_is_seen(tmp_path):
     """Broken on purpose: the embedding is not counted, and a head is not either."""
-    shutil.copytree(
-        ROOT / "notebooks",
-        tmp_path / "notebooks",
-        ignore=shutil.ignore_patterns("*.adapters", "*.checkpoints"),
-    )
+    shutil.copytree(ROOT / f"notebooks/{CHEAP}", tmp_path / f"notebooks/{CHEAP}")
     path = tmp_path / f"notebooks/{CHEAP}/{CHEAP}.ipynb"
     text = path.read_text()
     broken = text.replace("parts.sum(0) - stream", "parts[1:].sum(0) - stream")
@@ -149,16 +151,15 @@ def test_a_stream_with_a_part_left_out_is_seen(tmp_path):
 def project(tmp_path):
     """A checkout of two methods and one paper, with hardly any other page."""
     root = tmp_path / "root"
-    (root / "notebooks").mkdir(parents=True)
-    for name in (CHEAP, "method-nulls", "successor-heads"):
-        for path in ROOT.glob(f"notebooks/{name}.*"):
-            shutil.copy(path, root / "notebooks")
+    for name in (CHEAP, OTHER, "successor-heads"):
+        kept = shutil.ignore_patterns("adapters", "checkpoints")
+        shutil.copytree(ROOT / "notebooks" / name, root / "notebooks" / name, ignore=kept)
     (root / "book/_static").mkdir(parents=True)
     (root / "book/index.md").write_text("# Home\n")
     (root / "book/rerun.md").write_text("# Again\n\n<!-- paper-profiles -->\n")
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copy(ROOT / "CITATION.cff", root)
-    methods = [{"file": f"chapters/{name}/index"} for name in (CHEAP, "method-nulls")]
+    methods = [{"file": f"chapters/{name}/index"} for name in (CHEAP, OTHER)]
     papers = [{"file": "chapters/successor-heads/index"}]
     parts = [{"caption": "The method", "chapters": methods}]
     parts += [{"caption": "Chapters", "chapters": papers}]
@@ -168,66 +169,57 @@ def project(tmp_path):
     return root
 
 
-def staged(root, runs, out):
-    found = stage(root, runs, out)
-    toc = yaml.safe_load((out / "_toc.yml").read_text())
-    return found, toc, pages_in(toc)
-
-
+@pytest.mark.slow
 def test_a_method_is_one_page_and_in_no_table_of_results(project, runs, tmp_path):
-    found, _, pages = staged(project, runs, tmp_path / "book")
+    book = tmp_path / "book"
+    found = stage(project, runs, book)
+    pages = pages_in(book / "_toc.yml")
     assert f"chapters/{CHEAP}/tiny" in pages and f"chapters/{CHEAP}/index" not in pages
-    cells = json.loads((tmp_path / f"book/chapters/{CHEAP}/tiny.ipynb").read_text())["cells"]
-    first = cells[0]["source"]
+    first = first_cell(book, "tiny")
     assert first.startswith(f"({CHEAP})=\n# The residual stream and its heads\n")
     assert "run-box" in first and "model-switch" not in first and "transfer" not in first
-    assert "replib run method-residual-stream --model tiny --profile smoke" in first
+    assert f"replib run {CHEAP} --model tiny --profile smoke" in first
     for text in (scorecard(found), transfer(found)):
         assert "method-" not in text
-    again = (tmp_path / "book/rerun.md").read_text()
+    again = (book / "rerun.md").read_text()
     assert "successor-heads" in again and "method-" not in again
-    crate = json.loads((tmp_path / "book/ro-crate-metadata.json").read_text())["@graph"]
+    crate = json.loads((book / "ro-crate-metadata.json").read_text())["@graph"]
     assert any(CHEAP in entity["@id"] for entity in crate)
     assert not [entity for entity in crate if entity["@id"].endswith("/abs/None")]
-    not_run = (tmp_path / "book/chapters/method-nulls/index.md").read_text()
-    assert not_run.startswith("(method-nulls)=\n# Nulls and intervals\n")
+    not_run = (book / f"chapters/{OTHER}/index.md").read_text()
+    assert not_run.startswith(f"({OTHER})=\n# Nulls and intervals\n")
     assert "This page was not run" in not_run and "arXiv" not in not_run
 
 
+@pytest.mark.slow
 def test_a_method_on_two_models_has_a_switch_and_one_label(project, runs, tmp_path):
-    copy = tmp_path / "runs"
-    shutil.copytree(runs, copy)
-    shutil.copytree(copy / CHEAP / "tiny", copy / CHEAP / "a-model")
-    _, toc, _ = staged(project, copy, tmp_path / "book")
+    """And one of which every run failed says so."""
+    copy, book = tmp_path / "runs", tmp_path / "book"
+    for model in ("tiny", "a-model"):
+        shutil.copytree(runs / CHEAP / "tiny", copy / CHEAP / model)
+    failed = copy / OTHER / "tiny.failed"
+    shutil.copytree(runs / CHEAP / "tiny", failed)
+    (failed / "record.json").unlink()
+    (failed / "run.log").write_text("2026-11-26T12:00:00Z\nfailed: out of memory in cell [3]\n")
+    stage(project, copy, book)
+    toc = yaml.safe_load((book / "_toc.yml").read_text())
     pages = next(part for part in toc["parts"] if part["caption"] == "The method")["chapters"]
     # The page of a model stands for the method, not that of a control.
     entry = next(page for page in pages if CHEAP in page["file"])
     assert entry["file"] == f"chapters/{CHEAP}/a-model"
     assert [page["file"] for page in entry["sections"]] == [f"chapters/{CHEAP}/tiny"]
-    firsts = [
-        json.loads((tmp_path / f"book/chapters/{CHEAP}/{m}.ipynb").read_text())["cells"][0][
-            "source"
-        ]
-        for m in ("a-model", "tiny")
-    ]
+    firsts = [first_cell(book, model) for model in ("a-model", "tiny")]
     assert all("model-switch" in text for text in firsts)
     assert [text.startswith(f"({CHEAP})=") for text in firsts] == [True, False]
+    text = (book / f"chapters/{OTHER}/index.md").read_text()
+    assert "No run of this page finished" in text
 
 
-def test_a_method_of_which_every_run_failed_says_so(project, runs, tmp_path):
-    folder = tmp_path / "runs" / CHEAP / "tiny.failed"
-    shutil.copytree(runs / CHEAP / "tiny", folder)
-    (folder / "record.json").unlink()
-    (folder / "run.log").write_text("2026-11-26T12:00:00Z\nfailed: out of memory in cell [3]\n")
-    staged(project, tmp_path / "runs", tmp_path / "book")
-    text = (tmp_path / f"book/chapters/{CHEAP}/index.md").read_text()
-    assert "No run of this page finished" in text and "tiny.failed.ipynb" in text
-
-
+@pytest.mark.slow
 def test_a_record_without_its_notebook_shows_the_methods_verdicts(project, runs, tmp_path):
     folder = tmp_path / "runs" / CHEAP / "tiny"
     folder.mkdir(parents=True)
     shutil.copy(runs / CHEAP / "tiny" / "record.json", folder)
-    staged(project, tmp_path / "runs", tmp_path / "book")
+    stage(project, tmp_path / "runs", tmp_path / "book")
     text = (tmp_path / f"book/chapters/{CHEAP}/tiny.ipynb").read_text()
     assert "what must hold" in text and "the paper says" not in text

@@ -1,4 +1,4 @@
-"""Other contexts for `replib.intents`: two hops, arithmetic, whole paragraphs, a reader's own.
+"""Other contexts for `intents`: two hops, arithmetic, whole paragraphs, a reader's own.
 
 None of them is trained on. After the test sets of Minder et al. (2411.07404, Sec. 4; released code,
 `preprocess_fakepedia` and `generate_arithmetic.py`), with sentences of our own.
@@ -102,7 +102,7 @@ def arithmetic_cases(n: int, seed: int) -> list[Case]:
 
 
 def _digit(expression: str) -> int | None:
-    """Its value, if that is a digit; our own expressions only."""
+    """The value of one of our own expressions if it is a digit, else None."""
     from simpleeval import simple_eval
 
     try:

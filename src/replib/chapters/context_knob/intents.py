@@ -167,7 +167,7 @@ def prompt(
 
 
 def says(continuation: str, answer: str) -> bool:
-    """Does the text, spaces in front of it aside, start with the answer, as whole words?
+    """Does the text start with the answer, as whole words? Spaces in front of it do not count.
 
     The paper's rule (`startswith`, case-sensitive; released code), but a name that only begins a
     longer one (Niger in Nigeria, 1 in 12) does not count.
@@ -176,7 +176,7 @@ def says(continuation: str, answer: str) -> bool:
 
 
 def long_enough(text: str, *answers: str) -> bool:
-    """Can more text not change any more whether it `says` one of the answers?"""
+    """Is the text so long that more of it cannot change whether it `says` one of the answers?"""
     return len(text.lstrip()) > max(map(len, answers))
 
 
@@ -184,7 +184,7 @@ def long_enough(text: str, *answers: str) -> bool:
 
 
 def ask_alone(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:
-    """The prompt without any context, by which known facts are told from others."""
+    """The question without any context; the answers to it tell which facts the model knows."""
     return prompt(tokenizer, sentence_case(Conflict(fact, "")), None, context=False)
 
 

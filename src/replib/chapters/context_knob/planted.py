@@ -124,7 +124,8 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
 
 
 def _facts() -> list[Fact]:
-    """One fact for each subject, relations in turn; single words only, no subject an answer."""
+    """One fact for each subject, of each relation in turn. Names are single words, and no subject
+    is an answer."""
     some = {
         name: [
             fact

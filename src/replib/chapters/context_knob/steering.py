@@ -268,8 +268,8 @@ def search_layers(
     target's answer read from every layer. 1. The smallest U such that patching [0, U) brings the
     source's answer above `threshold` at some layer. 2. The largest L such that [L, U) still does.
     3. While the last layer does not prefer the source's answer by more than `eps`, the first later
-    layer at which its probability drops by more than `phi` is added. Steps 1 and 2 bisect: they
-    take more layers to be never worse. None if patching all layers is not enough.
+    layer at which its probability drops by more than `phi` is added. Steps 1 and 2 bisect,
+    which assumes that patching more layers never hurts. None if patching all of them is not enough.
     """
     seen: dict[tuple[int, ...], Float[np.ndarray, "layer answer"]] = {}
 

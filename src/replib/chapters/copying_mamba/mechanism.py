@@ -65,7 +65,7 @@ def _right_with(
 
 
 def _queries(strings: Strings) -> Int[Tensor, " letter"]:
-    """Positions at which the letters of the answer are said, without the final `.`."""
+    """The positions at which the model says the letters of the answer, without the final `.`."""
     n_positions = strings.tokens.shape[1]
     return torch.arange(n_positions - strings.n_answer - 1, n_positions - 2)
 
@@ -98,7 +98,7 @@ def _patterns(
     return found.transpose(1, 2)
 
 
-def mean_ablate(
+def mean_ablated_accuracy(
     model: TransformerBridge, strings: Strings, layer: int, head: int | None = None
 ) -> Float[Tensor, " string"]:
     """Character accuracy with one head's output z, or a whole attention or state-space layer's

@@ -117,7 +117,7 @@ def set_positions(network: LlamaForCausalLM, name: str) -> None:
 
 
 class NoRotation(nn.Module):
-    """In the place of rotary position embeddings: turns nothing."""
+    """Stands in the place of rotary position embeddings and turns nothing."""
 
     def forward(self, x: Tensor, position_ids: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
         angle = torch.zeros(1, position_ids.shape[-1], 1, dtype=x.dtype, device=x.device)
@@ -210,7 +210,7 @@ def _hybrid() -> Mamba2ForCausalLM:
 
 @dataclass(frozen=True)
 class Size:
-    """What a network has to work with."""
+    """A network's size: what it can compute and remember with."""
 
     parameters: int
     state_bits: int  # carried from one token to the next, float32; at `length` tokens for attention

@@ -46,7 +46,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Template:
-    """How a fact is stated and asked; a statement goes on with the answer, a question too."""
+    """How a fact is stated and asked. The answer follows the statement, and the question too."""
 
     name: str
     statement: str
@@ -135,7 +135,7 @@ def relations() -> dict[str, list[Fact]]:
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Does one name hold the other as a part? One or two letters (a symbol): as a whole word."""
+    """Is one name a part of the other? Of one or two letters (a symbol): as a whole word."""
     a, b = sorted((a.casefold(), b.casefold()), key=len)
     return bool(re.search(rf"\b{re.escape(a)}\b", b)) if len(a) <= 2 else a in b
 
@@ -383,7 +383,7 @@ def outcome(continuation: str, answer: str, foil: str | None = None) -> str:
 
 
 def settled(continuation: str, answer: str) -> bool:
-    """Can more text not change the outcome any more?"""
+    """Is it certain that more text cannot change the outcome?"""
     return "Q:" in continuation or (
         continuation[-1:] in " .,\n" and _mentions(continuation, answer)
     )

@@ -110,7 +110,8 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
 
 
 def _strengths(names: list[str], sign: float, generator: torch.Generator) -> dict[str, float]:
-    """1, give or take 0.3 by the name's frequency and 0.1 by chance; at least 0.6, at most 1.4."""
+    """A strength for each name, from 0.6 to 1.4: 1, plus or minus 0.3 per standard deviation of its
+    frequency, plus 0.1 times a random number."""
     frequency: Float[Tensor, " name"] = torch.tensor([zipf(name) for name in names])
     standard = (frequency - frequency.mean()) / frequency.std()
     chance = torch.randn(len(names), generator=generator)

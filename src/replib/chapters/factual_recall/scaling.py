@@ -1,8 +1,8 @@
-"""Heads as knobs: outcomes under many heads and factors, the best factor, random heads to compare.
+"""Heads scaled: outcomes under many heads and factors, the best factor, random heads to compare.
 
 What a head does when it is scaled at every position is read at END by the first token, which takes
 one forward pass from the head's layer on; greedy continuations are for the few settings that are
-reported (`replib.generation`).
+reported (`interventions.generation`).
 """
 
 from collections.abc import Mapping, Sequence

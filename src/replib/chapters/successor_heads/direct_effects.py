@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replib.interventions.capture import activations
 from replib.interventions.network import Head, Network
 
 
@@ -28,7 +29,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Rows:
-    """Single positions, one a row."""
+    """Activations at single positions, one position a row."""
 
     z: Float[Tensor, "layer row head d_head"]
     o_out: Float[Tensor, "layer row d_model"]
@@ -38,47 +39,32 @@ class Rows:
 def observe(
     net: Network, tokens: Int[Tensor, "prompt pos"], pattern: bool = False, batch: int = 32
 ) -> Observed:
-    """Run prompts of equal length and keep heads' outputs and residual streams."""
-    wanted = {f"blocks.{i}.{name}": (i, name) for i in range(net.n_layers) for name in _SEEN}
-    if not pattern:
-        wanted = {k: v for k, v in wanted.items() if v[1] != "attn.hook_pattern"}
-    wanted["ln_final.hook_in"] = (0, "final")
+    """Run prompts of equal length; keep what heads write and the residual streams."""
+    kept = _KEPT if pattern else _KEPT[:3]
+    wanted = {f"blocks.{layer}.{name}" for layer in range(net.n_layers) for name in kept}
+    wanted.add("ln_final.hook_in")
     pieces: dict[str, list[Tensor]] = {}
-
-    def run(some: Tensor) -> None:
-        seen: dict[tuple[int, str], Tensor] = {}
-
-        def keep(value: Tensor, hook: object) -> None:
-            seen[wanted[hook.name]] = value.clone()
-
-        net.model.run_with_hooks(
-            some,
-            return_type=None,
-            fwd_hooks=[(wanted.__contains__, keep), ("unembed.hook_in", lambda v, hook: v[:, -1:])],
-        )
+    for some in tokens.split(batch):
+        seen = activations(net.model, some, wanted.__contains__)
         if len(seen) != len(wanted):
             raise RuntimeError(f"saw {len(seen)} of {len(wanted)} activations")
-        pieces.setdefault("final", []).append(seen[0, "final"])
-        for name in {name for _, name in wanted.values()} - {"final"}:
-            layers = torch.stack([seen[layer, name] for layer in range(net.n_layers)])
-            pieces.setdefault(name, []).append(layers)
-
+        pieces.setdefault("final", []).append(seen["ln_final.hook_in"])
+        for name in kept:
+            layers = [seen[f"blocks.{layer}.{name}"] for layer in range(net.n_layers)]
+            pieces.setdefault(name, []).append(torch.stack(layers))
     with torch.inference_mode():
-        for some in tokens.split(batch):
-            run(some)
         out = {name: torch.cat(part, dim=int(name != "final")) for name, part in pieces.items()}
+    z = out["attn.o.hook_in"]
     return Observed(
         out["hook_in"],
-        out["attn.o.hook_in"].unflatten(-1, (net.n_heads, -1))
-        if out["attn.o.hook_in"].ndim == 4
-        else out["attn.o.hook_in"],
+        z.unflatten(-1, (net.n_heads, -1)) if z.ndim == 4 else z,
         out["attn.o.hook_out"],
         out["final"],
         out.get("attn.hook_pattern"),
     )
 
 
-_SEEN = ("hook_in", "attn.o.hook_in", "attn.o.hook_out", "attn.hook_pattern")
+_KEPT = ("hook_in", "attn.o.hook_in", "attn.o.hook_out", "attn.hook_pattern")
 
 
 def _without(

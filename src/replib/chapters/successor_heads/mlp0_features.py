@@ -42,7 +42,7 @@ def principal(
 
 @dataclass(frozen=True)
 class Split:
-    """Rebuilt held-out tokens. `near` is the item nearest to each rebuilt vector."""
+    """The held-out tokens, rebuilt. `near` is the item nearest to each rebuilt vector."""
 
     target: Int[Tensor, " case"]
     near: Int[Tensor, " case"]
@@ -57,7 +57,8 @@ def _cases(
     per_target: int,
     most_from_own: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows (target, an item of its index elsewhere, another item of its domain), among `given`."""
+    """Rows (target, an item of another domain with its index, an item of its domain with another
+    index), among `given`."""
     rows = []
     own = given if most_from_own is None else most_from_own
     for t in targets:
@@ -113,14 +114,15 @@ def split_index_domain(
 
 
 def folds(n: int, k: int, generator: np.random.Generator) -> Int[np.ndarray, " item"]:
-    """Which of k parts each item is held out in, at random, as equal as can be."""
+    """A number from 0 to k − 1 for each item, at random: the part in which it is held out. The
+    parts are as equal as can be."""
     return generator.permutation(np.arange(n) % k)
 
 
 def shuffle_within(
     index: Int[Tensor, " item"], domain: Int[Tensor, " item"], generator: np.random.Generator
 ) -> Int[Tensor, " item"]:
-    """The indices of each class dealt out anew among its tokens."""
+    """The indices, permuted among the tokens of each class."""
     out = index.clone()
     for d in domain.unique():
         at = (domain == d).nonzero()[:, 0].numpy()
@@ -355,7 +357,8 @@ def tuned_exchange(
     features: Float[Tensor, "10 d_model"],
     scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
 ) -> tuple[float, Float[Tensor, " item"]]:
-    """The scale best on every other token, and the success of the remaining tokens there."""
+    """The scale that works best on every other token (0, 2, ...), and with it the success of the
+    tokens in between."""
     results = [exchange(net, head, x, ordinal, features, scale) for scale in scales]
     tuned = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
     best = int(np.argmax(tuned))

@@ -73,15 +73,15 @@ class OrdinalClass:
         return len(self.words)
 
 
-def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The id of `text` if it is exactly one known token, else None."""
+def token_alone(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The id of `text` if, with nothing before it, it is exactly one known token, else None."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
 def n_integers(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many of 0 to 199 are one token with their leading space."""
-    return sum(single_token(tokenizer, f" {i}") is not None for i in range(200))
+    return sum(token_alone(tokenizer, f" {i}") is not None for i in range(200))
 
 
 def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClass]:
@@ -97,9 +97,9 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
     for name, words in WORDS.items():
         found = {}
         for place, word in enumerate(words, 1):
-            token = single_token(tokenizer, f" {word}")
+            token = token_alone(tokenizer, f" {word}")
             if token is None and name == "numbers":
-                token = single_token(tokenizer, word)
+                token = token_alone(tokenizer, word)
             if token is not None:
                 found[place] = (word, token)
         at = {place: item for item, place in enumerate(found)}
@@ -120,7 +120,7 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text by its own habit."""
+    """The tokens that the tokenizer puts in front of every text by itself."""
     return list(tokenizer("").input_ids)
 
 
@@ -165,7 +165,7 @@ def list_pairs(
     if shown < 3:
         raise UsageError(f"lists of {shown} words cannot be put into another order; show 3 or more")
     after = dict(ordinal.pairs.tolist())
-    comma = single_token(tokenizer, ",")
+    comma = token_alone(tokenizer, ",")
     lists = []
     for first in after:
         items = [first]
@@ -213,9 +213,9 @@ def numbered_pairs(
     Numbers stay below 10: one token in every tokenizer at hand. Corrupted: the three numbers in
     another order. None if the tokenizer cannot write such a list in single tokens.
     """
-    digits = [single_token(tokenizer, str(i)) for i in range(10)]
-    dot, newline = single_token(tokenizer, "."), single_token(tokenizer, "\n")
-    items = [t for word in ITEMS if (t := single_token(tokenizer, f" {word}")) is not None]
+    digits = [token_alone(tokenizer, str(i)) for i in range(10)]
+    dot, newline = token_alone(tokenizer, "."), token_alone(tokenizer, "\n")
+    items = [t for word in ITEMS if (t := token_alone(tokenizer, f" {word}")) is not None]
     if None in (*digits, dot, newline) or len(items) < 3:
         return None
     rows = []
@@ -253,9 +253,10 @@ def text_windows(
 ) -> Int[Tensor, "window pos"]:
     """Passages from the start of a sentence, each of `n_tokens`.
 
-    Every other one is drawn at random from the whole text, the rest among passages in which a
-    number word or ordinal word is followed by its successor soon after: in plain samples there
-    would be next to none. Statistics compare positions of these same windows with each other.
+    Every other one is drawn at random from the whole text. The rest are drawn among passages in
+    which a number word or ordinal word is followed by its successor soon after, of which plain
+    samples would hold next to none. Statistics compare positions of these same windows with each
+    other.
     """
     sentences = np.array([0] + [m.end() for m in re.finditer(r"[.!?]['\"]? (?=[A-Z'\"])", text)])
     sentences = sentences[sentences < len(text) - 8 * n_tokens]

@@ -1,7 +1,7 @@
 """A transformer with a successor head, a category booster and mod-10 features, set by hand.
 
 `planted_successor` builds a GPT-2 (3 layers of 4 heads) whose residual stream is a row of named
-slots, as in `replib.planted`. The embedding says of every ordinal token its residue (index modulo
+slots, as in `models.planted`. The embedding says of every ordinal token its residue (index modulo
 10), the decade of its successor, and its class. MLP0 copies these three into slots of their own,
 `f_residue`, `f_decade` and `f_class`, two neurons for each residue: so its neurons are periodic
 over the numbers with period 10, and its output is index and class side by side. Then:
@@ -153,7 +153,8 @@ def _booster() -> dict[str, Float[Tensor, "width width"]]:
 def _looks_back(
     slots: dict[str, Tensor], back: Float[Tensor, "width width"], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """W_Q, W_K [d_model, d_head] and b_Q: the place before, or three back, if ordinal."""
+    """W_Q, W_K [d_model, d_head] and b_Q of a head that looks at the position before, or at the
+    one three back, where an ordinal token stands there."""
     w_q, w_k = torch.zeros(2, D_MODEL, D_HEAD)
     b_q = torch.zeros(D_HEAD)
     gain = math.sqrt(D_HEAD)  # attention divides by it
