@@ -483,7 +483,7 @@ def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.Mon
 def test_two_processes_may_load_first_at_once(toy: EmbeddedSource, tmp_path: Path) -> None:
     source = {"requirements": ["toy==1.0"], "parts": toy.parts, "sha256": toy.sha256, "note": ""}
     script = f"""
-from replib.models import sources, unpack
+from replib.models import load, sources
 sources.SOURCES["toy"] = sources.EmbeddedSource(**{source!r})
 print(load.load_model("toy")(" Mary").sum().item())
 """

@@ -57,7 +57,7 @@ def code_hash(root: Path, name: str) -> str:
     notebook reaches."""
     script = (root / "tests/long" / f"{name}.py").read_text(encoding="utf-8")
     cells = [nbformat.v4.new_code_cell(script)]  # what it reaches is found as for a notebook
-    for path in sorted(root.glob("notebooks/*.ipynb")):
+    for path in sorted(root.glob("notebooks/*/*.ipynb")):
         cells += nbformat.read(path, 4).cells
     every = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
     alone = nbformat.writes(nbformat.v4.new_notebook(cells=cells[:1]))
