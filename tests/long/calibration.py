@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,26 +115,30 @@ def verdict(level: float, share: float, runs: int) -> str:
 CASES: list[Case] = []
 
 
-def covers(method: str, simulated: str, truth: float, runs: int = RUNS) -> Callable:
-    """Enter a function from a generator to (low, high) as a case."""
+def covers(method: str, simulated: str, truth: Any, *cases: tuple, runs: int = RUNS) -> Callable:
+    """Enter a function from a generator, and the values of a case, to (low, high). The values fill
+    in what is `simulated`, and give the `truth` if that is a function."""
 
-    def enter(interval: Callable[[Generator], tuple[float, float]]) -> Callable:
-        def trial(generator: Generator) -> bool:
-            low, high = interval(generator)
-            return low - 1e-12 <= truth <= high + 1e-12
+    def enter(interval: Callable) -> None:
+        def trial(generator: Generator, true: float, values: tuple) -> bool:
+            low, high = interval(generator, *values)
+            return low - 1e-12 <= true <= high + 1e-12
 
-        CASES.append(Case(method, simulated, 0.95, trial, runs))
-        return interval
+        for values in cases or ((),):
+            true = truth(*values) if callable(truth) else truth
+            run = partial(trial, true=true, values=values)
+            CASES.append(Case(method, simulated.format(*values), 0.95, run, runs))
 
     return enter
 
 
-def positive(method: str, simulated: str, runs: int = RUNS) -> Callable:
-    """Enter a test of something that is not there as a case."""
+def positive(method: str, simulated: str, *cases: tuple, runs: int = RUNS) -> Callable:
+    """Enter a test of something that is not there; the values of a case as above."""
 
-    def enter(trial: Callable[[Generator], bool]) -> Callable:
-        CASES.append(Case(method, simulated, 0.05, trial, runs))
-        return trial
+    def enter(trial: Callable) -> None:
+        for values in cases or ((),):
+            run = partial(lambda generator, values: trial(generator, *values), values=values)
+            CASES.append(Case(method, simulated.format(*values), 0.05, run, runs))
 
     return enter
 
@@ -143,32 +148,29 @@ def each(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
-def beta(mean: float, correlation: float) -> tuple[float, float]:
-    """Parameters of the distribution of the shares of groups, whose members correlate so."""
-    size = 1 / correlation - 1
-    return mean * size, (1 - mean) * size
-
-
-for n, p in itertools.product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992)):
-
-    @covers("wilson", f"{n} prompts, true share {p}", p)
-    def _(generator: Generator, n: int = n, p: float = p) -> m.Interval:
-        return m.wilson(torch.from_numpy(generator.random(n) < p))[1]
+@covers(
+    *("wilson", "{} prompts, true share {}", lambda n, p: p),
+    *itertools.product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992)),
+)
+def _(generator: Generator, n: int, p: float) -> m.Interval:
+    return m.wilson(torch.from_numpy(generator.random(n) < p))[1]
 
 
 def templates(generator: Generator, n: int, each: int, mean: float, correlation: float) -> tuple:
-    """Right answers to prompts of n templates, the template of each, its share of right answers."""
-    shares = generator.beta(*beta(mean, correlation), size=n).repeat(each)
+    """Right answers to prompts of n templates, which correlate within a template; the template of
+    each, and its share of right answers."""
+    size = 1 / correlation - 1
+    shares = generator.beta(mean * size, (1 - mean) * size, size=n).repeat(each)
     right = torch.from_numpy(generator.random(n * each) < shares)
     return right, np.arange(n).repeat(each).tolist(), shares
 
 
-for n, size in ((5, 10), (10, 10), (20, 5)):
-    grouped = f"{n * size} prompts of {n} templates that correlate by 0.1, true share 0.8"
-
-    @covers("wilson, with groups", grouped, 0.8)
-    def _(generator: Generator, n: int = n, size: int = size) -> m.Interval:
-        return m.wilson(*templates(generator, n, size, 0.8, 0.1)[:2])[1]
+@covers(
+    *("wilson, with groups", "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"),
+    *(0.8, (5, 10, 50), (10, 10, 100), (20, 5, 100)),
+)
+def _(generator: Generator, n: int, size: int, _: int) -> m.Interval:
+    return m.wilson(*templates(generator, n, size, 0.8, 0.1)[:2])[1]
 
 
 def _same_templates(generator: Generator) -> bool:
@@ -182,11 +184,9 @@ CASES.append(
 )
 
 
-for n in (3, 5):
-
-    @covers("seeds_mean", f"{n} seeds, normal", 1.0)
-    def _(generator: Generator, n: int = n) -> m.Interval:
-        return m.seeds_mean(generator.normal(1.0, 0.3, size=n))[1]
+@covers("seeds_mean", "{} seeds, normal", 1.0, (3,), (5,))
+def _(generator: Generator, n: int) -> m.Interval:
+    return m.seeds_mean(generator.normal(1.0, 0.3, size=n))[1]
 
 
 @covers("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", 0.9)
@@ -199,12 +199,13 @@ def _(generator: Generator) -> m.Interval:
     return m.seeds_mean((generator.random(5) < 0.9).astype(float))[1]
 
 
-for n, spread in (((5, 5), (1, 1)), ((5, 5), (1, 4)), ((5, 3), (1, 4))):
-
-    @covers("seeds_difference", f"{n[0]} and {n[1]} seeds, normal, spreads 1 and {spread[1]}", -1.0)
-    def _(generator: Generator, n: tuple = n, spread: tuple = spread) -> m.Interval:
-        a, b = (generator.normal(i, spread[i], size=n[i]) for i in (0, 1))
-        return m.seeds_difference(a, b)[1]
+@covers(
+    *("seeds_difference", "{} and {} seeds, normal, spreads 1 and {}", -1.0),
+    *((5, 5, 1), (5, 5, 4), (5, 3, 4)),
+)
+def _(generator: Generator, n: int, other: int, spread: int) -> m.Interval:
+    a, b = generator.normal(0, 1, size=n), generator.normal(1, spread, size=other)
+    return m.seeds_difference(a, b)[1]
 
 
 @covers("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", 0.4)
@@ -213,46 +214,46 @@ def _(generator: Generator) -> m.Interval:
     return m.seeds_difference(a, b)[1]
 
 
-for n in (12, 20, 100):
-
-    @covers("bootstrap", f"{n} prompts, normal", 1.0)
-    def _(generator: Generator, n: int = n) -> m.Interval:
-        values = torch.from_numpy(generator.normal(1.0, 2.0, size=n))
-        return m.bootstrap(values, each(n), generator)[1]
+def of_prompts(values: Any, generator: Generator) -> m.Interval:
+    """The bootstrap of prompts that are each a group of its own."""
+    return m.bootstrap(torch.as_tensor(values), each(len(values)), generator)[1]
 
 
-for n, p in itertools.product((20, 100), (0.5, 0.9, 0.98)):
-
-    @covers("bootstrap", f"{n} prompts right or wrong, true share {p}", p)
-    def _(generator: Generator, n: int = n, p: float = p) -> m.Interval:
-        values = torch.from_numpy(generator.random(n) < p)
-        return m.bootstrap(values, each(n), generator)[1]
+@covers("bootstrap", "{} prompts, normal", 1.0, (12,), (20,), (100,))
+def _(generator: Generator, n: int) -> m.Interval:
+    return of_prompts(generator.normal(1.0, 2.0, size=n), generator)
 
 
-for n, (more, less) in itertools.product((20, 100), ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0))):
-    paired = f"{n} prompts answered twice, {more:.0%} gained, {less:.0%} lost"
-
-    @covers("bootstrap", paired, more - less)
-    def _(generator: Generator, n: int = n, more: float = more, less: float = less) -> m.Interval:
-        u = generator.random(n)
-        gained = (u < more).astype(float) - ((u >= more) & (u < more + less))
-        return m.bootstrap(torch.from_numpy(gained), each(n), generator)[1]
+@covers(
+    *("bootstrap", "{} prompts right or wrong, true share {}", lambda n, p: p),
+    *itertools.product((20, 100), (0.5, 0.9, 0.98)),
+)
+def _(generator: Generator, n: int, p: float) -> m.Interval:
+    return of_prompts(generator.random(n) < p, generator)
 
 
-for n in (20, 100):
+@covers(
+    *("bootstrap", "{} prompts answered twice, {:.0%} gained, {:.0%} lost", lambda n, a, b: a - b),
+    *((n, *p) for n in (20, 100) for p in ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0))),
+)
+def _(generator: Generator, n: int, more: float, less: float) -> m.Interval:
+    u = generator.random(n)
+    return of_prompts((u < more).astype(float) - ((u >= more) & (u < more + less)), generator)
 
-    @covers("bootstrap", f"{n} prompts, skewed (exponential)", 1.0)
-    def _(generator: Generator, n: int = n) -> m.Interval:
-        return m.bootstrap(torch.from_numpy(generator.exponential(size=n)), each(n), generator)[1]
+
+@covers("bootstrap", "{} prompts, skewed (exponential)", 1.0, (20,), (100,))
+def _(generator: Generator, n: int) -> m.Interval:
+    return of_prompts(generator.exponential(size=n), generator)
 
 
-for n in (5, 9, 18, 40):
-
-    @covers("bootstrap", f"{n} templates of 5 prompts that correlate by 0.5, normal", 1.0)
-    def _(generator: Generator, n: int = n) -> m.Interval:
-        groups = np.arange(n).repeat(5)
-        values = generator.normal(1.0, 1.0, size=n)[groups] + generator.normal(size=5 * n)
-        return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), generator)[1]
+@covers(
+    *("bootstrap", "{} templates of 5 prompts that correlate by 0.5, normal", 1.0),
+    *((5,), (9,), (18,), (40,)),
+)
+def _(generator: Generator, n: int) -> m.Interval:
+    groups = np.arange(n).repeat(5)
+    values = generator.normal(1.0, 1.0, size=n)[groups] + generator.normal(size=5 * n)
+    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), generator)[1]
 
 
 @covers("bootstrap", "relative loss of two models, 40 items right or wrong (claim 5.9)", 0.25)
@@ -282,77 +283,69 @@ def _(generator: Generator) -> tuple[float, float]:
     return m.percentiles(a - b, 6)
 
 
-for p in (0.5, 0.9):
+@covers(
+    *("macro_interval", "classes of 7, 12, 26 and 100 successions, share right {}"),
+    *(lambda p: p, (0.5,), (0.9,)),
+)
+def _(generator: Generator, p: float) -> m.Interval:
+    right = {str(n): torch.from_numpy(generator.random(n) < p) for n in (7, 12, 26, 100)}
+    return su.macro_interval(right, generator)
 
-    @covers("macro_interval", f"classes of 7, 12, 26 and 100 successions, share right {p}", p)
-    def _(generator: Generator, p: float = p) -> m.Interval:
-        right = {str(n): torch.from_numpy(generator.random(n) < p) for n in (7, 12, 26, 100)}
-        return su.macro_interval(right, generator)
+
+@covers("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 1.0, (20,), (60,))
+def _(generator: Generator, n: int) -> m.Interval:
+    country, city = np.arange(n).repeat(2), generator.permutation(np.arange(n).repeat(2))
+    x = np.column_stack([generator.normal(size=n)[country], generator.normal(size=n)[city]])
+    y = generator.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
+    if y.all() or not y.any():
+        return -np.inf, np.inf
+    low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).interval(0)
+    return (low, high) if np.isfinite(low) else (-np.inf, np.inf)
 
 
-for n in (20, 60):
-
-    @covers("logistic", f"{n} countries × 2 prompts, {n} cities, both clustered", 1.0)
-    def _(generator: Generator, n: int = n) -> m.Interval:
-        country, city = np.arange(n).repeat(2), generator.permutation(np.arange(n).repeat(2))
-        x = np.column_stack([generator.normal(size=n)[country], generator.normal(size=n)[city]])
-        y = generator.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
-        if y.all() or not y.any():
-            return -np.inf, np.inf
-        low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).interval(0)
-        return (low, high) if np.isfinite(low) else (-np.inf, np.inf)
+K, N_LAYERS, N_HEADS = 6, 30, 9
 
 
 def in_notebook(paper: str, name: str, known: dict[str, Any]) -> Callable:
     """A function that a notebook defines, with what it uses from there."""
-    cells = json.loads((ROOT / "notebooks" / f"{paper}/{paper}.ipynb").read_text("utf-8"))["cells"]
-    for cell in cells:
-        if cell["cell_type"] == "code" and f"def {name}(" in (code := "".join(cell["source"])):
-            body = [x for x in ast.parse(code).body if getattr(x, "name", "") == name]
-            exec(compile(ast.Module(body, []), paper, "exec"), known)
-            return known[name]
-    raise LookupError(f"{paper} defines no {name}")
+    cells = json.loads((ROOT / f"notebooks/{paper}/{paper}.ipynb").read_text("utf-8"))["cells"]
+    code = "".join(next(c["source"] for c in cells if f"def {name}(" in "".join(c["source"])))
+    body = [node for node in ast.parse(code).body if getattr(node, "name", "") == name]
+    exec(compile(ast.Module(body, []), paper, "exec"), known)
+    return known[name]
 
 
-K, N_LAYERS, N_HEADS = 6, 30, 9
-resampled = in_notebook(
-    "ioi-circuit-reuse", "resampled", {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
-)
+known = {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
+resampled = in_notebook("ioi-circuit-reuse", "resampled", known)
 
 
-def two_tasks(far: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """True effects of all heads on two tasks of one stage, and the share of top heads in common:
-    four of six, `far` stronger than all others."""
+def two_tasks(far: float) -> torch.Tensor:
+    """True effects of all heads on two tasks of one stage: of the top heads, `far` stronger than
+    all others, four of six are the same."""
     effects = 0.1 * torch.randn(2, N_LAYERS, N_HEADS, generator=torch.Generator().manual_seed(1))
     effects = effects.clamp(-0.2, 0.2)
     effects[:, 10, :4] += far
     effects[0, 20, :2] += far
     effects[1, 25, :2] += far
-    a, b = ([set(m.top_heads(e, K))] for e in effects)
-    return effects[0], effects[1], m.overlap(a, b)
+    return effects
 
 
-for name, far in (("stand out", 1.0), ("hardly stand out", 0.3)):
-    first, second, common = two_tasks(far)
-
-    @covers(
-        "overlap of two tasks' top heads (claim 1.3)",
-        f"50 prompts, heads that {name}",
-        common,
-        runs=500,
-    )
-    def _(
-        generator: Generator, first: torch.Tensor = first, second: torch.Tensor = second
-    ) -> tuple[float, float]:
-        resampled.__globals__["seed"] = int(generator.integers(2**31))
-        tops = []
-        for effect in (first, second):
-            noise = torch.from_numpy(generator.normal(size=(N_LAYERS, N_HEADS, 50)))
-            values = effect[..., None] + noise
-            patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
-            tops.append(resampled([patch], each(50), "task", 200))
-        drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
-        return tuple(np.quantile(drawn, [0.025, 0.975]))
+@covers(
+    *("overlap of two tasks' top heads (claim 1.3)", "50 prompts, heads that {}"),
+    lambda _, far: m.overlap(*([set(m.top_heads(e, K))] for e in two_tasks(far))),
+    *(("stand out", 1.0), ("hardly stand out", 0.3)),
+    runs=500,
+)
+def _(generator: Generator, _: str, far: float) -> tuple[float, float]:
+    resampled.__globals__["seed"] = int(generator.integers(2**31))
+    tops = []
+    for effect in two_tasks(far):
+        noise = torch.from_numpy(generator.normal(size=(N_LAYERS, N_HEADS, 50)))
+        values = effect[..., None] + noise
+        patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
+        tops.append(resampled([patch], each(50), "task", 200))
+    drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
+    return tuple(np.quantile(drawn, [0.025, 0.975]))
 
 
 @covers("spread of 20 SAE seeds (claim 2.8)", "their mean", 0.6)
@@ -362,12 +355,15 @@ def _(generator: Generator) -> tuple[float, float]:
 
 # --- Nulls ----------------------------------------------------------------------------------------
 
-for n in (20, 40, 100, 200, 1000):
 
-    @positive("Null, value > q95", f"{n} draws")
-    def _(generator: Generator, n: int = n) -> bool:
-        value, *draws = generator.normal(size=n + 1)
-        return value > m.Null(np.array(draws)).asdict()["q95"]
+def above(value: float, draws: Any) -> bool:
+    return bool(value > m.Null(np.asarray(draws)).asdict()["q95"])
+
+
+@positive("Null, value > q95", "{} draws", (20,), (40,), (100,), (200,), (1000,))
+def _(generator: Generator, n: int) -> bool:
+    value, *draws = generator.normal(size=n + 1)
+    return above(value, draws)
 
 
 @positive("Null, value < q05", "20 draws")
@@ -376,12 +372,10 @@ def _(generator: Generator) -> bool:
     return value < m.Null(np.array(draws)).asdict()["q05"]
 
 
-for n in (20, 1000):
-
-    @positive("Null.pvalue", f"{n} draws")
-    def _(generator: Generator, n: int = n) -> bool:
-        value, *draws = generator.normal(size=n + 1)
-        return m.Null(np.array(draws)).pvalue(value) < 0.05
+@positive("Null.pvalue", "{} draws", (20,), (1000,))
+def _(generator: Generator, n: int) -> bool:
+    value, *draws = generator.normal(size=n + 1)
+    return m.Null(np.array(draws)).pvalue(value) < 0.05
 
 
 @positive("Null.pvalue", "200 draws of shares of 12, many of them equal")
@@ -390,16 +384,18 @@ def _(generator: Generator) -> bool:
     return m.Null(np.array(draws)).pvalue(value) < 0.05
 
 
-def best_of_all(generator: Generator, effect: np.ndarray, draws: int = 1000) -> bool:
-    p = m.max_statistic_pvalues(torch.from_numpy(effect), generator, draws)
+def best_of_all(generator: Generator, effect: np.ndarray) -> bool:
+    p = m.max_statistic_pvalues(torch.from_numpy(effect), generator, 1000)
     return bool((p < 0.05).any())
 
 
-for n_layers, n, what in ((30, 12, "270 heads"), (1, 12, "9 heads"), (30, 100, "270 heads")):
-
-    @positive("max_statistic_pvalues", f"{what}, {n} prompts", runs=1000)
-    def _(generator: Generator, n_layers: int = n_layers, n: int = n) -> bool:
-        return best_of_all(generator, generator.normal(size=(n_layers, N_HEADS, n)))
+@positive(
+    *("max_statistic_pvalues", "{1} heads, {2} prompts"),
+    *((30, 270, 12), (1, 9, 12), (30, 270, 100)),
+    runs=1000,
+)
+def _(generator: Generator, n_layers: int, _: int, n: int) -> bool:
+    return best_of_all(generator, generator.normal(size=(n_layers, N_HEADS, n)))
 
 
 @positive("max_statistic_pvalues", "270 heads that correlate by 0.9, 12 prompts", runs=1000)
@@ -428,37 +424,34 @@ STAGES = ([24, 25, 25, 26, 28, 29], [18, 20, 20, 21, 21, 23], [5, 5, 6, 8, 9, 9]
 @positive("overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer")
 def _(generator: Generator) -> bool:
     a, b = ([random_heads(generator, stage) for stage in STAGES] for _ in range(2))
-    null = m.Null(m.drawn_overlap_null(a, b, N_HEADS, generator))
-    return m.overlap(a, b) > null.asdict()["q95"]
+    return above(m.overlap(a, b), m.drawn_overlap_null(a, b, N_HEADS, generator))
 
 
-for n in (8, 14, 100):
-
-    @positive("spearman, Null.pvalue", f"{n} items, half of them tied")
-    def _(generator: Generator, n: int = n) -> bool:
-        a, b = generator.normal(size=n), generator.normal(size=n).round()
-        value, null = m.spearman(*map(torch.from_numpy, (a, b)), generator)
-        return m.Null(null).pvalue(value) < 0.05
+@positive("spearman, Null.pvalue", "{} items, half of them tied", (8,), (14,), (100,))
+def _(generator: Generator, n: int) -> bool:
+    a, b = generator.normal(size=n), generator.normal(size=n).round()
+    value, null = m.spearman(*map(torch.from_numpy, (a, b)), generator)
+    return m.Null(null).pvalue(value) < 0.05
 
 
-for layers, n_heads, what in (
-    ([20], 9, "1 head"),
-    ([20, 22], 9, "2 heads of 2 layers"),
-    ([20, 22, 22], 9, "3 heads of 2 layers"),
-    ([20, 21, 22, 24], 9, "4 heads of 4 layers"),
-    ([10, 11, 12], 4, "3 heads of 3 layers"),
-):
+@positive(
+    *("layer_matched, value > q95", "{}, of {} a layer"),
+    ("1 head", 9, [20]),
+    ("2 heads of 2 layers", 9, [20, 22]),
+    ("3 heads of 2 layers", 9, [20, 22, 22]),
+    ("4 heads of 4 layers", 9, [20, 21, 22, 24]),
+    ("3 heads of 3 layers", 4, [10, 11, 12]),
+)
+def _(generator: Generator, _: str, n_heads: int, layers: list[int]) -> bool:
+    effect = generator.normal(size=(N_LAYERS, n_heads))
 
-    @positive("layer_matched, value > q95", f"{what}, of {n_heads} a layer")
-    def _(generator: Generator, layers: list[int] = layers, n_heads: int = n_heads) -> bool:
-        effect = generator.normal(size=(N_LAYERS, n_heads))
+    def mean(heads: set[m.Head]) -> float:
+        return float(np.mean([effect[head] for head in sorted(heads)]))
 
-        def mean(heads: set[m.Head]) -> float:
-            return float(np.mean([effect[head] for head in sorted(heads)]))
-
-        heads = random_heads(generator, layers, n_heads)
-        draws = [mean(m.layer_matched(heads, n_heads, generator)) for _ in range(200)]
-        return mean(heads) > m.Null(np.array(draws)).asdict()["q95"]
+    heads = random_heads(generator, layers, n_heads)
+    return above(
+        mean(heads), [mean(m.layer_matched(heads, n_heads, generator)) for _ in range(200)]
+    )
 
 
 @positive("matched_heads, value > the largest of 20", "30 layers of 9 heads")
@@ -483,14 +476,14 @@ def _(generator: Generator) -> bool:
         for name, c in classes.items()
     }
     null = su.shuffled_null(said, classes, generator, 100)
-    return float(su.macro(su.hits(said, classes)).max()) > m.Null(null.best()).asdict()["q95"]
+    return above(float(su.macro(su.hits(said, classes)).max()), null.best())
 
 
 @positive("period_null, value > q95", "the best of 64 neurons, 100 numbers", runs=1000)
 def _(generator: Generator) -> bool:
     activation = torch.from_numpy(generator.normal(size=(64, 100)))
-    null = m.Null(ft.period_null(activation, generator, 100))
-    return float(ft.period_power(activation).max()) > null.asdict()["q95"]
+    null = ft.period_null(activation, generator, 100)
+    return above(float(ft.period_power(activation).max()), null)
 
 
 @positive(
@@ -501,14 +494,14 @@ def _(generator: Generator) -> bool:
 def _(generator: Generator) -> bool:
     feature, residue = generator.integers(8, size=(5, 100)), np.arange(100) % 10
     draws = [ft.modal_coverage(feature, generator.permutation(residue)).mean() for _ in range(100)]
-    return ft.modal_coverage(feature, residue).mean() > m.Null(np.array(draws)).asdict()["q95"]
+    return above(ft.modal_coverage(feature, residue).mean(), draws)
 
 
 @positive("cosines with permuted features, value > q95", "10 residues (claim 2.9)")
 def _(generator: Generator) -> bool:
     cosine, row = generator.normal(size=(10, 10)), np.arange(10)
     draws = [cosine[row, generator.permutation(10)].mean() for _ in range(200)]
-    return cosine.diagonal().mean() > m.Null(np.array(draws)).asdict()["q95"]
+    return above(cosine.diagonal().mean(), draws)
 
 
 @positive("binomial test against 0.1 (claim 2.10)", "120 tokens")

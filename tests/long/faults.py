@@ -35,20 +35,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import psutil
+from tiny_gguf import write_gguf
+from trust import HERE, ROOT, show, write_table
 
-from bookkit.book.reports import trust_hash
 from bookkit.records import read_record
 from replib.errors import UsageError
 
-HERE = Path(__file__).parents[1]
-ROOT = Path(__file__).parents[2]
 TOLD, FINISHED, SILENT = "failed, told in one line", "finished rightly", "killed, left nothing"
 MB = 1 << 20
 PATIENCE = 15.0  # seconds until a process that is left must have ended
@@ -128,7 +126,7 @@ class Place:
         (self.folder / "requirements.txt").write_text("torch==1\n")
         (self.folder / "site").mkdir()
         (self.folder / "site" / "sitecustomize.py").write_text(SITE)
-        self.notebook = self.folder / "notebooks" / "toy/toy.ipynb"
+        self.notebook = self.folder / "notebooks/toy/toy.ipynb"
         self.whole = self.notebook.read_text()
         self.out = self.out or self.folder / "out"
 
@@ -175,12 +173,18 @@ class Place:
             errors="replace",
         )
 
-    def words(self, *more: str) -> list[str]:
-        model = ["--model", self.model, "--profile", "smoke", "--out", str(self.out)]
-        return ["run", "toy", *model, *more]
+    def begin(self, *more: str, before: Sequence[str] = (), model: str = "") -> subprocess.Popen:
+        """Start the run of its chapter."""
+        words = ["run", "toy", "--model", model or self.model, "--profile", "smoke"]
+        return self.start(*words, "--out", str(self.out), *more, before=before)
 
-    def run(self, *more: str, before: Sequence[str] = ()) -> Ended:
-        return wait(self.start(*self.words(*more), before=before))
+    def run(self, *more: str, before: Sequence[str] = (), model: str = "") -> Ended:
+        return wait(self.begin(*more, before=before, model=model))
+
+    def begin_slowly(self) -> subprocess.Popen:
+        """Start it with a notebook of which every cell takes a moment."""
+        self.edit(0, "", everywhere="import time; time.sleep(0.25)")
+        return self.begin()
 
     def family(self) -> list[psutil.Process]:
         """Every living process that was started for this place."""
@@ -244,6 +248,11 @@ def finished(ended: Ended) -> str:
     return FINISHED
 
 
+def either(ended: Ended, *codes: int) -> str:
+    """It had done its work before the fault, or told of it."""
+    return finished(ended) if ended.code == 0 else told(ended, *codes)
+
+
 def stopped_at(place: Place) -> None:
     """The notebook of the failed run shows one cell that failed."""
     path = place.results / f"{place.model}.failed" / "notebook.ipynb"
@@ -296,47 +305,77 @@ def recovers(place: Place, before: dict[str, bytes]) -> None:
 # --- the faults: each puts one into a run and says how that ended ---------------------------------
 
 Fault = Callable[[Place, random.Random, int], str]  # the last: which of its kind
-SLOW = "import time; time.sleep(0.25)"
 
 
-def kernel_killed(place: Place, draw: random.Random, number: int) -> str:
-    place.edit(draw.randrange(6), "import os; os.kill(os.getpid(), 9)")
-    ended = place.run()
-    stopped_at(place)
-    return told(ended, 1)
+def _in_a_cell(codes: Sequence[str], *more: str, says: str = "", memory: bool = False) -> Fault:
+    """One of the codes stands in one of the cells; the notebook shows that this cell failed."""
+
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        place.edit(draw.randrange(6), codes[number % len(codes)])
+        limit = [f"--as={draw.randrange(2500, 5000) * MB}"]
+        ended = place.run(*more, before=["prlimit", *limit] if memory else [])
+        stopped_at(place)
+        if says not in ended.said:
+            raise Wrong(f"does not say {says!r}: {ended.said[-300:]!r}")
+        return told(ended, 1)
+
+    return fault
+
+
+RAISES = (
+    "raise ValueError('on\\npurpose\\n' * 50)",
+    "raise KeyboardInterrupt",
+    "raise SystemExit(0)",
+    "raise MemoryError",
+    "raise BaseException('base')",
+    "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+    "1 / 0",
+    "assert False, '\\x1b[31m' + 'é' * 10_000",
+    "import os; os._exit(0)",
+    "import sys; sys.exit('bye')",
+    "get_ipython().ask_exit()\nraise RuntimeError",
+    "this is no Python",
+)
+HANGS = (
+    "import time; time.sleep(600)",
+    "while True: pass",
+    "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)",
+    "import subprocess; subprocess.run(['sleep', '600'])",
+)
+TIME_UP = "time limit of 9 s reached"
+TAKES_MEMORY = (
+    "x = bytearray(64 << 30)",
+    "x = [bytearray(64 << 20) for _ in range(1000)]",
+    "import numpy as np; x = np.ones((1 << 16, 1 << 16))",
+)
 
 
 def kernel_killed_from_outside(place: Place, draw: random.Random, number: int) -> str:
-    place.edit(0, "", everywhere=SLOW)
-    process = place.start(*place.words())
+    process = place.begin_slowly()
     kernel = place.find("ipykernel")
     time.sleep(draw.uniform(0, 2.5))
     with contextlib.suppress(psutil.Error):
         kernel.kill()
-    ended = wait(process)
-    if ended.code == 0:  # it had done its work
-        return finished(ended)
-    stopped = json.loads((place.results / "tiny.failed" / "notebook.ipynb").read_text())
-    if not stopped["metadata"]["papermill"]["exception"]:
-        raise Wrong("the notebook does not say that it failed")
-    return told(ended, 1)
+    how = either(wait(process), 1)
+    if how == TOLD:
+        stopped = json.loads((place.results / "tiny.failed" / "notebook.ipynb").read_text())
+        if not stopped["metadata"]["papermill"]["exception"]:
+            raise Wrong("the notebook does not say that it failed")
+    return how
 
 
 def papermill_killed(place: Place, draw: random.Random, number: int) -> str:
-    place.edit(0, "", everywhere=SLOW)
-    process = place.start(*place.words())
+    process = place.begin_slowly()
     child = place.find("bookkit.run.child run")
     time.sleep(draw.uniform(0, 3.5))
     with contextlib.suppress(psutil.Error):
         child.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
-    ended = wait(process)
-    return finished(ended) if ended.code == 0 else told(ended, 1)
+    return either(wait(process), 1)
 
 
 def _runner(sign: signal.Signals, code: int) -> Fault:
     def fault(place: Place, draw: random.Random, number: int) -> str:
-        place.edit(0, "", everywhere=SLOW)
-        process = place.start(*place.words())
+        process = place.begin_slowly()
         time.sleep(draw.uniform(0.6, 5.5))
         process.send_signal(sign)
         ended = wait(process)
@@ -356,55 +395,13 @@ def _at_a_file(how: str) -> Fault:
         at = {"FAULT_AT": str(number + 1), "FAULT_UNDER": str(place.out), "FAULT_HOW": how}
         place.environment |= at
         ended = place.run()
-        if ended.code == 0:  # fewer such moments than that; or one that nothing depends on
-            return finished(ended)
-        if how == "kill":
+        if how == "kill" and ended.code != 0:
             if ended.code != -signal.SIGKILL:
                 raise Wrong(f"ended with {ended.code}: {ended.said[-300:]!r}")
             return SILENT
-        return told(ended)
+        return either(ended)  # fewer such moments than that; or one that nothing depends on
 
     return fault
-
-
-RAISES = (
-    "raise ValueError('on\\npurpose\\n' * 50)",
-    "raise KeyboardInterrupt",
-    "raise SystemExit(0)",
-    "raise MemoryError",
-    "raise BaseException('base')",
-    "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
-    "1 / 0",
-    "assert False, '\\x1b[31m' + 'é' * 10_000",
-    "import os; os._exit(0)",
-    "import sys; sys.exit('bye')",
-    "get_ipython().ask_exit()\nraise RuntimeError",
-    "this is no Python",
-)
-
-
-def cell_raises(place: Place, draw: random.Random, number: int) -> str:
-    place.edit(draw.randrange(6), RAISES[number % len(RAISES)])
-    ended = place.run()
-    stopped_at(place)
-    return told(ended, 1)
-
-
-def cell_hangs(place: Place, draw: random.Random, number: int) -> str:
-    hang = draw.choice(
-        (
-            "import time; time.sleep(600)",
-            "while True: pass",
-            "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)",
-            "import subprocess; subprocess.run(['sleep', '600'])",
-        )
-    )
-    place.edit(draw.randrange(6), hang)
-    ended = place.run("--time-limit", "9")
-    stopped_at(place)
-    if "time limit of 9 s reached" not in ended.said:
-        raise Wrong(f"does not say that the time was up: {ended.said[-300:]!r}")
-    return told(ended, 1)
 
 
 def prints_100_mb(place: Place, draw: random.Random, number: int) -> str:
@@ -412,11 +409,10 @@ def prints_100_mb(place: Place, draw: random.Random, number: int) -> str:
     line = f"sys.stdout.write('x' * {size - 1} + '\\n')"
     text = f"import sys\nfor _ in range({100 * MB // size}): {line}"
     place.edit(draw.randrange(6), text)
-    ended = place.run()
-    if ended.code == 0:
-        return finished(ended)
-    stopped_at(place)
-    return told(ended, 1)
+    how = either(place.run(), 1)
+    if how == TOLD:
+        stopped_at(place)
+    return how
 
 
 def not_a_number(place: Place, draw: random.Random, number: int) -> str:
@@ -445,48 +441,26 @@ def small_disk(folder: Path, options: str = "size=4M") -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def _fill(folder: Path, leave: int) -> Path:
-    """Fill a disk but for `leave` bytes."""
-    filler = folder / "filler"
-    free = os.statvfs(folder)
-    filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
-    return filler
-
-
 def disk_full(place: Place, draw: random.Random, number: int) -> str:
-    filler = _fill(place.out, draw.randrange(0, 28 << 10))
+    free, leave = os.statvfs(place.out), draw.randrange(0, 28 << 10)
+    filler = place.out / "filler"
+    filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
     try:
         ended = place.run()
     finally:
         filler.unlink()
-    return finished(ended) if ended.code == 0 else told(ended)
+    return either(ended)
 
 
 def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
     with small_disk(place.folder / "tmp", f"size=8k,nr_inodes={number + 1}") as folder:
         place.environment["TMPDIR"] = str(folder)
-        ended = place.run()
-    return finished(ended) if ended.code == 0 else told(ended)
-
-
-def memory_limit(place: Place, draw: random.Random, number: int) -> str:
-    take = draw.choice(
-        (
-            "x = bytearray(64 << 30)",
-            "x = [bytearray(64 << 20) for _ in range(1000)]",
-            "import numpy as np; x = np.ones((1 << 16, 1 << 16))",
-        )
-    )
-    place.edit(draw.randrange(6), take)
-    limit = draw.randrange(2500, 5000) * MB
-    ended = place.run(before=["prlimit", f"--as={limit}"])
-    stopped_at(place)
-    return told(ended, 1)
+        return either(place.run())
 
 
 def _at_once(n: int) -> Fault:
     def fault(place: Place, draw: random.Random, number: int) -> str:
-        processes = [place.start(*place.words()) for _ in range(n)]
+        processes = [place.begin() for _ in range(n)]
         for ended in [wait(process) for process in processes]:
             finished(ended)
         return FINISHED
@@ -498,9 +472,8 @@ def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
     """The wall clock of every process of the run; files of the earlier result are in the future."""
     clock = place.folder / "clock"
     clock.write_text("0")
-    place.edit(0, "", everywhere=SLOW)
     place.environment["FAULT_CLOCK"] = str(clock)
-    process = place.start(*place.words())
+    process = place.begin_slowly()
     time.sleep(draw.uniform(0.5, 4))
     clock.write_text(str(-draw.choice((10, 3600, 86400, 400 * 86400))))
     ended = finished(wait(process))
@@ -513,7 +486,7 @@ def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
 
 def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
     """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
-    place.edit(0, "", everywhere=SLOW)
+    place.edit(0, "", everywhere="import time; time.sleep(0.25)")
     sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
     (place.folder / "three.yaml").write_text(sweep)
     words = ["sweep", "three.yaml", "--jobs", "2"]
@@ -541,13 +514,11 @@ def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
 
 # --- weights and the hub --------------------------------------------------------------------------
 
-LOADS = "from replib.models import load_model; load_model(model_name)"
+LOADS = "from replib.models.load import load_model; load_model(model_name)"
 
 
-def _toy_weights(place: Place) -> Path:
-    """An embedded model of the name `toy` in two packages; the folder where it is unpacked."""
-    from test_models import write_gguf
-
+def _toy_weights(place: Place) -> None:
+    """An embedded model of the name `toy` in two packages."""
     whole_file = place.folder / "whole.gguf"
     write_gguf(whole_file)
     whole = whole_file.read_bytes()
@@ -556,20 +527,20 @@ def _toy_weights(place: Place) -> Path:
         package.mkdir()
         (package / "__init__.py").touch()
         (package / "piece").write_bytes(piece)
-    source = {
-        "requirements": ["toy==1.0"],
-        "parts": ["toy_part1/piece", "toy_part2/piece"],
-        "sha256": hashlib.sha256(whole).hexdigest(),
-        "note": "toy",
-    }
-    cache = place.folder / "cache"
-    place.environment |= {"FAULT_SOURCE": json.dumps(source), "REPLIB_CACHE": str(cache)}
-    return cache / "models"
+    source = {"requirements": ["toy==1.0"], "note": "toy"}
+    source["parts"] = [f"toy_part{number}/piece" for number in (1, 2)]
+    source["sha256"] = hashlib.sha256(whole).hexdigest()
+    cache = str(place.folder / "cache")
+    place.environment |= {"FAULT_SOURCE": json.dumps(source), "REPLIB_CACHE": cache}
 
 
-def _loading(place: Place) -> Ended:
+def _loading(place: Place, model: str = "") -> Ended:
     place.edit(5, LOADS)
-    return place.run()
+    return place.run(model=model)
+
+
+def _made_again(place: Place) -> str:
+    return _made_again(place)
 
 
 def _weights(place: Place) -> Path:
@@ -585,12 +556,10 @@ def cache_flipped(place: Place, draw: random.Random, number: int) -> str:
     path.write_bytes(content)
     if number % 2:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    ended = _loading(place)
-    if ended.code != 0:
-        raise Wrong(f"did not make the cache again: {ended.said[-400:]}")
+    how = _made_again(place)
     if path.read_bytes() == content:
         raise Wrong("false success: the altered weights were used")
-    return FINISHED
+    return how
 
 
 def cache_half_written(place: Place, draw: random.Random, number: int) -> str:
@@ -599,10 +568,7 @@ def cache_half_written(place: Place, draw: random.Random, number: int) -> str:
         path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
     else:
         draw.choice(sorted(path.parent.iterdir())).unlink()
-    ended = _loading(place)
-    if ended.code != 0:
-        raise Wrong(f"did not make the cache again: {ended.said[-400:]}")
-    return FINISHED
+    return _made_again(place)
 
 
 def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
@@ -663,9 +629,7 @@ def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str
         case 4:
             (folder / "config.json").write_text('{"model_type": ')
     path.write_bytes(content)
-    place.edit(5, LOADS)
-    words = ["--profile", "smoke", "--out", str(place.out)]
-    return told(wait(place.start("run", "toy", "--model", str(folder), *words)), 2)
+    return told(_loading(place, str(folder)), 2)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -703,9 +667,8 @@ def hub_fails(place: Place, draw: random.Random, number: int) -> str:
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HOME": str(place.folder / "hub"),
     }
-    words = ["--profile", "smoke", "--out", str(place.out)]
     started = time.monotonic()
-    ended = wait(place.start("run", "toy", "--model", "someone/small", *words))
+    ended = place.run(model="someone/small")
     server.shutdown()
     server.server_close()
     if time.monotonic() - started > 60:
@@ -730,7 +693,7 @@ class Kind:
 
 
 KINDS = (
-    Kind("kernel killed by its own cell", kernel_killed, 12),
+    Kind("kernel killed by its own cell", _in_a_cell(["import os; os.kill(os.getpid(), 9)"]), 12),
     Kind("kernel killed from outside", kernel_killed_from_outside, 12, replaces=True),
     Kind("papermill's process killed", papermill_killed, 12, replaces=True),
     Kind("runner killed (SIGKILL)", _runner(signal.SIGKILL, -9), 15, replaces=True),
@@ -740,11 +703,11 @@ KINDS = (
     Kind("disk full at the runner's n-th file", _at_a_file("full"), 24, replaces=True),
     Kind("disk full (tmpfs)", disk_full, 12, needs="root", disk=True, replaces=True),
     Kind("folder for temporary files full", temporary_disk_full, 5, needs="root", replaces=True),
-    Kind("a cell raises", cell_raises, len(RAISES)),
-    Kind("a cell hangs past the limit", cell_hangs, 8),
+    Kind("a cell raises", _in_a_cell(RAISES), len(RAISES)),
+    Kind("a cell hangs past the limit", _in_a_cell(HANGS, "--time-limit", "9", says=TIME_UP), 8),
     Kind("a cell prints 100 MB", prints_100_mb, 3, replaces=True),
     Kind("a measured value is not finite", not_a_number, 8, replaces=True),
-    Kind("memory limit hit", memory_limit, 8),
+    Kind("memory limit hit", _in_a_cell(TAKES_MEMORY, memory=True), 8),
     Kind("Snakemake or the sweep killed", workflow_killed, 8),
     Kind("cache with one flipped bit", cache_flipped, 6, weights=True, replaces=True),
     Kind("cache half-written", cache_half_written, 6, weights=True, replaces=True),
@@ -756,6 +719,9 @@ KINDS = (
     Kind("eight runs of one pair at once", _at_once(8), 2, replaces=True),
     Kind("clock set back", clock_set_back, 6, replaces=True),
 )
+
+
+COLUMNS = ("fault", "injected", TOLD, FINISHED, SILENT, "wrong")
 
 
 def lacks(kind: Kind) -> str:
@@ -822,21 +788,14 @@ def main() -> int:
         print(f"{kind.name}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
         for line in bad[-counts["wrong"] :] if counts["wrong"] else []:
             print(f"  {line[:1000]}", flush=True)
-    content = {
-        "what": "Faults put into real runs, and how each ended; wrong would be a false success, a "
-        "damaged or lost result, a process left behind, more or less than one line, or a next "
-        "run that does not recover.",
-        "columns": ["fault", "injected", TOLD, FINISHED, SILENT, "wrong"],
-        "rows": rows,
-        "not_injected": missing,
-        "seconds": round(time.monotonic() - started),
-        "date": date.today().isoformat(),
-        "code": trust_hash(ROOT, "faults"),
-    }
-    print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {content['seconds']} s")
+    seconds = time.monotonic() - started
+    print(show(COLUMNS, rows))
+    print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {seconds:.0f} s")
     if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        what = "Faults put into real runs, and how each ended; wrong would be a false success, a "
+        what += "damaged or lost result, a process left behind, more or less than one line, or a "
+        what += "next run that does not recover."
+        write_table(given.out, what, COLUMNS, rows, seconds, not_injected=missing)
     return 1 if bad else 0
 
 

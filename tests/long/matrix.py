@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 import transformers
+from trust import ROOT
 
 from bookkit.project import list_papers
 from bookkit.records import read_record
@@ -27,7 +28,6 @@ from replib.chapters.context_knob.stored import INTENT_FORMATS
 from replib.chapters.factual_recall.facts import relations
 from replib.prompts.vocabulary import word_tokenizer
 
-ROOT = Path(__file__).parents[2]
 # Smaller than the smoke profile: here the question is whether it runs.
 SMALL = {
     "ioi-circuit-reuse": {"n_prompts": 12, "n_deep": 4, "n_accuracy": 16, "n_cobj": 16},
@@ -47,18 +47,13 @@ SMALL = {
 def configurations(vocabulary: dict[str, int]) -> dict[str, transformers.PretrainedConfig]:
     """By architecture: 4 layers, width 32, 4 heads where there are heads."""
     t = transformers
-    usual = {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 512,
-        **vocabulary,
-    }
+    size = {"hidden_size": 32, "num_hidden_layers": 4, **vocabulary}
+    usual = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512}
+    usual |= size
     grouped = usual | {"num_key_value_heads": 2}
     gemma = grouped | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}
     layers = ["sliding_attention", "full_attention"] * 2
-    mamba = {"hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, **vocabulary}
+    mamba = size | {"state_size": 8}
     opt = {k: v for k, v in usual.items() if k != "intermediate_size"}
     return {
         "gpt2": t.GPT2Config(n_positions=512, n_embd=32, n_layer=4, n_head=4, **vocabulary),
@@ -113,12 +108,12 @@ REFUSED = {
 
 def make_project(folder: Path) -> Path:
     """A checkout with the chapters of this one and no adapters, to be filled."""
-    notebooks = folder / "project" / "notebooks"
-    notebooks.mkdir(parents=True)
-    for path in (ROOT / "notebooks").iterdir():
-        if not path.name.endswith(".adapters"):
-            (notebooks / path.name).symlink_to(path)
-    return notebooks.parent
+    for path in (ROOT / "notebooks").glob("*/*"):
+        if path.name != "adapters":
+            link = folder / "project" / path.relative_to(ROOT)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return folder / "project"
 
 
 def train_adapters(project: Path, model: Path) -> None:

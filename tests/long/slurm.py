@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import yaml
+from trust import ROOT
 
-ROOT = Path(__file__).parents[2]
 REPLIB = Path(sys.executable).with_name("replib")
 SWEEP = {
     "papers": ["factual-recall", "successor-heads"],
@@ -142,7 +142,6 @@ def broken_off(path: Path) -> str:
 
 
 def compare(a: dict[str, Path], b: dict[str, Path]) -> None:
-
     assert len(a) == N_JOBS and a.keys() == b.keys(), f"{sorted(a)} and {sorted(b)}"
     for name in a:
         one, two = (

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 
 import pytest
 import reference
@@ -32,6 +31,11 @@ from replib.models.tiny import tiny_model
 from replib.prompts.pairs import PromptPairs
 
 ARCHS = ("gpt2", "neox", "llama", "gemma3")
+# Of layouts that are alike, LayerNorm with biases and grouped heads with norms around, one each.
+FEW = [
+    arch if arch in ("gpt2", "gemma3") else pytest.param(arch, marks=pytest.mark.slow)
+    for arch in ARCHS
+]
 TOLERANCE = 1e-4  # logits
 
 
@@ -78,7 +82,7 @@ def end_logits_to_diff(logits, pairs):
     return logits[prompt, pairs.answer] - logits[prompt, pairs.foil]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     arch=st.sampled_from(ARCHS),
     seed=st.integers(0, 10_000),
@@ -108,7 +112,7 @@ def test_path_patch_agrees_with_hooks(arch, seed, component, position, freeze_ml
     assert ours.logit_diff.isnan().all(-1).sum() == net.n_layers * net.n_heads - 1
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", FEW)
 def test_all_senders_at_once_are_each_sender_alone(arch):
     net, pairs = network(arch), random_pairs(3)
     receivers = [(2, 1), (1, 0)]
@@ -142,7 +146,7 @@ def test_score_has_the_sign_of_support():
     torch.testing.assert_close(result.score()[0], torch.tensor([2.0, -1.5]) / 7)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", FEW)
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_edits_agree_with_hooks(arch, everywhere):
     net, pairs = network(arch), random_pairs(11)
@@ -204,7 +208,7 @@ def test_mean_ablation_mixes_up_no_heads():
     torch.testing.assert_close(mean_z(net, pairs)[1], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("arch", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_attribution_is_transformerlens_own(arch):
     """TransformerLens folds the final norm into the unembedding and reads off the same numbers."""
     net, pairs = network(arch), random_pairs(8, n=3)
@@ -226,7 +230,7 @@ def test_attribution_is_transformerlens_own(arch):
         torch.testing.assert_close(diff, heads.to(diff), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", FEW)
 def test_frozen_norm_terms_add_up(arch):
     """Terms of a residual stream, sent through the frozen norm one by one, sum to its output."""
     net = network(arch)
@@ -236,7 +240,7 @@ def test_frozen_norm_terms_add_up(arch):
     torch.testing.assert_close(norm(0.3 * x) + norm(0.7 * x), whole, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", FEW)
 def test_attention_is_the_models_own(arch):
     net, pairs = network(arch), random_pairs(6)
     cache = reference.activations(net.model, pairs.clean, "hook_pattern")
@@ -250,19 +254,13 @@ def test_attention_is_the_models_own(arch):
             torch.testing.assert_close(ours[:, layer], theirs, atol=1e-5, rtol=0)
 
 
-def weights_hash(model) -> str:
-    digest = hashlib.sha256()
-    for _, value in sorted(model.original_model.state_dict().items()):
-        digest.update(value.contiguous().numpy(force=True).tobytes())
-    return digest.hexdigest()
-
-
 def test_interventions_leave_no_trace():
     net, pairs = network("gemma3"), random_pairs(9)
-    before, logits = weights_hash(net.model), net.model(pairs.clean)
+    weights = net.model.original_model.state_dict()
+    before, logits = {k: v.clone() for k, v in weights.items()}, net.model(pairs.clean)
     path_patch(net, pairs, [(2, 0)], "k", "S2")
     read(net, pairs, [zero_ablate([(0, 0)])])
-    assert weights_hash(net.model) == before
+    assert all(torch.equal(weights[key], before[key]) for key in before)
     assert torch.equal(net.model(pairs.clean), logits)
     assert not any(hook.fwd_hooks for hook in net.model.hook_dict.values())
 
@@ -290,9 +288,6 @@ def test_bad_requests_are_refused_in_one_line(arguments, words):
     with pytest.raises(UsageError, match=words) as error:
         path_patch(network("gpt2"), random_pairs(1), **arguments)
     assert "\n" not in str(error.value)
-
-
-def test_attention_rows_must_be_distributions():
     with pytest.raises(UsageError, match="sum to 1"):
         attention_row([(0, 0)], torch.full((2, 5), 0.3))
 
@@ -305,7 +300,7 @@ def test_an_unknown_block_layout_is_refused():
         read(net, pairs)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("arch", [pytest.param("gpt2", marks=pytest.mark.slow), "gemma3"])
 def test_bfloat16_is_near_float32_and_reads_out_in_float32(arch):
     """Rounding only: errors far below the size of the effects; nothing read out is bfloat16."""
     exact, pairs = network(arch), random_pairs(7)

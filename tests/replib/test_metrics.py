@@ -141,7 +141,7 @@ def test_null_pvalue_counts_the_observed():
     assert null.asdict() == {"mean": 1.0, "q05": 0.0, "q95": 2.0, "draws": 3}
 
 
-@pytest.mark.parametrize("n", [*range(1, 60), 99, 100, 101, 199, 200, 999, 1000])
+@pytest.mark.parametrize("n", [1, 2, 18, 19, 20, 38, 39, 40, 59, 99, 100, 999, 1000])
 def test_percentiles_of_a_null_are_exceeded_by_chance_in_at_most_5_percent(n):
     found = m.Null(np.random.default_rng(n).permutation(n).astype(float)).asdict()
     above = n - found["q95"]  # of the n + 1 places that one more draw could take

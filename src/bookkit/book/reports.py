@@ -35,7 +35,11 @@ from replib.markup import as_html
 from replib.models.sources import EMBEDDED
 
 # What `make bench` measures.
-MEASURED = "from replib.interventions import Network, path_patch; Network, path_patch"
+MEASURED = """
+from replib.interventions.network import Network
+from replib.interventions.path_patching import path_patch
+Network, path_patch
+"""
 FIGURE = "performance-growth.png"
 BENCHMARKS = {"bench": "bench", "training": "bench-training", "sweep": "bench-sweep"}
 MARK = re.compile(r"<!-- ([a-z-]+)(?: ([\w.-]+)(?::(\S+))?)? -->")

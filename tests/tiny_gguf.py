@@ -1,0 +1,52 @@
+"""A small model as a GGUF file, such as the packages of the embedded models carry."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+LETTERS = [chr(c) for c in range(ord("!"), ord("~") + 1)] + ["Ġ", "Ċ", "ĠM"]
+TOKENS = ["<unk>", "<s>", "</s>", *LETTERS]
+D_MODEL, D_KV, D_MLP = 32, 16, 32
+OF_A_LAYER = {
+    **{"attn_norm": (D_MODEL,), "ffn_norm": (D_MODEL,)},
+    **{"attn_q": (D_MODEL, D_MODEL), "attn_output": (D_MODEL, D_MODEL)},
+    **{"attn_k": (D_KV, D_MODEL), "attn_v": (D_KV, D_MODEL)},
+    **{"ffn_gate": (D_MLP, D_MODEL), "ffn_up": (D_MLP, D_MODEL), "ffn_down": (D_MODEL, D_MLP)},
+}
+
+
+def write_gguf(path: Path) -> None:
+    """A 2-layer Llama of d_model 32 with a byte-level vocabulary."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(D_MODEL)
+    writer.add_feed_forward_length(D_MLP)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * len(LETTERS))
+    writer.add_token_merges(["Ġ M"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    shapes = {"token_embd": (len(TOKENS), D_MODEL), "output_norm": (D_MODEL,)}
+    for i in range(2):
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in OF_A_LAYER.items()}
+    numbers = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        value = numbers.normal(size=shape).astype(np.float32)
+        if len(shape) == 2:  # quantised, as in the real files
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(f"{name}.weight", gguf.quantize(value, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
