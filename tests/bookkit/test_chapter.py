@@ -45,18 +45,15 @@ def test_defaults_then_profile_then_the_user():
     ("name", "text", "value"),
     [
         ("n_prompts", "100", 100),
-        ("n_prompts", "-3", -3),
         ("share", "1", 1.0),
         ("share", "1e-3", 0.001),
         ("careful", "false", False),
-        ("careful", "True", True),
         ("mode", " a=b ", " a=b "),
         ("mode", "", ""),
         ("sizes", "3,4", [3, 4]),
         ("sizes", "[3, 4]", [3, 4]),
         ("sizes", "", []),
         ("prompts_file", "none", None),
-        ("prompts_file", "", ""),
     ],
 )
 def test_a_parameter_from_text(name, text, value):
@@ -77,7 +74,6 @@ def test_a_parameter_from_text(name, text, value):
         ("share", "half", "is not float"),
         ("share", "nan", "is not float"),
         ("share", "1e999", "is not float"),
-        ("share", "1.2.3", "is not float"),
         ("careful", "1", "is not bool"),
         ("sizes", "1,x", r"is not list\[int\]"),
         ("sizes", "1,,2", r"is not list\[int\]"),
@@ -174,7 +170,6 @@ def test_a_file_is_found_from_where_the_user_stands(tmp_path, monkeypatch):
     [
         ("n: int = 'x'", "n is 'x', which is not int"),
         ("n = 3", "'n = 3' is not `name: type = value`"),
-        ("n: int", "is not `name: type = value`"),
         ("n: int = f()", "give a plain value of a plain type"),
         ("n: Tensor = 3", "give a plain value of a plain type"),
         ("n: int = 1\nn: int = 2", "n comes twice"),
@@ -183,7 +178,6 @@ def test_a_file_is_found_from_where_the_user_stands(tmp_path, monkeypatch):
         ("n: int = {[]: 1}", "give a plain value of a plain type"),
         ("n: int = " + "-" * 5000 + "1", "parameters cell: "),
         ("n: str = '\ud800'", "parameters cell: "),
-        ("import os", "is not `name: type = value`"),
         ("n: int = 1", "lacks `model_name: str`"),
         ("model_name: str | None = None", "lacks `model_name: str`"),
     ],
@@ -208,27 +202,13 @@ def test_one_parameters_cell():
     notebook["cells"][1]["metadata"] = {}
     with pytest.raises(UsageError, match="has 0 cells with the tag parameters"):
         read_parameters(json.dumps(notebook), "toy.ipynb")
-    for text in ("{}", "[]", "nothing"):
+    texts = ["{}", "[]", "nothing"]
+    whole = json.loads(CHAPTER.notebook)
+    for cell in ({"cell_type": "code", "metadata": {}}, {"metadata": {}, "source": ""}, "cell"):
+        texts.append(json.dumps(whole | {"cells": [*whole["cells"], cell]}))
+    for text in texts:
         with pytest.raises(UsageError, match=r"toy.ipynb is not a notebook"):
             read_parameters(text, "toy.ipynb")
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        {"cell_type": "code", "metadata": {}},
-        {"cell_type": "code", "metadata": {}, "source": 3},
-        {"cell_type": "code", "metadata": [], "source": ""},
-        {"cell_type": "code", "metadata": {"tags": 3}, "source": ""},
-        {"metadata": {}, "source": ""},
-        "cell",
-    ],
-)
-def test_a_cell_that_could_not_be_hashed(cell):
-    notebook = json.loads(CHAPTER.notebook)
-    notebook["cells"].append(cell)
-    with pytest.raises(UsageError, match=r"^toy.ipynb is not a notebook$"):
-        read_parameters(json.dumps(notebook), "toy.ipynb")
 
 
 def project(tmp_path, **texts):
@@ -246,7 +226,9 @@ def project(tmp_path, **texts):
         (("n_prompts: 20", "n_promts: 20"), "laptop: toy has no parameter 'n_promts'; did you"),
         (("n_prompts: 20", "n_prompts: many"), "parameter n_prompts is 'many', which is not int"),
         (("n_prompts: 20", "n_prompts: true"), "parameter n_prompts is True, which is not int"),
-        (("n_prompts: 20", "device: cuda"), "laptop, parameters"),
+        (("n_prompts: 20", "device: cuda"), "laptop, parameters, device: device is set by"),
+        (("time_limit_s: 7200", "time_limit_s: .nan"), "time_limit_s: a number is not finite"),
+        (("time_limit_s: 7200", f"time_limit_s: 1{'0' * 400}"), "time_limit_s: a number is not"),
         (("models: [tiny, planted-ioi]", "models: []"), "laptop, models"),
         (("smoke:", "smok:"), "unknown key 'smok'; did you mean 'smoke'"),
         (("n_prompts: 20", "n_prompts: 20, n_prompts: 30"), "key 'n_prompts' is there twice"),
@@ -258,13 +240,6 @@ def test_a_profiles_file_that_is_refused(tmp_path, change, message):
         find_chapter(root, "toy")
     assert message in str(error.value)
     assert "toy/profiles.yaml" in str(error.value)
-
-
-@pytest.mark.parametrize("limit", [".nan", ".inf", "1" + "0" * 400])
-def test_a_time_limit_is_a_number(tmp_path, limit):
-    change = ("time_limit_s: 7200", f"time_limit_s: {limit}")
-    with pytest.raises(UsageError, match="time_limit_s: a number is not finite"):
-        find_chapter(project(tmp_path, profiles=lambda text: text.replace(*change)), "toy")
 
 
 def test_a_default_that_no_float_can_hold(tmp_path):
@@ -454,7 +429,7 @@ def test_a_record_of_a_model_that_is_no_path_here(record, name):
     assert changed_since(record, CHAPTER) == []
 
 
-@pytest.mark.parametrize("seeds", [3, [1.5], [10**300], {"1": 2}])
+@pytest.mark.parametrize("seeds", [3, [10**300]])
 def test_a_record_with_seeds_that_are_none_is_stale(seeds, monkeypatch):
     monkeypatch.setattr(Chapter, "library_hash", lambda *_: "")  # takes seconds
     record = read_record(ROOT / "results/context-knob/smollm2-135m/record.json")

@@ -11,6 +11,7 @@ import pytest
 
 from bookkit.cli import main
 from bookkit.records import (
+    Record,
     _disagreement,
     alterations,
     certified_path,
@@ -25,6 +26,7 @@ from bookkit.records import (
 )
 from replib.claims.file import MIME
 from replib.claims.judge import judge
+from replib.claims.schema import fit
 from replib.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +97,7 @@ def test_record_round_trip(record, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("seed"), "'seed' is a required property"),
         (lambda r: r["claims"][0].pop("scope"), "claim 1.8: 'scope' is a required property"),
-        (lambda r: r["hashes"].pop("library"), "hashes: 'library' is a required property"),
         (lambda r: r.update(extra=1), "unknown key 'extra'"),
         (lambda r: r["claims"][0].update(outcom=1), "unknown key 'outcom'; did you mean 'outcome'"),
         (lambda r: r["hashes"].update(wieghts=1), "hashes: unknown key 'wieghts'; did you mean"),
@@ -149,6 +149,21 @@ def test_a_bad_record_is_neither_written_nor_read(record, tmp_path, change, mess
     path.write_text(json.dumps(record | {"seal": "0" * 64}))
     with pytest.raises(UsageError):
         read_record(path)
+
+
+PLACES = ((), ("claims", 0), ("claims", 0, "source"), ("claims", 0, "decision_rule"), ("hashes",))
+
+
+@pytest.mark.parametrize("place", [*PLACES, ("measurements", "ioi")], ids=str)
+def test_every_key_is_needed(record, place):
+    node = record
+    for step in place:
+        node = node[step]
+    for key in list(node):
+        value = node.pop(key)
+        with pytest.raises(UsageError, match=f"{key!r} is a required property"):
+            fit(Record, record | {"seal": "0" * 64}, "record")
+        node[key] = value
 
 
 def test_a_record_that_is_none_is_one_line(tmp_path):

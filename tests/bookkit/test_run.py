@@ -92,6 +92,7 @@ def test_the_notebook_of_a_finished_run(good):
     assert files(HERE / "notebooks/toy") == ["claims.yaml", "profiles.yaml", "toy.ipynb"]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_both_end_well(tmp_path):
     command = [sys.executable, "-m", "bookkit.cli", "run", "toy", "--model", "tiny", "-p", "seed=3"]
     command += ["--out", str(tmp_path / "out"), "--profile", "smoke"]
@@ -168,9 +169,7 @@ def marked(folder):
     [
         ("error", "ZeroDivisionError: on purpose in cell [6]", END, "ZeroDivisionError", "pending"),
         ("kill", "the kernel died in cell [6]", END, "RunFailed", "pending"),
-        ("silent", "ended with 0 tables of verdicts", "claims.verdicts", "RunFailed", None),
         ("partial", "claim 1.10 is missing", "claims.verdicts", "RunFailed", None),
-        ("other-model", "measured 'other', not 'tiny'", "claims.verdicts", "RunFailed", None),
     ],
 )
 def test_a_failed_run(good, tmp_path, mode, message, cell, name, after):
@@ -195,6 +194,7 @@ def test_a_failed_run(good, tmp_path, mode, message, cell, name, after):
     assert rest <= ({after} if after else set())
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long(tmp_path):
     with pytest.raises(RunFailed, match=r"time limit of 12 s reached in cell \[6\]"):
         run(tmp_path, "hang", time_limit_s=12.0)
@@ -213,13 +213,15 @@ def test_no_time_at_all(tmp_path):
     assert notebook["metadata"]["papermill"]["exception"] is True
 
 
-def test_the_user_s_mistake_leaves_nothing(good, tmp_path):
+def test_the_user_s_mistake_leaves_nothing(good, tmp_path, monkeypatch):
     out = tmp_path / "new" / "runs"
     with pytest.raises(UsageError, match=r"^row 3 is broken \(in cell \[6\]\)$"):
         run(out, "usage")
     assert files(tmp_path) == []
     before = copied(good, tmp_path)
-    with pytest.raises(UsageError):
+    watched = Watched(end={"end": "usage", "error": "row 3 is broken"}, exit_code=0)
+    monkeypatch.setattr("bookkit.run.execute.watch_process", lambda *_: watched)
+    with pytest.raises(UsageError, match=r"^row 3 is broken \(before its first cell\)$"):
         run(tmp_path, "usage")
     assert files(tmp_path / "toy") == ["tiny"]
     assert snapshot(tmp_path / "toy" / "tiny") == before
@@ -238,15 +240,50 @@ def test_a_file_that_breaks_off_is_marked_all_the_same(tmp_path):
         assert (output.evalue, after) == ("killed", {"pending"})
 
 
-def test_verdicts_about_another_claims_file(good):
+def without_the_last(cells):
+    cells[-1]["outputs"] = []
+
+
+def elsewhere(cells):
+    cells[-1]["metadata"]["tags"] = []
+
+
+def ended_early(cells):
+    error = {"output_type": "error", "ename": "SystemExit", "evalue": "0", "traceback": []}
+    cells[-2]["outputs"] = [error]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_the_last, "ended with 0 tables of verdicts"),
+        (elsewhere, "must come from the last code cell, with the tag claims"),
+        (ended_early, "SystemExit: 0 in cell [7], which ended the notebook early"),
+    ],
+)
+def test_verdicts_that_a_notebook_does_not_hold(good, tmp_path, change, message):
+    checked = plan(CHAPTER, "tiny", "smoke", {}, out=good.parent.parent)
+    notebook = json.loads((good / "notebook.ipynb").read_text())
+    change([cell for cell in notebook["cells"] if cell["cell_type"] == "code"])
+    (tmp_path / "notebook.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(RunFailed, match=re.escape(message)):
+        _bundle(checked, tmp_path / "notebook.ipynb")
+
+
+def test_verdicts_about_another_claims_file_or_model(good):
     checked = plan(CHAPTER, "tiny", "smoke", {}, out=good.parent.parent)
     assert _bundle(checked, good / "notebook.ipynb")["paper"] == "toy"
     changed = replace(CHAPTER, claims=replace(CHAPTER.claims, sha256="0" * 64))
     with pytest.raises(RunFailed, match="about another claims file, or it changed"):
         _bundle(replace(checked, chapter=changed), good / "notebook.ipynb")
+    with pytest.raises(RunFailed, match="measured 'tiny', not 'other'"):
+        _bundle(replace(checked, model="other"), good / "notebook.ipynb")
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+SLOW = [pytest.param(sign, marks=pytest.mark.slow) for sign in (signal.SIGTERM, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, *SLOW])
 def test_an_interrupted_run_leaves_no_process_and_no_result(tmp_path, sign):
     command = [sys.executable, "-m", "bookkit.cli", "run", "toy", "--profile", "smoke"]
     command += ["-p", "mode=hang", "--out", str(tmp_path / "out")]

@@ -3,7 +3,6 @@
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 
 import jaxtyping
 import numpy as np
@@ -16,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from replib.errors import UsageError
 from replib.models.sources import available_embedded
-from replib.prompts import words as word_lists
 from replib.prompts.capitals import capital_pairs
 from replib.prompts.colored_objects import ask, colored_objects_pairs, make_questions
 from replib.prompts.files import colored_objects_from_file, pairs_from_file
@@ -216,17 +214,6 @@ def test_greater_than_digit_by_digit():
     assert {d for d in words(WORD, pairs.foil)} == set("01234567")
 
 
-def test_greater_than_with_pairs_of_digits():
-    pairs = greater_than_pairs(TOKENIZERS["pairs"], 200, seed=2)
-    for i, text in enumerate(pairs.text):
-        start = int(text.split(" to the year ")[0][-2:])
-        answer, foil = (int(TOKENIZERS["pairs"].decode([t[i]])) for t in (pairs.answer, pairs.foil))
-        assert 2 <= foil < start < answer <= 99
-        assert words(TOKENIZERS["pairs"], pairs.clean[i, pairs.positions["YY"][i]]) == [
-            f"{start:02d}"
-        ]
-
-
 def test_capitals():
     pairs = capital_pairs(WORD, 200, seed=4)
     for i, text in enumerate(pairs.text):
@@ -246,20 +233,11 @@ def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
         "Italy": "Rome",
         "Peru Peru": "Lima",  # no other country has two tokens
     }
-    monkeypatch.setattr(word_lists, "CAPITALS", capitals)
+    monkeypatch.setattr("replib.prompts.capitals.CAPITALS", capitals)
     pairs = capital_pairs(WORD, 24, 0)
     assert pairs.dropped == {"countries": 2, "templates": 0}
     assert set(words(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
     assert not any("Spain" in text or "Peru" in text for text in pairs.text)
-
-
-def test_the_lists_are_large_enough():
-    assert len(IOI_TEMPLATES) >= 15 and len(set(NAMES)) == len(NAMES) >= 100
-    assert len(set(PLACES)) == len(PLACES) >= 20
-    assert len(set(OBJECTS)) == len(OBJECTS) >= 20
-    assert len(COLORED_OBJECTS) == 17 and len(COLORS) == 8
-    assert len(CAPITALS) >= 60
-    assert not set(NAMES) & {*CAPITALS, *CAPITALS.values()}
 
 
 # --- Every task, every tokenizer, any seed --------------------------------------------------------
@@ -313,22 +291,13 @@ def test_positions_point_to_the_right_tokens(kind, task, seed):
 
 
 @pytest.mark.embedded
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
 def test_positions_on_the_embedded_models_tokenizers(embedded, task, seed):
     if not embedded:
         pytest.skip("no embedded model is installed")
     for tokenizer in embedded.values():
         check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
-
-
-@pytest.mark.embedded
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_embedded_models_have_enough_prompts(embedded, task):
-    if not embedded:
-        pytest.skip("no embedded model is installed")
-    for tokenizer in embedded.values():
-        check(tokenizer, TASKS[task](tokenizer, 200, 0), 200)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -505,11 +474,6 @@ def test_padding_must_be_one_token():
         one(**wide)
 
 
-def test_an_empty_set_is_refused():
-    with pytest.raises(UsageError, match="at least one prompt"):
-        ioi_pairs(WORD, 4, 0)[[]]
-
-
 def test_rows_are_picked_together():
     pairs = colored_objects_pairs(WORD, 12, 0)
     mask = torch.zeros(12, dtype=torch.bool)
@@ -545,12 +509,6 @@ def test_split_is_disjoint_and_complete():
     for n in (0, 20, 21, 0.001):
         with pytest.raises(UsageError, match="leaves nothing"):
             pairs.split(n)
-
-
-def test_pairs_are_frozen():
-    with pytest.raises(AttributeError):
-        one().task = "other"
-    assert replace(one(), task="other").task == "other"
 
 
 # --- A reader's own files ---------------------------------------------------------------------
@@ -591,7 +549,6 @@ def test_a_readers_prompts(tmp_path, name, mark):
     assert pairs.clean[1, 2:].tolist() == [WORD.pad_token_id] * 12
 
 
-@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.csv"])
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -602,16 +559,16 @@ def test_a_readers_prompts(tmp_path, name, mark):
         ({"foil": " and to"}, r"foil ' and to' must be one known token .* \[' and', ' to'\]"),
         ({"answer": "and"}, "answer 'and' would be joined .* begin it with a space: ' and'"),
         ({"clean": "Zebra Mary"}, "does not know a word of clean 'Zebra Mary'"),
-        ({"corrupted": "Zebra Mary"}, "does not know a word of corrupted"),
         ({"clean": "  "}, "clean must be text"),
         ({"answer": ""}, "answer must be text, not ''"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path, name, change, reason):
-    path = write(tmp_path, name, [ROW, SHORT | change])
-    with pytest.raises(UsageError, match=f"{name} row 2: .*{reason}") as error:
-        pairs_from_file(WORD, path)
-    assert "\n" not in str(error.value)
+def test_a_bad_row_is_named(tmp_path, change, reason):
+    for name in ("mine.json", "mine.jsonl", "mine.csv"):
+        path = write(tmp_path, name, [ROW, SHORT | change])
+        with pytest.raises(UsageError, match=f"{name} row 2: .*{reason}") as error:
+            pairs_from_file(WORD, path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -634,13 +591,10 @@ def test_a_bad_json_row_is_named(tmp_path, row, reason):
     ("name", "content", "reason"),
     [
         ("mine.txt", b"x", "unknown kind of file; use .json, .jsonl or .csv"),
-        ("mine", b"x", "unknown kind of file"),
-        ("mine.json", b"", "is empty"),
         ("mine.json", b" \n ", "is empty"),
         ("mine.json", b"[]", "holds no rows"),
         ("mine.json", b"{}", "must hold a list of rows, not a dict"),
         ("mine.json", b"[1, 2", "not JSON"),
-        ("mine.json", b"9" * 5000, "not JSON"),
         ("mine.json", b"[" * 100_000, "not JSON"),
         ("mine.json", b"[1]", "row 1: must have"),
         ("mine.json", b"\xff\xfe[", r"is not UTF-8 text \(byte 0\)"),
@@ -722,11 +676,9 @@ QUESTION = "Q: On the table, there is a red pen and a blue cup. What color is th
     ("row", "reason"),
     [
         ("text", r"must be a list of two texts, \[prompt, answer\]"),
-        (["text"], "must be a list of two texts"),
         (["text", 3], "must be a list of two texts"),
         (["What color is the pen?", "Red"], "not in the form"),
         (["x" + QUESTION.format("pen"), "Red"], "not in the form"),
-        ([QUESTION.format("pen") + "\n", "Red"], "not in the form"),
         ([QUESTION.format("pen") + " Red", "Red"], "not in the form"),
         ([QUESTION.format("mug"), "Red"], "'mug' is asked about and not listed"),
         ([QUESTION.format("pen"), " Blue"], "the answer is ' Blue' and the prompt says 'red'"),
