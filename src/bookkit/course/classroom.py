@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import replib
 from bookkit.book.html import render
 from bookkit.book.markup import as_myst, raw_html
-from bookkit.course.exercises import NAME, Exercise, parts, read_exercises
+from bookkit.course.exercises import NAME, ByOptions, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
 from replib.files import write_whole
 
@@ -60,10 +60,10 @@ def find_repository(root: Path) -> str | None:
 
 def _question(exercise: Exercise) -> str:
     """The exercise's text, with its options where it does not list them itself, as MyST."""
-    options = exercise.check.get("options") or {}
+    options = exercise.check.options if isinstance(exercise.check, ByOptions) else {}
     if all(f"**{letter}**" in exercise.text for letter in options):
         options = {}
-    listed = "".join(f"\n- **{letter}.** {option['text']}" for letter, option in options.items())
+    listed = "".join(f"\n- **{letter}.** {option.text}" for letter, option in options.items())
     return exercise.text.strip() + (f"\n{listed}" if listed else "")
 
 
@@ -124,7 +124,7 @@ def notebook(
             f"({exercise.id}).*\n\n{_question(exercise)}"
         )
         cell = new_markdown_cell(head)
-        if picture := (figures or {}).get(exercise.figure or ""):
+        if picture := (figures or {}).get(exercise.figure):
             cell.source += f"\n\n![The figure it is about](attachment:{exercise.figure}.png)"
             cell.attachments = {f"{exercise.figure}.png": {"image/png": picture}}
         cells.append(cell)
@@ -182,9 +182,9 @@ def write_notebooks(
 
 def _solution(exercise: Exercise, pairs: Sequence[str]) -> str:
     """The solution as MyST; where a record decides, the number of each of the book's runs."""
-    if "options" in exercise.check:
-        right = exercise.check["right"]
-        text = f"**{right}.** {exercise.check['options'][right]['text']}\n\n"
+    if isinstance(exercise.check, ByOptions):
+        right = exercise.check.right
+        text = f"**{right}.** {exercise.check.options[right].text}\n\n"
     elif exercise.record:
         paper, key = exercise.record
         having = [pair for pair in pairs if pair.startswith(f"{paper}/")]
