@@ -87,7 +87,7 @@ if clock:  # libfaketime breaks waiting with a limit, so the clock is changed he
             return cls.fromtimestamp(time.time(), tz)
     datetime.datetime = Moved
 source = os.environ.get("FAULT_SOURCE")
-if source and ("replib" in " ".join(sys.orig_argv) or "ipykernel" in " ".join(sys.orig_argv)):
+if source and any(word in " ".join(sys.orig_argv) for word in ("bookkit", "ipykernel")):
     import json
     from replib.models import sources
     sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
@@ -376,7 +376,8 @@ def papermill_killed(place: Place, draw: random.Random, number: int) -> str:
 def _runner(sign: signal.Signals, code: int) -> Fault:
     def fault(place: Place, draw: random.Random, number: int) -> str:
         process = place.begin_slowly()
-        time.sleep(draw.uniform(0.6, 5.5))
+        place.find("bookkit.run.child")  # before, it may not have come to handle signals
+        time.sleep(draw.uniform(0, 4.5))
         process.send_signal(sign)
         ended = wait(process)
         if ended.code == 0:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from replib.errors import UsageError
-from replib.interventions import forward
+from replib.interventions import forward, head_edits
 from replib.interventions.head_edits import (
     HeadEdit,
     _frozen_norm,
@@ -268,7 +268,7 @@ def test_interventions_leave_no_trace():
 def test_an_edit_that_does_not_fire_raises(monkeypatch):
     net, pairs = network("llama"), random_pairs(1)
     read(net, pairs)  # the unedited run is kept: only the edited one is made below
-    monkeypatch.setattr(forward, "run_forward", lambda net, past, resid, *rest, **kw: resid)
+    monkeypatch.setattr(head_edits, "run_forward", lambda net, past, resid, *rest, **kw: resid)
     with pytest.raises(RuntimeError, match="did not fire"):
         read(net, pairs, [zero_ablate([(2, 0)])])
 
