@@ -36,6 +36,7 @@ def record(mamba, tmp_path_factory):
     return json.loads((out / PAPER / "tiny" / "record.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_claim_has_an_outcome_and_random_models_claim_nothing(record):
     outcomes = {claim["id"]: claim["outcome"] for claim in record["claims"]}
     assert len(outcomes) == 13 and "not_attempted" not in outcomes.values()
@@ -45,6 +46,7 @@ def test_every_claim_has_an_outcome_and_random_models_claim_nothing(record):
     assert record["measurements"]["live_networks"]["value"] == 2
 
 
+@pytest.mark.slow
 def test_what_is_about_stored_networks_is_read_from_them(record):
     n = sum(len(study.architectures) * len(study.seeds) for study in grid.STUDIES.values())
     assert record["measurements"]["stored"]["value"] == n
