@@ -258,7 +258,7 @@ def ended_early(cells):
     [
         (without_the_last, "ended with 0 tables of verdicts"),
         (elsewhere, "must come from the last code cell, with the tag claims"),
-        (ended_early, "SystemExit: 0 in cell [7], which ended the notebook early"),
+        (ended_early, "SystemExit: 0 in cell [6], which ended the notebook early"),
     ],
 )
 def test_verdicts_that_a_notebook_does_not_hold(good, tmp_path, change, message):

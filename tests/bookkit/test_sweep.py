@@ -63,6 +63,7 @@ def finish(process, code=0):
 # --- the file -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_book_can_be_planned(tmp_path):
     text = (ROOT / "book" / "rerun.md").read_text()
     (example,) = re.findall(r"```yaml\n(name: .*?)```", text, re.DOTALL)
@@ -132,6 +133,7 @@ def test_a_profile_is_known_or_a_folder(project, tmp_path):
 # --- running --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_run_once_and_again_when_something_changed(project, tmp_path):
     few = {"name": "again", "models": ["tiny"], "parameters": {"n_prompts": 3}}
     path = write(tmp_path, **few)
@@ -152,6 +154,7 @@ def test_jobs_run_once_and_again_when_something_changed(project, tmp_path):
     assert "1 of 3 jobs would run" in out
 
 
+@pytest.mark.slow
 def test_a_failing_job_runs_again_and_a_refused_one_does_not(project, tmp_path):
     """The one keeps its log; of the other the reason is a result."""
     before = (

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts Snakemake
+
 ROOT = Path(__file__).parents[2]
 CLAIMS = """
 paper: small-paper

@@ -421,7 +421,7 @@ def random_heads(generator: Generator, layers: list[int], n_heads: int = 9) -> s
 STAGES = ([24, 25, 25, 26, 28, 29], [18, 20, 20, 21, 21, 23], [5, 5, 6, 8, 9, 9])
 
 
-@positive("overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer")
+@positive("drawn_overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer")
 def _(generator: Generator) -> bool:
     a, b = ([random_heads(generator, stage) for stage in STAGES] for _ in range(2))
     return above(m.overlap(a, b), m.drawn_overlap_null(a, b, N_HEADS, generator))

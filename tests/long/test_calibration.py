@@ -19,7 +19,7 @@ QUICK = [
     *(("Null, value > q95", f"{n} draws") for n in (20, 1000)),
     ("Null.pvalue", "20 draws"),
     ("max_statistic_pvalues", "9 heads, 12 prompts"),
-    ("overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer"),
+    ("drawn_overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer"),
     ("spearman, Null.pvalue", "14 items, half of them tied"),
     ("atlas.overlap_null, p < 0.05", "roles of 6 and 18 heads, of 9 a layer"),
 ]

@@ -247,10 +247,10 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [os.cpu_count()]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     load_model("tiny")
-    assert len(asked) == 1
+    assert asked[1:] == [1]
     monkeypatch.setenv("REPLIB_THREADS", "3")
     load_model("tiny")
-    assert asked[1:] == [3]
+    assert asked[2:] == [3]
     monkeypatch.setenv("REPLIB_THREADS", "many")
     refused("tiny", "REPLIB_THREADS", "many")
 

@@ -77,6 +77,7 @@ def test_floor_by_hand():
     assert got == 2 * 2 * (256 + w.mlp + 256 + 256 + w.mlp + (w.qo + w.kv + w.mlp))
 
 
+@pytest.mark.slow
 def test_floor_is_a_lower_bound_and_near(wide):
     """Counted operations of real sweeps: never under the floor, and at most half above it."""
     net = wide

@@ -37,6 +37,7 @@ def answers(exercise, model, code, space):
     return known[exercise.answer]
 
 
+@pytest.mark.slow
 def test_every_solution_is_right(lesson):
     found, model, space = lesson
     verdicts = {
@@ -46,6 +47,7 @@ def test_every_solution_is_right(lesson):
     assert {id: verdict for id, verdict in verdicts.items() if not verdict} == {}
 
 
+@pytest.mark.slow
 def test_what_only_looks_right_is_wrong(lesson):
     found, model, space = lesson
     for exercise in found:
