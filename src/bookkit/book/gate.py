@@ -43,7 +43,8 @@ def faults(
     """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
 
     `expected` names the runs (`paper/model`) that it must show, all of them finished; without it,
-    all that finished, those of `certified` that its pages name, and a page for each that failed.
+    all that finished, and a page for each that failed. It also shows those of `certified` that its
+    pages name.
     """
     if not (html / "index.html").is_file():
         return [f"no book in {html}: index.html is missing"]
@@ -54,10 +55,9 @@ def faults(
     failed: dict[str, FailedRun] = {}
     if expected is None:
         failed = {f"chapters/{run.key}": run for run in find_failed(runs)}
-        staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
-        expected = sorted(
-            {*finished(runs), *(path.as_posix().removesuffix(".json") for path in staged)}
-        )
+        expected = finished(runs)
+    staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
+    expected = sorted({*expected, *(path.as_posix().removesuffix(".json") for path in staged)})
     stale = json.loads((book / STALE).read_text())
     for pair in expected:
         try:

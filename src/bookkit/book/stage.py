@@ -93,16 +93,16 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
 def find_shown(
     root: Path, runs: Path, expected: Sequence[str] | None, stopped: Sequence[FailedRun]
 ) -> list[Run]:
-    """The expected runs; without any, all that finished, and the certified ones of which the prose
-    shows numbers. Each knows what has changed since."""
+    """The expected runs, or all that finished, and the certified ones of which the prose shows
+    numbers. Each knows what has changed since."""
     certified = root / FOLDER
     if expected is None:
-        own = finished(runs)
-        if not own and not stopped:
+        expected = finished(runs)
+        if not expected and not stopped:
             find_runs(runs, None)  # says that there is none
-        more = [pair for pair in named_in_prose(root / "book") if pair not in own]
-        expected = [*own, *(p for p in more if (certified / p / "record.json").is_file())]
-    found = find_runs(runs, expected, certified) if expected else []
+    more = [pair for pair in named_in_prose(root / "book") if pair not in expected]
+    more = [pair for pair in more if (certified / pair / "record.json").is_file()]
+    found = find_runs(runs, [*expected, *more], certified) if [*expected, *more] else []
     return [replace(run, stale=find_changes(root, run)) for run in found]
 
 

@@ -47,6 +47,20 @@ def test_stage_shows_only_the_runs_asked_for(project: Path) -> None:
     assert not (project / f"build/book/chapters/{EXPECTED[1]}.ipynb").exists()
 
 
+def test_a_certified_record_that_the_prose_names_is_shown_too(project: Path) -> None:
+    named, asked = EXPECTED[1], EXPECTED[:1]
+    prose = project / "book/index.md"
+    prose.write_text(f"{prose.read_text()}\n{{record}}`{named} claims.1.1.value`\n")
+    shutil.rmtree(project / "build/runs" / named)
+    assert [run.key for run in stage(project, asked)] == asked
+    shutil.copytree(project / "build/runs" / EXPECTED[0], project / "results" / named)
+    path = project / "results" / named / "record.json"
+    record = json.loads(path.read_text())
+    record["model"]["name"] = MODELS[1]
+    write_record(path, {key: value for key, value in record.items() if key != "seal"})
+    assert [run.key for run in stage(project, asked)] == EXPECTED
+
+
 def test_stage_refuses_a_missing_run_and_leaves_the_staged_book(project: Path) -> None:
     stage(project, EXPECTED)
     shutil.rmtree(project / "build/runs" / EXPECTED[1])
