@@ -3,6 +3,7 @@
 PYTHON ?= python3
 CORES ?= all
 MODELS ?=
+PAPERS ?=
 PROFILE ?=
 RECORDS ?=
 JOBS ?=
@@ -16,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 DEV := .venv/.stamp-dev
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
-CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PROFILE),profile="$(PROFILE)") $(if $(JOBS),jobs=$(JOBS))
+CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PAPERS),papers="$(PAPERS)") $(if $(PROFILE),profile="$(PROFILE)") $(if $(JOBS),jobs=$(JOBS))
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*/*.ipynb)
 

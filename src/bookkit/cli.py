@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
         if extra and own[:1] != ["sweep"]:
             raise UsageError(f"{extra[0]!r} after --: only replib sweep passes options on")
-        with typer.main.get_command(app).make_context("replib", own, obj=extra) as context:
+        own += [f"--passed-on={word}" for word in extra]
+        with typer.main.get_command(app).make_context("replib", own) as context:
             return context.command.invoke(context)
     except typer.Exit as end:  # after --help and --version
         return end.exit_code
@@ -214,11 +215,11 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 
 @app.command()
 def sweep(
-    context: typer.Context,
     file: Annotated[str, Argument(metavar="SWEEP.yaml", help="Name, papers, models, seeds, ...")],
     profile: Annotated[str, Option(metavar="NAME", help=WHERE)] = "local",
     jobs: Annotated[int | None, Option(metavar="N", min=1, help="Jobs at once.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would run, and why.")] = False,
+    passed_on: Annotated[list[str], Option(hidden=True)] = (),  # what stands after --
 ) -> int:
     """Run papers × models × seeds × parameters, here or on a cluster.
 
@@ -227,7 +228,7 @@ def sweep(
     """
     root = find_root()
     planned = read_sweep(root, file)
-    line = command(root, Path(file), planned, profile, jobs, context.obj)
+    line = command(root, Path(file), planned, profile, jobs, passed_on)
     _say(f"sweep {planned.name}: {len(planned.jobs)} jobs; results in {planned.folder}")
     for name, reason in planned.left_out.items():
         _say(f"{name} is left out: {reason}")
