@@ -36,7 +36,7 @@ help:
 	@echo "make book    run the chapters and build the book in _build/html;"
 	@echo "             RECORDS=results builds it from records alone, without running anything;"
 	@echo "             RECORDS=build/runs from what was run, with pages of the runs that failed;"
-	@echo "             MODELS=\"tiny smollm2-135m\" and PROFILE=smoke choose what to run;"
+	@echo "             MODELS=\"tiny smollm2-135m\", PAPERS=... and PROFILE=smoke choose what to run;"
 	@echo "             JOBS=2 runs two chapters at once, each with half of the cores: less time, more memory"
 	@echo "make pdf     print the built book, and each chapter, into _build/pdf, and link to them from"
 	@echo "             its pages (about a minute; needs Chromium)"
