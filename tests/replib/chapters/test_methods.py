@@ -76,7 +76,7 @@ def test_a_method_has_its_three_files_and_says_what_goes_wrong(method):
     chapter = find_chapter(ROOT, method)
     text = source(method)
     assert chapter.profiles["laptop"].models == ["smollm2-135m"]
-    assert chapter.profiles["smoke"].models == ("tiny",)
+    assert chapter.profiles["smoke"].models == ["tiny"]
     assert all(claim.reported is None for claim in chapter.claims.claims)
     for claim in chapter.claims.claims:
         assert f'"{claim.id}"' in text, claim.id
