@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from replib.errors import UsageError
-from replib.interventions import forward, head_edits
+from replib.interventions import forward, head_edits, path_patching
 from replib.interventions.head_edits import (
     HeadEdit,
     _frozen_norm,
@@ -126,7 +126,8 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
     net, pairs = network("gemma3"), random_pairs(5, n=7)
     whole = path_patch(net, pairs, "logits")
     edited = read(net, pairs, [HeadEdit(), zero_ablate([(1, 1)])], capture=True)
-    monkeypatch.setattr(forward, "MAX_ROWS", 5)
+    for module in (path_patching, head_edits):  # each has the name of its own
+        monkeypatch.setattr(module, "MAX_ROWS", 5)
     monkeypatch.setattr(forward, "MAX_TOKENS", 25)
     pieces = path_patch(net, pairs, "logits")
     assert torch.allclose(whole.logit_diff, pieces.logit_diff, atol=1e-5)
