@@ -106,7 +106,12 @@ def test_a_cell_of_the_transfer_table_has_its_number_and_interval(built):
     [
         ("scorecard.html", 'title="0.3 [0.2', 'title="0.4 [0.2', "the transfer table says '0.4"),
         (f"chapters/{PAPER}/{MODELS[1]}.html", "stale-note", "no-note", "does not say whether"),
-        (f"chapters/{PAPER}/{MODELS[1]}.html", ">not measured<", ">0.90<", "the stale record"),
+        (
+            f"chapters/{PAPER}/{MODELS[1]}.html",
+            ">not measured<",
+            ">0.90<",
+            "the record says 'not measured'",
+        ),
     ],
 )
 def test_the_gate_sees_what_was_altered(built, name, old, new, fault):
