@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -22,6 +23,10 @@ from replib.models.tiny import tiny_parts
 ROOT = Path(__file__).parents[2]
 GPT2 = Size(124_439_808, 50257 * 768, 768)
 REFERENCE = Reference(Size(100_000_000, 20_000_000, 500), 1e9, 100.0, 1e10)
+WORKING = 1e9 * 768 / 500  # of GPT-2, by the reference
+
+
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -34,79 +39,49 @@ def test_a_folder_s_size_is_that_of_the_loaded_model(arch, tmp_path):
     assert size.n_active == size.n_params - size.n_embedding
 
 
-def test_a_folder_without_a_configuration_is_one_line(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UsageError, match="its size cannot be read") as error:
-        folder_size(tmp_path)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
-    "change", [{"vocab_size": None}, {"vocab_size": -1}, {"n_embd": "32"}, {"n_embd": 2**60}]
+    "change",
+    [
+        None,
+        *({"vocab_size": size} for size in (None, -1)),
+        *({"n_embd": size} for size in ("32", 2**60)),
+        {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"},  # nobody is asked about it
+    ],
 )
-def test_a_configuration_without_sizes_is_one_line(change, tmp_path):
-    model, _ = tiny_parts("gpt2", seed=0)
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UsageError, match="its size cannot be read"):
-        folder_size(tmp_path)
-
-
-def test_nobody_is_asked_about_code_beside_a_configuration(tmp_path, capsys):
+def test_a_configuration_without_sizes_is_one_line(change, tmp_path, capsys):
     model, _ = tiny_parts("gpt2", seed=0)
     model.save_pretrained(tmp_path)
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     path = tmp_path / "config.json"
-    own = {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | own))
-    with pytest.raises(UsageError, match="its size cannot be read"):
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match="its size cannot be read") as error:
         folder_size(tmp_path)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
     said = capsys.readouterr()
     assert "custom code" not in said.out + said.err
 
 
-def test_a_record_without_a_number_type_says_nothing_about_memory():
-    record = {
-        "calibration": {"n_params": 10, "n_embedding": 1, "d_model": 2, "speed": 1e9},
-        "model": {"name": "m", "sha256": None, "dtype": "float32"},
-        "peak_memory_mb": 2000,
-        "wall_time_s": 20,
-    }
-    assert sizing.reference(record) is not None
-    for dtype in ({}, {"dtype": None}, {"dtype": "int3"}):
-        model = {"name": "m", "sha256": None} | dtype
-        assert sizing.reference(record | {"model": model}) is None
-
-
-def neox(width, layers, heads):
+def neox(width, layers):
     return transformers.GPTNeoXConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        vocab_size=50_304,
+        hidden_size=width, num_hidden_layers=layers, intermediate_size=4 * width, vocab_size=50_304
     )
 
 
 PUBLISHED = {
     "gpt2": transformers.GPT2Config(),
     "gpt2-medium": transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16),
-    "EleutherAI/pythia-410m": neox(1024, 24, 16),
-    "EleutherAI/pythia-1.4b": neox(2048, 24, 16),
-    "EleutherAI/pythia-2.8b": neox(2560, 32, 32),
+    "EleutherAI/pythia-410m": neox(1024, 24),
+    "EleutherAI/pythia-1.4b": neox(2048, 24),
+    "EleutherAI/pythia-2.8b": neox(2560, 32),
     "state-spaces/mamba-2.8b-hf": transformers.MambaConfig(
         hidden_size=2560, num_hidden_layers=64, vocab_size=50_280
     ),
     "meta-llama/Llama-3.1-8B-Instruct": transformers.LlamaConfig(
-        hidden_size=4096,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        intermediate_size=14_336,
-        vocab_size=128_256,
-        tie_word_embeddings=False,
+        num_key_value_heads=8, intermediate_size=14_336, vocab_size=128_256
     ),
 }
 
@@ -127,23 +102,26 @@ def test_the_models_of_every_paper_profile_have_a_size():
         assert {*profile.models, *([second] if second else [])} <= set(sizing.PUBLISHED)
 
 
+# --- the estimate ---------------------------------------------------------------------------------
+
+
 def test_what_fits_runs_as_it_is():
     found = estimate(GPT2, "float32", "cpu", 20e9, REFERENCE, 1.0, 2e10)
     assert found.batch_scale == 1
-    working = 1e9 * 768 / 500
-    assert found.needed_bytes == pytest.approx(0.9e9 + 2 * 4 * GPT2.n_params + working)
+    assert found.needed_bytes == pytest.approx(0.9e9 + 2 * 4 * GPT2.n_params + WORKING)
     assert found.seconds == pytest.approx(10 + 100 * GPT2.n_active / 80e6 * 0.5)
     line = found.line()
     assert "124 million parameters in float32" in line and "20.0 GB are free" in line
     assert "takes about" in line and "batches" not in line
+    unknown = estimate(GPT2, "float32", "cpu", 20e9, None, 1.0, 1e10)
+    assert unknown.seconds is None and "takes" not in unknown.line()
 
 
 def test_batches_shrink_before_a_run_is_refused():
     need = 0.9e9 + 2 * 4 * GPT2.n_params
-    working = 1e9 * 768 / 500
-    found = estimate(GPT2, "float32", "cpu", need + 0.3 * working, REFERENCE)
+    found = estimate(GPT2, "float32", "cpu", need + 0.3 * WORKING, REFERENCE)
     assert found.batch_scale == 0.25 and "batches × 0.25" in found.line()
-    assert found.needed_bytes <= need + 0.3 * working
+    assert found.needed_bytes <= need + 0.3 * WORKING
     with pytest.raises(UsageError) as error:
         estimate(GPT2, "float32", "cpu", need, REFERENCE)
     text = str(error.value)
@@ -154,16 +132,15 @@ def test_batches_shrink_before_a_run_is_refused():
 def test_float64_takes_twice_the_memory_and_says_what_would_fit_instead():
     with pytest.raises(UsageError, match=r"in float64, [\d.]+ million in bfloat16 \(--d"):
         estimate(GPT2, "float64", "cpu", 1e9, None)
-    weights = [
+    single, double = (
         estimate(GPT2, dtype, "cpu", 20e9, None).needed_bytes - 1.4e9
         for dtype in ("float32", "float64")
-    ]
-    assert weights[1] == pytest.approx(2 * weights[0])
+    )
+    assert double == pytest.approx(2 * single)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_refusal_names_a_size_that_fits_and_hardly_a_smaller_one(device, dtype):
+@pytest.mark.parametrize(("dtype", "device"), [("float32", "cpu"), ("bfloat16", "cuda")])
+def test_a_refusal_names_a_size_that_fits_and_hardly_a_smaller_one(dtype, device):
     with pytest.raises(UsageError) as error:
         estimate(Size(70_000_000_000, 0, 500), dtype, device, 24e9, REFERENCE)
     fits = float(re.search(r"about ([\d.]+) billion parameters", str(error.value))[1]) * 1e9
@@ -178,15 +155,10 @@ def test_a_gpu_with_room_takes_larger_batches_and_a_processor_does_not():
     assert estimate(GPT2, "bfloat16", "cuda", 80e9, None).batch_scale == 1
 
 
-def test_without_a_certified_record_there_is_no_time():
-    found = estimate(GPT2, "float32", "cpu", 20e9, None, 1.0, 1e10)
-    assert found.seconds is None and "takes" not in found.line()
-
-
 def test_a_reference_is_what_a_record_measured():
+    calibration = {"n_params": 100, "n_embedding": 20, "d_model": 8, "speed": 1e9}
     record = {
-        "calibration": {"n_params": 100, "n_embedding": 20, "d_model": 8, "speed": 1e9}
-        | {"batch_scale": 1.0},
+        "calibration": calibration | {"batch_scale": 1.0},
         "model": {"dtype": "float32"},
         "peak_memory_mb": 2900.0,
         "wall_time_s": 70.0,
@@ -195,6 +167,8 @@ def test_a_reference_is_what_a_record_measured():
     assert found.size == Size(100, 20, 8) and found.seconds == 60.0 and found.speed == 1e9
     assert found.working_bytes == pytest.approx(2e9 - 800)
     assert sizing.reference(record | {"calibration": None}) is None
+    for model in ({}, {"dtype": None}, {"dtype": "int3"}):  # nothing is known about memory
+        assert sizing.reference(record | {"model": model}) is None
 
 
 def test_this_machine_has_memory_and_speed():
@@ -202,24 +176,18 @@ def test_this_machine_has_memory_and_speed():
     assert sizing.measure_speed(64, "float32", "cpu", 1) > 1e6
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (40, "40 s"), (200, "3 min"), (7200, "2 h"), (300_000, "3 days")],
-)
-def test_durations(seconds, text):
-    assert sizing.rough_duration(seconds) == text
+def test_durations():
+    durations = {0.2: "1 s", 40: "40 s", 200: "3 min", 7200: "2 h", 300_000: "3 days"}
+    assert {seconds: sizing.rough_duration(seconds) for seconds in durations} == durations
 
 
 def test_a_model_of_the_hub_that_cannot_fit_is_refused_before_the_download(monkeypatch):
-    class Hub:
-        def model_info(self, name, **_):
-            file = type("File", (), {"rfilename": "model.safetensors"})
-            return type("Info", (), {"siblings": [file], "safetensors": Total})
-
-    class Total:
-        total = 70_000_000_000
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    info = SimpleNamespace(
+        siblings=[SimpleNamespace(rfilename="model.safetensors")],
+        safetensors=SimpleNamespace(total=70_000_000_000),
+    )
+    api = SimpleNamespace(model_info=lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
 
     def refuse(n_params):

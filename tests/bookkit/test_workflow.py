@@ -4,71 +4,50 @@ The packages are copied, so that a test can change a module, and so that nobody 
 anything run here.
 """
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import small_book
+from small_book import PAPER, PARAMETERS, ROOT, code, notebook, words
 
 pytestmark = pytest.mark.slow  # each starts Snakemake
 
-ROOT = Path(__file__).parents[2]
-CLAIMS = """
-paper: small-paper
-title: A Small Paper
-arxiv: "2001.00001"
-model: gpt2-medium
-claims:
-  - {id: "1.1", statement: It is positive, reported: null, source: {mark: none, where: null},
-     null: null, gate: null, gate_text: null, holds_if: value > 0, fails_if: value < 0,
-     decision: Above zero.}
-"""
-PROFILES = {
-    "smoke": {"models": ["tiny"], "parameters": {"n_prompts": 4}},
-    "laptop": {"models": ["tiny"], "parameters": {}},
-    "paper": {"models": ["gpt2-medium"], "parameters": {}},
-}
-PARAMETERS = """model_name: str = "tiny"
-device: str = "cpu"
-seed: int = 0
-profile: str = "laptop"
-n_prompts: int = 10  # prompts"""
 MEASURE = """from replib.claims.measure import Claims
 claims = Claims.load("claims.yaml")
-claims.measure("1.1", n_prompts);"""
+claims.measure("1.2", n_prompts);"""
 VERDICTS = 'claims.verdicts({"name": model_name, "sha256": None})'
-STAMP = "build/stamps/small-paper/tiny.ok"
-RECORD = "build/runs/small-paper/tiny/record.json"
-CHAPTER, TEMPLATE = "notebooks/small-paper", "src/bookkit/book/templates/trial.html"
+STAMP = f"build/stamps/{PAPER}/tiny.ok"
+RECORD = f"build/runs/{PAPER}/tiny/record.json"
+PROFILES = f"notebooks/{PAPER}/profiles.yaml"
+MODULES = ("src/replib/claims/measure.py", "src/bookkit/run/execute.py")
+CHAPTER, TEMPLATE = f"notebooks/{PAPER}", "src/bookkit/book/templates/trial.html"
 
 
 def write_notebook(project: Path, measure: str, parameters: str = PARAMETERS) -> None:
-    title = "# A Small Paper\n\nIt is {record}`claims.1.1.value`."
-    cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": title}]
-    for source, tag in ((parameters, "parameters"), (measure, "work"), (VERDICTS, "claims")):
-        cell = {"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source}
-        cells.append(cell | {"execution_count": None, "outputs": []})
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    content = {"cells": cells, "metadata": {"kernelspec": kernel}}
-    content |= {"nbformat": 4, "nbformat_minor": 5}
-    (project / CHAPTER / "small-paper.ipynb").write_text(json.dumps(content))
+    cells = [words("# A Paper About Nothing\n\nIt is {record}`claims.1.2.value`.", "title")]
+    tagged = {"parameters": parameters, "work": measure, "claims": VERDICTS}
+    for count, (tag, source) in enumerate(tagged.items(), 1):
+        cells.append(code(source, count, tags=[tag]))
+    (project / CHAPTER / f"{PAPER}.ipynb").write_text(notebook(cells))
 
 
 def make_project(root: Path) -> Path:
-    """A project with one paper, and nothing run."""
+    """The small book's project with the code of this one, and nothing run."""
+    small_book.make_project(root)
+    shutil.rmtree(root / "build")
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("*.egg-info"))
     shutil.copytree(ROOT / "workflow", root / "workflow")
-    (root / CHAPTER).mkdir(parents=True)
-    (root / CHAPTER / "claims.yaml").write_text(CLAIMS)
-    (root / CHAPTER / "profiles.yaml").write_text(json.dumps(PROFILES))
-    write_notebook(root, MEASURE)
+    (root / TEMPLATE).write_text("<p></p>\n")
+    (root / "book/index.md").write_text("# Home\n\nSee {cite:p}`nobody`.\n")
     (root / "requirements.txt").write_text("torch==1\n")
+    write_notebook(root, MEASURE)
     return root
 
 
@@ -82,20 +61,20 @@ def measuring(project: Path, before: str) -> Iterator[None]:
         write_notebook(project, MEASURE)
 
 
+@contextmanager
+def edited(path: Path, text: str, old: str = "") -> Iterator[None]:
+    """The file with some text at its end, or in place of another."""
+    before = path.read_text()
+    assert old in before
+    path.write_text(before.replace(old, text) if old else before + text)
+    yield
+    path.write_text(before)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with its book, built once for `tiny`."""
     root = make_project(tmp_path_factory.mktemp("project"))
-    shutil.copytree(ROOT / "book/_static", root / "book/_static")
-    shutil.copy(ROOT / "_config.yml", root)
-    shutil.copy(ROOT / "CITATION.cff", root)
-    (root / TEMPLATE).parent.mkdir(exist_ok=True)
-    (root / TEMPLATE).write_text("<p></p>\n")
-    chapters = "chapters: [{file: chapters/small-paper/index}, {file: scorecard}]\n"
-    (root / "_toc.yml").write_text(f"format: jb-book\nroot: index\n{chapters}")
-    (root / "book/index.md").write_text("# Home\n\n{record}`small-paper/tiny claims.1.1.value`\n")
-    (root / "book/scorecard.md").write_text("# Scorecard\n\n```{scorecard}\n```\n")
-    (root / "book/references.bib").write_text("")
     result = snakemake(root)
     assert result.returncode == 0, result.stdout + result.stderr
     return root
@@ -112,81 +91,69 @@ def snakemake(project: Path, *options: str, models: str = "tiny") -> subprocess.
     )
 
 
-def would_run(project: Path, models: str = "tiny") -> dict[str, int]:
-    """Jobs by rule, without running any."""
+def would_run(project: Path, models: str = "tiny") -> list[tuple[str, str]]:
+    """The jobs that would run, (rule, reason) of each; none is run."""
     result = snakemake(project, "--dry-run", models=models)
-    assert result.returncode == 0, result.stdout + result.stderr
-    table = re.findall(r"^(chapter|html) +(\d+)$", result.stdout + result.stderr, re.MULTILINE)
-    return {rule: int(count) for rule, count in table}
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    return sorted(
+        re.findall(r"^rule (chapter|html):\n(?:    .*\n)*?    reason: (.*)$", said, re.MULTILINE)
+    )
 
 
-@contextmanager
-def edited(path: Path, text: str) -> Iterator[None]:
-    before = path.read_text()
-    path.write_text(before + text)
-    yield
-    path.write_text(before)
-
-
-def test_the_book_is_there_and_nothing_runs_again(project: Path) -> None:
-    assert "It is" in (project / "_build/html/chapters/small-paper/tiny.html").read_text()
-    assert would_run(project) == {}
-
-
-@pytest.mark.parametrize(
-    "file", ["book/index.md", "_toc.yml", "src/bookkit/book/atlas.py", TEMPLATE]
-)
-def test_text_looks_and_code_of_the_book_only_build_it_again(project: Path, file: str) -> None:
-    with edited(project / file, "\n"):
-        assert would_run(project) == {"html": 1}
+def rules(project: Path, models: str = "tiny") -> list[str]:
+    return [rule for rule, _ in would_run(project, models)]
 
 
 def test_what_neither_run_nor_book_uses_and_the_same_content_run_nothing(project: Path) -> None:
-    with edited(project / "src/replib/metrics.py", "# more\n"), edited(project / "_toc.yml", ""):
-        assert would_run(project) == {}
+    assert "It is" in (project / f"_build/html/chapters/{PAPER}/tiny.html").read_text()
+    with ExitStack() as edits:
+        edits.enter_context(edited(project / "src/replib/metrics.py", "# more\n"))
+        edits.enter_context(edited(project / "_toc.yml", ""))
+        edits.enter_context(edited(project / PROFILES, "n_prompts: 5", "n_prompts: 40"))
+        assert would_run(project) == []
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
+    ("jobs", "files"),
     [
-        (f"{CHAPTER}/claims.yaml", "# more\n"),
-        (f"{CHAPTER}/small-paper.ipynb", "\n"),
-        ("src/replib/claims/measure.py", "# more\n"),
-        ("src/bookkit/run/execute.py", "# more\n"),
-        ("requirements.txt", "numpy==2\n"),
+        (["html"], ["book/index.md", "_toc.yml", "src/bookkit/book/atlas.py", TEMPLATE]),
+        (
+            ["chapter", "html"],
+            [f"{CHAPTER}/claims.yaml", f"{CHAPTER}/{PAPER}.ipynb", *MODULES],
+        ),
     ],
 )
-def test_what_the_numbers_depend_on_runs_the_chapter_again(
-    project: Path, file: str, text: str
-) -> None:
-    with edited(project / file, text):
-        assert would_run(project) == {"chapter": 1, "html": 1}
+def test_a_changed_file_runs_what_uses_it(project: Path, jobs: list, files: list) -> None:
+    """Text, looks and code of the book only build it again."""
+    with ExitStack() as edits:
+        for file in files:
+            edits.enter_context(edited(project / file, "\n"))
+        found = would_run(project)
+    assert [rule for rule, _ in found] == jobs
+    assert [file for file in files if file not in found[0][1]] == []
 
 
-def test_only_the_parameters_of_the_own_profile_count(project: Path) -> None:
-    path = project / CHAPTER / "profiles.yaml"
-    changed = {"models": ["tiny"], "parameters": {"n_prompts": 5}}
-    path.write_text(json.dumps(PROFILES | {"laptop": changed}))
-    assert would_run(project) == {}
-    path.write_text(json.dumps(PROFILES | {"smoke": changed}))
-    assert would_run(project) == {"chapter": 1, "html": 1}
-    path.write_text(json.dumps(PROFILES))
+def test_packages_and_parameters_of_the_own_profile_run_the_chapter_again(project: Path) -> None:
+    with edited(project / "requirements.txt", "numpy==2\n"):
+        assert rules(project) == ["chapter", "html"]
+    with edited(project / PROFILES, "[tiny], parameters: {n_prompts: 5}", "[tiny], parameters: {}"):
+        assert rules(project) == ["chapter", "html"]
 
 
 def test_a_control_runs_when_a_page_reads_its_record(project: Path) -> None:
-    link = "[the planted model](chapters/small-paper/planted-ioi.ipynb)\n"
+    link = "[the planted model](chapters/fake-paper/planted-ioi.ipynb)\n"
     with edited(project / "book/index.md", link):
-        assert would_run(project) == {"chapter": 1, "html": 1}
+        assert rules(project) == ["chapter", "html"]
 
 
 def test_a_record_written_by_hand_or_removed_runs_the_chapter_again(project: Path) -> None:
     later = (project / STAMP).stat().st_mtime + 5
     os.utime(project / RECORD, (later, later))
-    assert would_run(project) == {"chapter": 1, "html": 1}
+    assert rules(project) == ["chapter", "html"]
     assert not (project / STAMP).exists()
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path) -> None:
     earlier = (project / RECORD).read_text()
     with measuring(project, "1 / 0"):
@@ -194,10 +161,9 @@ def test_a_run_that_fails_keeps_the_earlier_one_and_is_tried_again(project: Path
         assert result.returncode != 0
         assert "ZeroDivisionError" in result.stdout + result.stderr
         assert (project / RECORD).read_text() == earlier
-        assert would_run(project) == {"chapter": 1, "html": 1}
+        assert rules(project) == ["chapter", "html"]
 
 
-@pytest.mark.slow
 def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: Path) -> None:
     refuse = (
         "from replib.errors import UsageError\n"
@@ -206,19 +172,18 @@ def test_a_chapter_that_refuses_a_model_that_was_asked_for_is_left_out(project: 
     with measuring(project, refuse):
         result = snakemake(project, models="tiny planted-ioi")
         assert result.returncode == 0, result.stdout + result.stderr
-        stamp = project / "build/stamps/small-paper/planted-ioi.ok"
+        stamp = project / f"build/stamps/{PAPER}/planted-ioi.ok"
         assert "no heads here" in stamp.read_text()
-        pages = project / "_build/html/chapters/small-paper"
+        pages = project / f"_build/html/chapters/{PAPER}"
         assert (pages / "tiny.html").is_file() and not (pages / "planted-ioi.html").exists()
-        assert would_run(project, "tiny planted-ioi") == {}
-    assert would_run(project, "tiny planted-ioi") == {"chapter": 2, "html": 1}
+        assert rules(project, "tiny planted-ioi") == []
+    assert rules(project, "tiny planted-ioi") == ["chapter", "chapter", "html"]
 
 
-@pytest.mark.slow
 def test_a_book_that_the_gate_refuses_is_no_book(project: Path) -> None:
     with edited(project / "book/index.md", "\n<a href='nowhere.html'>there</a>\n"):
         result = snakemake(project)
         assert result.returncode != 0
         assert "index.html: links to nowhere.html" in result.stdout + result.stderr
         assert not (project / "_build/html/index.html").exists()
-        assert would_run(project) == {"html": 1}
+        assert rules(project) == ["html"]
