@@ -26,7 +26,7 @@ parts:
     chapters:
       - file: chapters/fake-paper/index
   - caption: Results
-    chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
+    chapters: [{file: scorecard}, {file: models}, {file: atlas/index}, {file: references}]
 """
 
 
@@ -34,6 +34,7 @@ parts:
 def project(project):
     """The small book's, with a table of contents that a chapter can be entered in."""
     (project / "_toc.yml").write_text(TOC)
+    (project / "book/models.md").write_text("# Models\n")
     return project
 
 

@@ -61,7 +61,6 @@ def finish(process, code=0):
 # --- the file -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_sweep_of_the_book_can_be_planned(tmp_path):
     text = (ROOT / "book" / "rerun.md").read_text()
     (example,) = re.findall(r"```yaml\n(name: .*?)```", text, re.DOTALL)
