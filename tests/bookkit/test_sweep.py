@@ -96,7 +96,6 @@ def test_odd_values_make_folders_that_stay_inside_and_apart(project, tmp_path):
     ("changes", "message"),
     [
         ({"papers": ["fake-papr"]}, "did you mean 'fake-paper'"),
-        ({"parameters": {"n_promts": 3}}, "did you mean 'n_prompts'"),
         ({"parameters": {"n_prompts": "many"}}, "'many' is not int"),
         ({"parameters": {"seed": 1}}, "seed is no parameter of a sweep; it has a key of its own"),
         ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
