@@ -128,7 +128,14 @@ def tokens_right(model: TransformerBridge, items: Sequence[Item]) -> list[Bool[T
 def _tokens_right(
     network: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, n_ctx: int, items: Sequence[Item]
 ) -> list[Bool[Tensor, " token"]]:
-    pairs = [_tokens(tokenizer, item.prompt, item.answer) for item in items]
+    pairs = []  # tokens of both, and how many belong to the prompt
+    for item in items:
+        before, whole = (tokenizer(t).input_ids for t in (item.prompt, item.prompt + item.answer))
+        if whole[: len(before)] != before or len(whole) == len(before):
+            raise UsageError(
+                f"the answer {item.answer[:20]!r} does not begin a token of this tokenizer"
+            )
+        pairs.append((whole, len(before)))
     lengths = [len(ids) for ids, _ in pairs]
     longest = max(lengths, default=0)
     if longest > n_ctx:
@@ -161,14 +168,6 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         some.append(i)
     if some:
         yield some
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], int]:
-    """Tokens of both, and how many belong to the prompt."""
-    before, whole = tokenizer(prompt).input_ids, tokenizer(prompt + answer).input_ids
-    if whole[: len(before)] != before or len(whole) == len(before):
-        raise UsageError(f"the answer {answer[:20]!r} does not begin a token of this tokenizer")
-    return whole, len(before)
 
 
 def read_out_at(

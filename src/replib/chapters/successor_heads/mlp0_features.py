@@ -46,28 +46,6 @@ class Split:
     near: Int[Tensor, " case"]
 
 
-def _cases(
-    index: np.ndarray,
-    domain: np.ndarray,
-    targets: np.ndarray,
-    given: np.ndarray,
-    own: np.ndarray,
-    generator: np.random.Generator,
-    per_target: int,
-) -> np.ndarray:
-    """Rows (target, one `given` item of another domain with its index, one `own` item of its domain
-    with another index)."""
-    rows = []
-    for t in targets:
-        same_index = np.flatnonzero(given & (index == index[t]) & (domain != domain[t]))
-        same_domain = np.flatnonzero(own & (domain == domain[t]) & (index != index[t]))
-        if len(same_index) and len(same_domain):
-            a = generator.choice(same_index, per_target)
-            b = generator.choice(same_domain, per_target)
-            rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
-    return np.array(rows, dtype=int).reshape(-1, 3)
-
-
 def split_index_domain(
     x: Float[Tensor, "item d"],
     index: Int[Tensor, " item"],
@@ -84,12 +62,25 @@ def split_index_domain(
     has seen; its tokens are the targets, and give each other the domain part. A vector is decoded
     as the token nearest to it (cosine), among all tokens, or those of the new domain.
     """
-    train = (~held_out).numpy()
+    n, d, train = index.numpy(), domain.numpy(), (~held_out).numpy()
     if new_domain is not None:
-        train &= (domain != new_domain).numpy()
+        train &= d != new_domain
     y = principal(x.double(), min(rank, int(train.sum()) // 2), torch.from_numpy(train))
-    n, d = index.numpy(), domain.numpy()
-    fit = _cases(n, d, np.flatnonzero(train), train, train, generator, per_target)
+
+    def cases(targets: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Rows (target, an item of the fit of another domain with its index, an `own` item of its
+        domain with another index)."""
+        rows = []
+        for t in targets:
+            same_index = np.flatnonzero(train & (n == n[t]) & (d != d[t]))
+            same_domain = np.flatnonzero(own & (d == d[t]) & (n != n[t]))
+            if len(same_index) and len(same_domain):
+                a = generator.choice(same_index, per_target)
+                b = generator.choice(same_domain, per_target)
+                rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
+        return np.array(rows, dtype=int).reshape(-1, 3)
+
+    fit = cases(np.flatnonzero(train), train)
     if not len(fit):
         raise UsageError("index and domain: no two classes have an index in common")
     inputs = torch.cat([y[fit[:, 1]], y[fit[:, 2]]], dim=-1)
@@ -97,8 +88,7 @@ def split_index_domain(
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=y.dtype)
     maps = torch.linalg.solve(gram + ridge, inputs.T @ y[fit[:, 0]])
     own = train if new_domain is None else d == new_domain
-    targets = np.flatnonzero(held_out.numpy() if new_domain is None else own)
-    test = _cases(n, d, targets, train, own, generator, per_target)
+    test = cases(np.flatnonzero(held_out.numpy() if new_domain is None else own), own)
     built = torch.cat([y[test[:, 1]], y[test[:, 2]]], dim=-1) @ maps
     unit = torch.nn.functional.normalize
     close = unit(built) @ unit(y).T
