@@ -18,7 +18,7 @@ the length of the stream nearly the same, so that dividing by it is nearly a con
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -180,42 +180,3 @@ def set_head(
         attention.c_attn.weight[:, i * d_model :][:, own] = matrix
     attention.c_attn.bias[own] = b_q
     attention.c_proj.weight[own] = w_o
-
-
-def word_embedding(
-    tokenizer: PreTrainedTokenizerFast,
-    slots: Mapping[str, Float[Tensor, "d_model width"]],
-    asking: Sequence[str],
-    generator: torch.Generator,
-) -> Float[Tensor, "token d_model"]:
-    """A code for every token in the slot `word`, and whether it is one of those `asking` for an
-    answer. For models that have slots for words and answers, as those of two chapters have."""
-    words = torch.randn(len(tokenizer), slots["word"].shape[1], generator=generator)
-    embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
-    embedding += slots["idle"][:, 0]
-    asks = tokenizer.convert_tokens_to_ids(list(asking))
-    embedding[asks] += slots["wants_answer"][:, 0] - slots["idle"][:, 0]
-    return embedding
-
-
-def set_embeddings(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    embedding: Float[Tensor, "token d_model"],
-    slots: Mapping[str, Float[Tensor, "d_model width"]],
-    codes: Mapping[str, Float[Tensor, " width"]],
-    logit: float,
-    generator: torch.Generator,
-) -> None:
-    """Put the embedding in place, with the ballast and the mark of the first position, and an
-    unembedding that reads the answers' codes from `output`, and "." where none is wanted."""
-    model.transformer.wte.weight.copy_(embedding + BALLAST * slots["ballast"][:, 0])
-    model.transformer.wpe.weight.zero_()
-    model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
-
-    unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
-    for answer, code in codes.items():
-        token = tokenizer.convert_tokens_to_ids(f" {answer}")
-        unembedding[token] += logit * slots["output"] @ code
-    unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * slots["idle"][:, 0]
-    model.lm_head.weight.copy_(unembedding)

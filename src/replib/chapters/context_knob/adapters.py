@@ -50,12 +50,8 @@ def load_adapter(
 @contextmanager
 def adapted(model: TransformerBridge, adapter: Adapter | None) -> Iterator[None]:
     """While it is open, the model has the adapter merged into its weights: W + alpha / r · B A.
-
-    Afterwards the weights are bit-identical to those before. None leaves the model as it is.
-
-    Raises:
-        UsageError: the adapter is for modules that this model does not have.
-    """
+    Afterwards the weights are bit-identical to those before. None leaves the model as it is. Raises
+    UsageError for an adapter of modules that this model does not have."""
     network = model.original_model
     before: dict[str, Tensor] = {}
     try:
@@ -80,8 +76,5 @@ def _weight(network: torch.nn.Module, name: str) -> Tensor | None:
     part: Any = network
     for step in name.split("."):
         inner = getattr(part, "original_component", None)
-        part = getattr(part, step, None) if hasattr(part, step) else getattr(inner, step, None)
-        if part is None:
-            return None
-    part = getattr(part, "original_component", part)
-    return getattr(part, "weight", None)
+        part = getattr(part, step, getattr(inner, step, None))
+    return getattr(getattr(part, "original_component", part), "weight", None)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
 from replib.chapters.factual_recall import facts
-from replib.chapters.factual_recall.facts import Conflict, Fact
+from replib.chapters.factual_recall.facts import Fact
 from replib.errors import UsageError
 from replib.prompts.files import Row, Stripped, read_rows
 
@@ -49,31 +49,26 @@ def multi_hop_cases(
     tokenizer: PreTrainedTokenizerBase, known: Sequence[Fact], seed: int
 ) -> list[Case]:
     """The context contradicts a fact about another subject, and links the one that is asked about.
-
     "The official language of Peru is Thai. The official language of Kenya is the same as that of
-    Peru.": memory says what Kenya's is, the context says Thai.
-    """
+    Peru.": memory says what Kenya's is, the context says Thai."""
     rng = random.Random(seed)
     cases = []
     for conflict in facts.draw_foils(tokenizer, known, 1, seed):
         fact, foil = conflict.fact, conflict.foil
         others = [f for f in known if f.relation == fact.relation and f.answer != foil]
         others = [f for f in others if f.subject != fact.subject]
-        if not others:
-            continue
-        other = rng.choice(others)
-        link = f"The {fact.relation} of {fact.subject} is the same as that of {other.subject}."
-        context = f"{opening(other)} {foil}. {link}"
-        cases.append(replace(sentence_case(Conflict(fact, foil)), context=context))
+        if others:
+            other = rng.choice(others)
+            link = f"The {fact.relation} of {fact.subject} is the same as that of {other.subject}."
+            context = f"{opening(other)} {foil}. {link}"
+            cases.append(replace(sentence_case(conflict), context=context))
     return cases
 
 
 def arithmetic_cases(n: int, seed: int) -> list[Case]:
-    """`n` false identities of digits, half of them about a part of what is asked.
-
-    "3 + 4 = 9." and "What is 3 + 4?", or "What is (3 + 4) - 2?". Operators are + - * / and **;
-    both answers are digits, as in the released code's evaluation set.
-    """
+    """`n` false identities of digits, half of them about a part of what is asked. "3 + 4 = 9." and
+    "What is 3 + 4?", or "What is (3 + 4) - 2?". Operators are + - * / and **; both answers are
+    digits, as in the released code's evaluation set."""
     rng = random.Random(seed)
     cases: dict[str, Case] = {}
     while len(cases) < n:
@@ -112,28 +107,25 @@ def _digit(expression: str) -> int | None:
     return int(value) if value in range(10) else None
 
 
-class CaseRow(Row):
-    """One row; the texts without white space at their ends, the last three perhaps empty."""
+_Perhaps = Annotated[str, StringConstraints(strip_whitespace=True)]  # may be empty
 
+
+class CaseRow(Row):
     context: Stripped
     question: Stripped
     prior_answer: Stripped
     context_answer: Stripped
-    opening: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
-    relation: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
-    subject: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    opening: _Perhaps = ""
+    relation: _Perhaps = ""
+    subject: _Perhaps = ""
 
 
 def cases_from_file(path: str | Path) -> list[Case]:
-    """A reader's cases: JSON (a list of objects), JSONL or CSV, UTF-8; rows are counted from 1.
+    """A reader's cases, from a file that `read_rows` reads; what it refuses names the row.
 
     Columns: context; question; prior_answer, what the model may have learnt; context_answer, what
     the context says instead; and, if you like, opening (how the answer begins), relation, and
     subject (rows with one subject are resampled together; default: the question).
-
-    Raises:
-        UsageError: naming the row and the reason; also for a file that is missing, empty, not
-            UTF-8, of an unknown kind or with other columns.
     """
     cases = []
     for where, row in read_rows(Path(path), CaseRow, once=("context", "question")).items():

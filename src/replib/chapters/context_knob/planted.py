@@ -14,39 +14,17 @@ Nothing is trained. It reads the prompts of `intents`, without chat turns:
    the *context head* of layer 3 moves the answer named in the context if it is close to 1.
 
 The scores of the memory head are small enough that gradients pass, those of the context head sharp
-enough that a direction only near the gate's does not do: it is learned by both.
-
-So the gate's direction, at the output of layer 1, is the whole difference between the intents
-(noise heads aside), and setting it decides the answer. Layer 1 carries intent, layer 2 memory,
-layer 3 context: this is what the layer search and the learned direction must find.
+enough that a direction only near the gate's does not do. So the gate's direction, at the output of
+layer 1, is the whole difference between the intents, and setting it decides the answer: this is
+what the layer search and the learned direction must find.
 """
 
-import re
-
-import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from replib.chapters.context_knob.intents import (
-    FORMATS,
-    INTENTS,
-    SPLITS,
-    prompt,
-    relations,
-    sentence_case,
-)
+from replib.chapters.context_knob import intents
 from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact
-from replib.models.planted import (
-    BALLAST,
-    D_MODEL,
-    LOGIT,
-    Head,
-    blank_model,
-    make_codes,
-    make_slots,
-    set_embeddings,
-    set_heads,
-    word_embedding,
-)
+from replib.chapters.factual_recall.planted import knowing, of_single_words
+from replib.models.planted import LOGIT, Head
 from replib.prompts.vocabulary import word_tokenizer
 
 NOTE = "A small transformer in which one direction decides between context and memory."
@@ -93,67 +71,38 @@ _INTENT_WORDS = {" Only": (1.0, 1.0), " Ignore": (-1.0, 1.0), "1": (1.0, 1.5), "
 
 def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The hand-set model described above and its tokenizer, the same at every call."""
-    known = _facts()
-    tokenizer = _tokenizer(known)
-    generator = torch.Generator().manual_seed(0)
-    model = blank_model(tokenizer)
-    slots = make_slots(WIDTHS)
-    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see replib.models.planted
-    answers = sorted({fact.answer for fact in known})
-    codes = dict(zip(answers, make_codes(len(answers), WIDTHS["answer"], generator), strict=True))
-
-    def token(word: str) -> int:
-        return tokenizer.convert_tokens_to_ids(f" {word}")
-
-    with torch.no_grad():
-        embedding = word_embedding(tokenizer, slots, (" is", " of"), generator)
-        for word, (intent, strength) in _INTENT_WORDS.items():
-            embedding[tokenizer.convert_tokens_to_ids(word)] += (
-                intent * slots["intent"][:, 0] + strength * slots["is_intent"][:, 0]
-            )
-        for fact in known:
-            embedding[token(fact.subject)] += (
-                slots["fact"] @ codes[fact.answer] + slots["is_subject"][:, 0]
-            )
-        for answer in answers:
-            embedding[token(answer)] += slots["answer"] @ codes[answer] + slots["is_answer"][:, 0]
-        logit = 3 * LOGIT * scale  # sure of its answers, so that learning ends at the gate
-        set_embeddings(model, tokenizer, embedding, slots, codes, logit, generator)
-        set_heads(model, _HEADS, slots, scale, generator)
-    return model, tokenizer
+    known, base = _facts(), word_tokenizer()
+    texts = [template.conflict(known[0], "") for template in TEMPLATES]
+    texts += [
+        intents.prompt(base, intents.sentence_case(Conflict(fact, "")), intent, intent_format)
+        for fact in {fact.relation: fact for fact in known}.values()
+        for intent_format in intents.FORMATS
+        for intent in intents.INTENTS
+    ]
+    return knowing(
+        known,
+        texts,
+        WIDTHS,
+        _HEADS,
+        asking=(" is", " of"),
+        logit=3 * LOGIT,  # sure of its answers, so that learning ends at the gate
+        intents=_INTENT_WORDS,
+    )
 
 
 def _facts() -> list[Fact]:
     """One fact for each subject, of each relation in turn. Names are single words, and no subject
     is an answer."""
-    some = {
-        name: [
-            fact
-            for fact in facts
-            if all(re.fullmatch("[A-Za-z]+", word) for word in (fact.subject, fact.answer))
-        ]
-        for split in SPLITS
-        for name, facts in relations(split).items()
-        if name in PLANTED_RELATIONS
-    }
-    answers = {fact.answer for facts in some.values() for fact in facts}
-    of: dict[str, list[Fact]] = {}
-    for facts in some.values():
-        for fact in facts:
-            if fact.subject not in answers:
-                of.setdefault(fact.subject, []).append(fact)
-    return [theirs[i % len(theirs)] for i, theirs in enumerate(of.values())]
-
-
-def _tokenizer(known: list[Fact]) -> PreTrainedTokenizerFast:
-    texts = [f" {word}" for fact in known for word in (fact.subject, fact.answer)]
-    texts += [template.conflict(known[0], "") for template in TEMPLATES]
-    first = {fact.relation: fact for fact in reversed(known)}
-    base = word_tokenizer()
-    texts += [
-        prompt(base, sentence_case(Conflict(fact, "")), intent, intent_format)
-        for fact in first.values()
-        for intent_format in FORMATS
-        for intent in INTENTS
+    some = [
+        fact
+        for split in intents.SPLITS
+        for name, facts in intents.relations(split).items()
+        for fact in facts
+        if name in PLANTED_RELATIONS and of_single_words(fact)
     ]
-    return word_tokenizer(texts)
+    answers = {fact.answer for fact in some}
+    of: dict[str, list[Fact]] = {}
+    for fact in some:
+        if fact.subject not in answers:
+            of.setdefault(fact.subject, []).append(fact)
+    return [theirs[i % len(theirs)] for i, theirs in enumerate(of.values())]

@@ -8,6 +8,7 @@ Interchange and its learning (DAS) are TransformerLens' own.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -52,24 +53,21 @@ def steered(
     last position of every forward pass (`everywhere`: at all positions).
 
     Around `Prefilled.step` and `.continuations` this is every decoding step. `c` is one number, or
-    one for each row.
-
-    Raises:
-        UsageError: a layer that does not exist.
-        RuntimeError: no forward pass went through.
+    one for each row. Raises UsageError for a layer that does not exist, RuntimeError where no
+    forward pass went through.
     """
-    _check_layer(model, layer)
+    if not 0 <= layer < model.cfg.n_layers:
+        raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
     u = direction / direction.norm()
     fired = 0
 
     def write(h: Float[Tensor, "row pos d_model"], hook: object) -> Tensor:
         nonlocal fired
         fired += 1
-        v = u.to(h.device)
+        v, out = u.to(h.device), h.clone()
         here = slice(None) if everywhere else slice(-1, None)
         old = h[:, here].float()
         wanted = torch.as_tensor(c, device=h.device).float().reshape(-1, 1)
-        out = h.clone()
         out[:, here] = (old + (wanted - old @ v)[..., None] * v).to(h.dtype)
         return out
 
@@ -77,11 +75,6 @@ def steered(
         yield
     if not fired:
         raise RuntimeError(f"steering of layer {layer} saw no forward pass")
-
-
-def _check_layer(model: TransformerBridge, layer: int) -> None:
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
 
 
 # --- Interchange along a direction ----------------------------------------------------------------
@@ -122,10 +115,8 @@ def learn_direction(
     lr: float = 1e-2,
 ) -> Float[Tensor, " d_model"]:
     """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
-
     Cross-entropy on the first token of the source's answer, as in the released code (das.py); its
-    sign is arbitrary.
-    """
+    sign is arbitrary."""
     result = fit_das(
         prompts.model,
         _resid(layer),
@@ -169,17 +160,14 @@ def _observe(
 ) -> Float[Tensor, "layer row d_model"]:
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable:
-        def hook(value: Tensor, hook: object) -> None:
-            seen[layer] = value[:, -1].detach()
+    def keep(layer: int, value: Tensor, hook: object) -> None:
+        seen[layer] = value[:, -1].detach()
 
-        return hook
-
-    n = prompts.model.cfg.n_layers
-    watch = [(name(layer), keep(layer)) for layer in range(n)]
+    layers = range(prompts.model.cfg.n_layers)
+    watch = [(name(layer), partial(keep, layer)) for layer in layers]
     with torch.no_grad(), prompts.model.hooks(fwd_hooks=[*edits, *watch]):
         prompts.step(rows)
-    return torch.stack([seen[layer] for layer in range(n)])
+    return torch.stack([seen[layer] for layer in layers])
 
 
 def patched_residuals(
@@ -192,17 +180,13 @@ def patched_residuals(
     replaced, there, by `outputs` (*denoising* or *noising*: the caller's `outputs` decide)."""
     n_sets, n_rows = len(sets), len(rows)
 
-    def patch(layer: int) -> Callable:
+    def patch(layer: int, value: Tensor, hook: object) -> Tensor:
         chosen = sets[:, layer].repeat_interleave(n_rows)
+        out = value.clone()
+        out[chosen, -1] = outputs[layer].repeat(n_sets, 1)[chosen]
+        return out
 
-        def hook(value: Tensor, hook: object) -> Tensor:
-            out = value.clone()
-            out[chosen, -1] = outputs[layer].repeat(n_sets, 1)[chosen]
-            return out
-
-        return hook
-
-    edits = [(_attn(layer), patch(layer)) for layer in range(sets.shape[1])]
+    edits = [(_attn(layer), partial(patch, layer)) for layer in range(sets.shape[1])]
     found = _observe(prompts, rows.repeat(n_sets), _resid, edits)
     return found.unflatten(1, (n_sets, n_rows))
 
@@ -221,22 +205,18 @@ def patchscope(
     """
     identity = Prefilled(model, [IDENTITY_PROMPT])
     n_layers, n_rows = residuals.shape[:2]
-    start = torch.zeros(n_rows, dtype=torch.long) if first is None else first
     found = torch.zeros(n_layers, n_rows, tokens.shape[1])
+    start = torch.zeros(n_rows) if first is None else first
     jobs = (torch.arange(n_layers)[:, None] >= start).nonzero()
+
+    def insert(some: Tensor, layer: int, value: Tensor, hook: object) -> Tensor:
+        out, mine = value.clone(), some[:, 0] == layer
+        out[mine, -1] = residuals[layer, some[mine, 1]].to(out)
+        return out
+
     for some in jobs.split(ROWS):
-
-        def insert(layer: int, some: Tensor = some) -> Callable:
-            mine = some[:, 0] == layer
-
-            def hook(value: Tensor, hook: object) -> Tensor:
-                out = value.clone()
-                out[mine, -1] = residuals[layer, some[mine, 1]].to(out)
-                return out
-
-            return hook
-
-        edits = [(_resid(layer), insert(layer)) for layer in some[:, 0].unique().tolist()]
+        layers = some[:, 0].unique().tolist()
+        edits = [(_resid(layer), partial(insert, some, layer)) for layer in layers]
         with torch.no_grad(), model.hooks(fwd_hooks=edits):
             logits = identity.step(torch.zeros(len(some), dtype=torch.long))
         wanted = tokens[some[:, 1]].to(logits.device)
@@ -271,37 +251,32 @@ def search_layers(
     layer at which its probability drops by more than `phi` is added. Steps 1 and 2 bisect,
     which assumes that patching more layers never hurts. None if patching all of them is not enough.
     """
-    seen: dict[tuple[int, ...], Float[np.ndarray, "layer answer"]] = {}
 
-    def read(layers: Sequence[int]) -> Float[np.ndarray, "layer answer"]:
-        key = tuple(layers)
-        if key not in seen:
-            seen[key] = score([key])[0]
-        return seen[key]
+    @cache
+    def read(layers: tuple[int, ...]) -> Float[np.ndarray, "layer answer"]:
+        return score([layers])[0]
 
-    def enough(layers: Sequence[int]) -> bool:
-        return bool(read(layers)[:, 0].max() > threshold)
+    def enough(low: int, high: int) -> bool:
+        return bool(read(tuple(range(low, high)))[:, 0].max() > threshold)
 
-    if not enough(range(n_layers)):
+    def first(high: int, holds: Callable[[int], bool]) -> int:
+        """The smallest number above 0 of which something holds, as it does of `high`."""
+        low = 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    if not enough(0, n_layers):
         return None
-    low, high = 0, n_layers  # [0, low) is not enough, [0, high) is
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(range(middle)) else (middle, high)
-    upper = high
-    low, high = 0, upper  # [low, upper) is enough, [high, upper) is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if enough(range(middle, upper)) else (low, middle)
-    layers = list(range(low, upper))
-    while True:
-        p = read(layers)
-        if p[-1, 0] > p[-1, 1] + eps:
-            break
+    upper = first(n_layers, lambda layer: enough(0, layer))
+    lower = first(upper, lambda layer: not enough(layer, upper)) - 1
+    layers = list(range(lower, upper))
+    while not (p := read(tuple(layers)))[-1, 0] > p[-1, 1] + eps:
         drops = p[:-1, 0] - p[1:, 0]
         later = [i + 1 for i in range(upper - 1, n_layers - 1) if drops[i] > phi]
         added = next((layer for layer in later if layer not in layers), None)
         if added is None:
             break
         layers.append(added)
-    return LayerSearch(tuple(sorted(layers)), upper, low, len(seen))
+    return LayerSearch(tuple(sorted(layers)), upper, lower, read.cache_info().misses)

@@ -16,13 +16,7 @@ from typing import Any
 from replib.chapters.stored import NotStored, check_weights, make_with, reading
 from replib.errors import UsageError
 from replib.hashes import code_hash
-from replib.models.sources import (
-    EMBEDDED,
-    MADE_IN_MEMORY,
-    SOURCES,
-    absolute_model,
-    model_slug,
-)
+from replib.models.sources import EMBEDDED, MADE_IN_MEMORY, SOURCES, absolute_model, model_slug
 
 PAPER = "context-knob"
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "training.json"
@@ -55,12 +49,7 @@ def check_adapter(
     root: Path, model: str, model_sha256: str | None, intent_format: str, seed: int
 ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """(folder, card, peft's configuration) of a stored adapter whose weights are those of its card.
-
-    For which weights it was made is checked only if their hash is given.
-
-    Raises:
-        NotStored: it is missing, altered, or made for other weights.
-    """
+    Raises NotStored if it is missing, altered, or (where their hash is given) for other weights."""
     folder = adapter_folder(root, model, intent_format, seed)
     again = make_with(PAPER, model=model, format=intent_format, seed=seed)
     what = f"adapter {folder.parent.name}/{folder.name} of {PAPER}"
@@ -86,12 +75,7 @@ def check_adapter(
 
 def needed(root: Path, parameters: Mapping[str, Any], model: str) -> dict[str, str]:
     """The adapters that a run reads, with the sha256 of their weights; a model made in memory has
-    none.
-
-    Raises:
-        NotStored: one cannot be used.
-        UsageError: `adapter_seeds` is no list of seeds.
-    """
+    none. Raises NotStored, and UsageError where `adapter_seeds` is no list of seeds."""
     if "adapter_seeds" not in parameters or model in MADE_IN_MEMORY:
         return {}
     seeds = parameters["adapter_seeds"]

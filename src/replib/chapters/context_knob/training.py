@@ -59,12 +59,9 @@ def train_adapter(
 ) -> Path:
     """Train one adapter from nothing and store it; returns its folder.
 
-    Two trainings with one seed on one machine agree in every bit (on its processor; a GPU's sums
-    may differ). An earlier adapter is replaced only once the new one is complete.
-
-    Raises:
-        UsageError: an unknown format or model, a model without the matrices `TARGETS`, or one that
-            knows no fact to train on.
+    With one seed, on the processor of one machine, all bits are the same each time. An earlier
+    adapter is replaced only once the new one is complete. Raises UsageError for an unknown format
+    or model, a model without the matrices `TARGETS`, or one that knows no fact to train on.
     """
     if intent_format not in FORMATS:
         raise UsageError(f"intent format {intent_format!r}: choose one of: {', '.join(FORMATS)}")
@@ -104,10 +101,7 @@ def _make_rows(
     model_name: str, intent_format: str, seed: int, device: str
 ) -> tuple[PreTrainedTokenizerBase, list[tuple[str, str]], list[tuple[str, str]], str, str]:
     """Tokenizer, training rows, validation rows, the model's hash and the dtype it is trained in.
-
-    Only facts that the model knows by itself are trained on: with others it would learn to make
-    up, or to store, what it is to recall.
-    """
+    Only facts that the model knows are trained on: with others it would learn to make things up."""
     model = load_model(model_name, dtype="auto", device=device)
     tokenizer = model.tokenizer
 

@@ -5,6 +5,7 @@ one per string.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,11 +23,7 @@ FOLLOWS = ("content", "position", "neither")
 
 def wrapped(network: nn.Module) -> TransformerBridge:
     """The network with TransformerLens' hooks. State-space layers step through time, slowly, so
-    that their states can be read and written.
-
-    Raises:
-        UsageError: the network is no Hugging Face module (an LSTM, say).
-    """
+    that their states can be read and written. Raises UsageError for an LSTM, which has none."""
     if not hasattr(network, "config"):
         raise UsageError(f"a network of type {type(network).__name__} has no hooks")
     model = build_bridge_from_module(network, type(network).__name__, hf_config=network.config)
@@ -44,10 +41,7 @@ def _right_with(
     model: TransformerBridge, strings: Strings, name: str, edit: Callable[[Tensor], None]
 ) -> Float[Tensor, " string"]:
     """Character accuracy of each string while `edit` changes a clone of one activation in place.
-
-    Raises:
-        RuntimeError: the activation was never computed.
-    """
+    Raises RuntimeError where that was never computed."""
     fired = False
 
     def hook(value: Tensor, hook: object) -> Tensor:
@@ -108,11 +102,8 @@ def mean_ablated_accuracy(
         part = out if head is None else out[:, :, head]
         part[:] = part.mean((0, 1))
 
-    block = f"blocks.{layer}"
-    if head is not None:
-        name = f"{block}.attn.hook_z"
-    else:
-        name = f"{block}.hook_attn_out" if has_heads(model) else f"{block}.hook_mixer_out"
+    whole = "hook_attn_out" if has_heads(model) else "hook_mixer_out"
+    name = f"blocks.{layer}.{whole if head is None else 'attn.hook_z'}"
     return _right_with(model, strings, name, average)
 
 
@@ -130,10 +121,8 @@ def follows(
 
     The last `run` letters of a half-written copy are replaced by a run from elsewhere in the
     string. Who looks up letters goes on there (content); who counts, where the copy was (position).
-    Rows as in `FOLLOWS`. No letter occurs twice around the two places, so that they differ.
-
-    Raises:
-        UsageError: the string is too short, or longer than the alphabet.
+    Rows as in `FOLLOWS`. No letter occurs twice, so that the two differ.
+    Raises UsageError for a string that is too short, or longer than the alphabet.
     """
     if not 2 * run + 4 <= length <= N_LETTERS:
         raise UsageError(
@@ -179,6 +168,11 @@ def moved(
         rows = torch.arange(len(answer))
         return (logits[rows, query, answer] - logits[rows, query, foil]).double()
 
+    def put(clean: Tensor, at: int, value: Tensor, hook: object) -> Tensor:
+        out = value.clone()
+        out[:, at] = clean[:, at]
+        return out
+
     with torch.no_grad():
         logits, cache = model.run_with_cache(clean)
         top, bottom = logit_diff(logits), logit_diff(model(corrupted))
@@ -186,19 +180,10 @@ def moved(
         for layer in range(model.cfg.n_layers):
             name = f"blocks.{layer}.hook_resid_post"
             for place, at in enumerate((source, query)):
-                hooks = [(name, _put(cache[name], at))]
+                hooks = [(name, partial(put, cache[name], at))]
                 found[layer, place] = logit_diff(model.run_with_hooks(corrupted, fwd_hooks=hooks))
     found = (found - bottom) / (top - bottom)
     return found.masked_fill((top - bottom) < 1, torch.nan)
-
-
-def _put(clean: Tensor, at: int) -> Callable[[Tensor, object], Tensor]:
-    def put(value: Tensor, hook: object) -> Tensor:
-        out = value.clone()
-        out[:, at] = clean[:, at]
-        return out
-
-    return put
 
 
 # --- What a state holds ---------------------------------------------------------------------------
@@ -220,10 +205,9 @@ def states(model: TransformerBridge, strings: Strings) -> Float[Tensor, "layer s
     _needs_state(model)
     with torch.no_grad():
         _, cache = model.run_with_cache(strings.tokens)
-    names = [f"blocks.{layer}.mixer.hook_ssm_state" for layer in range(model.cfg.n_layers)]
-    return torch.stack(
-        [_time_second(cache[name])[:, strings.n_answer].flatten(1) for name in names]
-    )
+    layers = range(model.cfg.n_layers)
+    found = [_time_second(cache[f"blocks.{i}.mixer.hook_ssm_state"]) for i in layers]
+    return torch.stack([state[:, strings.n_answer].flatten(1) for state in found])
 
 
 def _needs_state(model: TransformerBridge) -> None:
@@ -242,9 +226,8 @@ def read_letters(
     test: Float[Tensor, "other feature"],
     ridge: float = 1e-2,
 ) -> Int[Tensor, " other"]:
-    """The letters that a linear read-out finds in states: ridge regression on one-hot letters,
-    fitted on `learn`, in its dual form (many features, few strings). The ridge is a share of the
-    mean squared norm of the centred states."""
+    """The letters that a linear read-out finds in states: ridge regression on one-hot letters in
+    its dual form (many features, few strings). The ridge is a share of the mean squared norm."""
     middle = learn.mean(0)
     x, y = (learn - middle).double(), torch.nn.functional.one_hot(letters, N_LETTERS).double()
     gram = x @ x.T

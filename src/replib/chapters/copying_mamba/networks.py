@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-)
 
 from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, PAD
 from replib.errors import UsageError
@@ -44,17 +37,14 @@ LABELS: Mapping[str, str] = {
     "lstm": "LSTM",
     "hybrid": "hybrid",
 }
-_SPECIAL = {"vocab_size": len(ALPHABET), "bos_token_id": BOS, "eos_token_id": EOS}
-_SPECIAL |= {"pad_token_id": PAD, "use_cache": False}
+# Settings of every network of the library.
+SPECIAL = {"vocab_size": len(ALPHABET), "bos_token_id": BOS, "eos_token_id": EOS}
+SPECIAL |= {"pad_token_id": PAD, "use_cache": False}
 
 
 def build(name: str, seed: int) -> nn.Module:
     """An untrained network. Called with tokens [string pos] it gives logits [string pos 30], or an
-    object with `logits`.
-
-    Raises:
-        UsageError: an architecture that does not exist.
-    """
+    object with `logits`. Raises UsageError for an architecture that does not exist."""
     known = (*ARCHITECTURES, *SMALL_STATES)
     if name not in known:
         raise UsageError(f"architecture {name!r}: choose one of: {', '.join(known)}")
@@ -63,21 +53,21 @@ def build(name: str, seed: int) -> nn.Module:
         if name in TRANSFORMERS:
             return _transformer(name)
         if name == "mamba":
-            return MambaForCausalLM(_mamba_config())
+            return transformers.MambaForCausalLM(_mamba_config())
         if name == "lstm":
             return LSTM()
         if name == "hybrid":
             return _hybrid()
         if name == "mamba2-no-conv":
-            return Mamba2ForCausalLM(_mamba2_config(conv_kernel=1))
-        return Mamba2ForCausalLM(_mamba2_config(int(name.partition("-")[2] or 64)))
+            return transformers.Mamba2ForCausalLM(_mamba2_config(conv_kernel=1))
+        return transformers.Mamba2ForCausalLM(_mamba2_config(int(name.partition("-")[2] or 64)))
 
 
 # --- Transformers ---------------------------------------------------------------------------------
 
 
-def _transformer(name: str, n_layers: int = 2) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def _transformer(name: str, n_layers: int = 2) -> transformers.LlamaForCausalLM:
+    config = transformers.LlamaConfig(
         hidden_size=WIDTH,
         intermediate_size=176,
         num_hidden_layers=n_layers,
@@ -85,20 +75,17 @@ def _transformer(name: str, n_layers: int = 2) -> LlamaForCausalLM:
         num_key_value_heads=N_HEADS,
         max_position_embeddings=2048,
         attn_implementation="eager" if name in ("alibi", "hard-alibi") else "sdpa",
-        **_SPECIAL,
+        **SPECIAL,
     )
-    network = LlamaForCausalLM(config)
+    network = transformers.LlamaForCausalLM(config)
     set_positions(network, name)
     return network
 
 
-def set_positions(network: LlamaForCausalLM, name: str) -> None:
-    """Give a Llama one of the four ways to know positions; with "rope" it stays as it is.
-
-    ALiBi adds -slope · distance to the scores of a head, Hard-ALiBi lets head i of the first half
-    see the last i + 1 tokens only and leaves the others without any position (Sec. 3.1 and the
-    released code's hard_alibi_model.py).
-    """
+def set_positions(network: transformers.LlamaForCausalLM, name: str) -> None:
+    """Give a Llama one of the four ways to know positions; with "rope" it stays as it is. ALiBi
+    adds -slope · distance to the scores of a head, Hard-ALiBi lets head i of the first half see the
+    last i + 1 tokens only (Sec. 3.1; hard_alibi_model.py of the released code)."""
     if name == "rope":
         return
     network.model.rotary_emb = NoRotation()
@@ -152,12 +139,14 @@ def hard_alibi(n_heads: int, length: int) -> Float[Tensor, "head dest src"]:
 # --- State-space models, LSTM, hybrid -------------------------------------------------------------
 
 
-def _mamba_config() -> MambaConfig:
-    return MambaConfig(hidden_size=WIDTH, num_hidden_layers=3, state_size=16, **_SPECIAL)
+def _mamba_config() -> transformers.MambaConfig:
+    return transformers.MambaConfig(
+        hidden_size=WIDTH, num_hidden_layers=3, state_size=16, **SPECIAL
+    )
 
 
-def _mamba2_config(n_state: int = 64, conv_kernel: int = 4) -> Mamba2Config:
-    return Mamba2Config(
+def _mamba2_config(n_state: int = 64, conv_kernel: int = 4) -> transformers.Mamba2Config:
+    return transformers.Mamba2Config(
         hidden_size=WIDTH,
         num_hidden_layers=3,
         state_size=n_state,
@@ -166,7 +155,7 @@ def _mamba2_config(n_state: int = 64, conv_kernel: int = 4) -> Mamba2Config:
         head_dim=16,
         n_groups=1,
         chunk_size=64,
-        **_SPECIAL,
+        **SPECIAL,
     )
 
 
@@ -197,10 +186,9 @@ class Attention(nn.Module):
         return self.o(z.transpose(1, 2).flatten(2))
 
 
-def _hybrid() -> Mamba2ForCausalLM:
-    """Mamba-2 whose middle layer is attention, as hybrids have a few such layers (Waleffe et al.,
-    2406.07887, Sec. 2)."""
-    network = Mamba2ForCausalLM(_mamba2_config())
+def _hybrid() -> transformers.Mamba2ForCausalLM:
+    """Mamba-2 whose middle layer is attention (Waleffe et al., 2406.07887, Sec. 2)."""
+    network = transformers.Mamba2ForCausalLM(_mamba2_config())
     network.backbone.layers[1].mixer = Attention()
     return network
 
@@ -227,13 +215,12 @@ def size(name: str, length: int) -> Size:
         return Size(n, 32 * attention * network.config.num_hidden_layers, True)
     if name == "lstm":
         return Size(n, 32 * 2 * LSTM_WIDTH * network.lstm.num_layers, False)
-    config = network.config
+    config, hybrid = network.config, name == "hybrid"
     inner = config.expand * config.hidden_size
     mixed = inner if name == "mamba" else inner + 2 * config.n_groups * config.state_size
     layer = inner * config.state_size + mixed * config.conv_kernel
-    n_attention = 1 if name == "hybrid" else 0
-    recurrent = layer * (config.num_hidden_layers - n_attention)
-    return Size(n, 32 * (recurrent + attention * n_attention), bool(n_attention))
+    recurrent = layer * (config.num_hidden_layers - hybrid)
+    return Size(n, 32 * (recurrent + attention * hybrid), hybrid)
 
 
 def longest_copy(state_bits: int) -> float:

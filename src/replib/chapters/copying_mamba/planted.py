@@ -18,8 +18,8 @@ So it copies whatever has no run of n letters twice: it fails in at most L² 26^
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from replib.chapters.copying_mamba.networks import set_positions
-from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, N_LETTERS, PAD, SEPARATOR
+from replib.chapters.copying_mamba.networks import SPECIAL, set_positions
+from replib.chapters.copying_mamba.strings import ALPHABET, BOS, EOS, N_LETTERS, SEPARATOR
 from replib.errors import UsageError
 
 COPY_LAYER = 1
@@ -30,11 +30,7 @@ _SHARP = 30.0  # attention score of the earliest of the n letters
 
 
 def planted_copier(n_gram: int = 4) -> LlamaForCausalLM:
-    """The model; its copy head is (COPY_LAYER, n_gram + 1).
-
-    Raises:
-        UsageError: n_gram below 1.
-    """
+    """The model; its copy head is (COPY_LAYER, n_gram + 1). Raises UsageError below n_gram 1."""
     if n_gram < 1:
         raise UsageError(f"planted copier: n_gram is {n_gram}; give 1 or more")
     # Slots of the residual stream: token, code k places back for k = 0 to n, output, ballast.
@@ -45,7 +41,6 @@ def planted_copier(n_gram: int = 4) -> LlamaForCausalLM:
     width = -(-(ballast + 1) // n_heads) * n_heads  # Llama wants a multiple
     network = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=_TOKENS,
             hidden_size=width,
             intermediate_size=1,
             num_hidden_layers=2,
@@ -54,10 +49,7 @@ def planted_copier(n_gram: int = 4) -> LlamaForCausalLM:
             head_dim=max(head, _TOKENS),
             max_position_embeddings=2048,
             attn_implementation="eager",
-            use_cache=False,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
+            **SPECIAL,
         )
     )
     set_positions(network, "hard-alibi")

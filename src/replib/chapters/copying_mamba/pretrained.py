@@ -8,13 +8,13 @@ same as in the paper, which decodes; the share of single tokens is not, and is c
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
@@ -50,11 +50,8 @@ def phone_books(n_entries: int, n_items: int, seed: int, order: str = "forward")
 
     No name occurs twice in a book. Numbers have ten digits, the first of them 6 to 9, as in the
     released code. With the order "reversed" the name is given before the book as well, so that a
-    reader knows what to keep (Waleffe et al., 2406.07887, Sec. 3.3).
-
-    Raises:
-        UsageError: an order that does not exist; fewer than 3 entries, or more than
-            there are names.
+    reader knows what to keep (Waleffe et al., 2406.07887, Sec. 3.3). Raises UsageError for another
+    order, fewer than 3 entries, or more than there are names.
     """
     most = len(_FIRST) * len(_LAST)
     if order not in ORDERS:
@@ -90,10 +87,7 @@ def texts_to_copy(
 
     The texts are about `n_tokens` tokens of the World English Bible, not of C4 as in the paper:
     whole words, as many as fit. A model may know them by heart; `shuffled` puts the words of the
-    same texts in random order.
-
-    Raises:
-        UsageError: too few tokens for a text of several words.
+    same texts in random order. Raises UsageError for fewer than 5 tokens.
     """
     if n_tokens < 5:
         raise UsageError(f"a text of {n_tokens} tokens: give 5 or more")
@@ -124,23 +118,26 @@ def _words() -> list[str]:
 def tokens_right(model: TransformerBridge, items: Sequence[Item]) -> list[Bool[Tensor, " token"]]:
     """For each item: is each token of the answer the most probable one, given all before it?
 
-    Prompts of one batch are padded behind, where no causal model looks, so models with a state are
-    read like others; only the answers' positions are read out.
-
-    Raises:
-        UsageError: an item is longer than the model can read, or its answer does not begin a token.
+    Prompts of one batch are padded behind, where no causal model looks; only the answers' positions
+    are read out. Raises UsageError for an item that is longer than the model can read, or whose
+    answer does not begin a token.
     """
     return _tokens_right(model.original_model, model.tokenizer, model.cfg.n_ctx, items)
 
 
 def _tokens_right(
-    network: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    n_ctx: int,
-    items: Sequence[Item],
+    network: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, n_ctx: int, items: Sequence[Item]
 ) -> list[Bool[Tensor, " token"]]:
-    pairs = [_tokens(tokenizer, item.prompt, item.answer) for item in items]
-    longest = max((len(ids) for ids, _ in pairs), default=0)
+    pairs = []  # tokens of both, and how many belong to the prompt
+    for item in items:
+        before, whole = (tokenizer(t).input_ids for t in (item.prompt, item.prompt + item.answer))
+        if whole[: len(before)] != before or len(whole) == len(before):
+            raise UsageError(
+                f"the answer {item.answer[:20]!r} does not begin a token of this tokenizer"
+            )
+        pairs.append((whole, len(before)))
+    lengths = [len(ids) for ids, _ in pairs]
+    longest = max(lengths, default=0)
     if longest > n_ctx:
         raise UsageError(
             f"a prompt and its answer have {longest} tokens, the model reads {n_ctx}; "
@@ -148,16 +145,11 @@ def _tokens_right(
         )
     device = next(network.parameters()).device
     found: dict[int, Tensor] = {}
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
-    for some in _batches(order, [len(ids) for ids, _ in pairs]):
-        width = max(len(pairs[i][0]) for i in some)
-        tokens = torch.tensor([pairs[i][0] + [0] * (width - len(pairs[i][0])) for i in some])
-        where = [
-            (row, at)
-            for row, i in enumerate(some)
-            for at in range(pairs[i][1] - 1, len(pairs[i][0]) - 1)
-        ]
-        rows, places = torch.tensor(where).T
+    for some in _batches(lengths):
+        width = max(lengths[i] for i in some)
+        tokens = torch.tensor([pairs[i][0] + [0] * (width - lengths[i]) for i in some])
+        spans = [range(pairs[i][1] - 1, lengths[i] - 1) for i in some]
+        rows, places = torch.tensor([(row, at) for row, span in enumerate(spans) for at in span]).T
         with torch.inference_mode(), read_out_at(network, rows, places):
             said = network(tokens.to(device), use_cache=False).logits.argmax(-1).flatten().cpu()
         right = said == tokens[rows, places + 1]
@@ -166,10 +158,10 @@ def _tokens_right(
     return [found[i] for i in range(len(items))]
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Items of similar length together, at most `MAX_TOKENS` a batch."""
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Items of similar length together, from short to long, at most `MAX_TOKENS` a batch."""
     some: list[int] = []
-    for i in order:  # from short to long
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if some and (len(some) + 1) * lengths[i] > MAX_TOKENS:
             yield some
             some = []
@@ -178,47 +170,30 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         yield some
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], int]:
-    """Tokens of both, and how many belong to the prompt."""
-    before, whole = tokenizer(prompt).input_ids, tokenizer(prompt + answer).input_ids
-    if whole[: len(before)] != before or len(whole) == len(before):
-        raise UsageError(f"the answer {answer[:20]!r} does not begin a token of this tokenizer")
-    return whole, len(before)
-
-
-@contextmanager
 def read_out_at(
     network: torch.nn.Module, rows: Int[Tensor, " place"], places: Int[Tensor, " place"]
-) -> Iterator[None]:
+) -> RemovableHandle:
     """While it is open, the network's logits are [1 place vocabulary], at these positions only: a
     vocabulary of 262,000 for every token of a phone book would fill the memory."""
-    hook = network.get_output_embeddings().register_forward_pre_hook(
+    return network.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0][rows, places][None], *args[1:])
     )
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def right_if_another(items: Sequence[Item], place: int | None) -> list[float]:
     """Share of the answer's characters that are right when another entry's number is said, for each
     item: that of `place` (-1 is the last one in the book), or on average over all (None)."""
-    shares = []
-    for item in items:
+
+    def share(said: str, answer: str) -> float:
+        return sum(a == b for a, b in zip(said[1:], answer[1:], strict=True)) / len(answer[1:])
+
+    def of(item: Item) -> float:
         some = item.wrong if place is None else [item.wrong[place]]
-        shares.append(
-            sum(
-                sum(a == b for a, b in zip(said[1:], item.answer[1:], strict=True))
-                / len(item.answer[1:])
-                for said in some
-            )
-            / len(some)
-        )
-    return shares
+        return sum(share(said, item.answer) for said in some) / len(some)
+
+    return [of(item) for item in items]
 
 
 def loss_per_byte(model: TransformerBridge, text: str = NEUTRAL_TEXT) -> float:
-    """Loss on a neutral text in nats per byte, which does not depend on the tokenizer's vocabulary;
-    the first token is not counted."""
+    """Loss on a neutral text after its first token, in nats per byte (whatever the tokenizer)."""
     return float(text_loss(model, text).sum()) / len(text.encode())

@@ -27,14 +27,10 @@ LONGEST = 1024  # tokens; the quadratic form takes as many numbers squared, for 
 @contextmanager
 def fast_scans(network: nn.Module) -> Iterator[None]:
     """While it is open, the Mamba and Mamba-2 layers of a network compute whole sequences with our
-    code. A network without any is left alone, and so is one on a GPU with the library's kernels,
-    which are faster.
+    code; on a GPU with the library's kernels, which are faster, they are left alone.
 
     Calls with a cache, a padding mask or more than `LONGEST` tokens go to the library as before.
-
-    Raises:
-        UsageError: a layer has another activation than silu.
-        RuntimeError: a layer was never called while it was open.
+    Raises UsageError for another activation than silu, RuntimeError where a layer was never called.
     """
     mixers = [m for m in network.modules() if isinstance(m, MambaMixer | Mamba2Mixer)]
     other = next((m.activation for m in mixers if m.activation not in ("silu", "swish")), None)
@@ -101,10 +97,8 @@ def mamba(
 
 class SelectiveScan(torch.autograd.Function):
     """h_t = exp(step_t A) h_{t-1} + step_t b_t x_t, y_t = c_t h_t, for each channel, from h = 0.
-
     Inputs: step and x [string pos channel], A [channel state], b and c [string pos state]. States
-    are kept with time first, so that a step of the loop reads and writes whole blocks.
-    """
+    are kept with time first, so that a step of the loop reads and writes whole blocks."""
 
     @staticmethod
     def forward(ctx: Any, step: Tensor, a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
@@ -141,10 +135,8 @@ class SelectiveScan(torch.autograd.Function):
 def mamba2(
     mixer: Mamba2Mixer, hidden: Float[Tensor, "string pos d_model"]
 ) -> Float[Tensor, "string pos d_model"]:
-    """One Mamba-2 layer as a masked quadratic form, as the library's `Mamba2Mixer`.
-
-    y_t = sum over s <= t of (c_t · b_s) exp(sum of step A from s + 1 to t) step_s x_s.
-    """
+    """One Mamba-2 layer as a masked quadratic form, as the library's `Mamba2Mixer`. y_t = sum over
+    s <= t of (c_t · b_s) exp(sum of step A from s + 1 to t) step_s x_s."""
     n_groups, n_heads = mixer.n_groups, mixer.num_heads
     inner = mixer.intermediate_size
     gate, mixed, step = mixer.in_proj(hidden).split([inner, mixer.conv_dim, n_heads], dim=-1)

@@ -43,11 +43,8 @@ def code_sha256() -> str:
 
 
 def read_card(root: Path, cell: Cell) -> dict[str, Any]:
-    """The card of a stored cell, whose weights, if it has any, are those that it describes.
-
-    Raises:
-        NotStored: the cell is missing, or altered.
-    """
+    """The card of a stored cell, whose weights, if it has any, are those that it describes. Raises
+    NotStored if the cell is missing, or altered."""
     again = make_with(PAPER, cell=cell.name)
     path, what = card_path(root, cell), f"training {cell.name}"
     if not path.is_file():
@@ -71,9 +68,8 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
 
 def is_stale(root: Path, card: Mapping[str, Any]) -> bool:
     """Have the code that trains, the settings, or the weights to start with changed since?"""
-    if card["code_sha256"] != code_sha256():
-        return True
-    if card["settings"] != grid.settings(card["cell"]["study"]):
+    settings = grid.settings(card["cell"]["study"])
+    if card["code_sha256"] != code_sha256() or card["settings"] != settings:
         return True
     if not card["start"]:
         return False
@@ -115,8 +111,8 @@ def _to_train(root: Path, study: str) -> Iterator[Cell]:
         missing = [cell for cell in cells if not _is_current(root, cell)]
         if not missing:
             losses = selection(root, study, architecture)
-            best = min(losses, key=lambda rate: losses[rate])
             if grid.chosen_rate(losses) is None:
+                best = min(losses, key=losses.__getitem__)
                 rate = grid.next_rate(best, up=best == max(losses))
                 missing = [Cell(study, architecture, rate, SELECTION_SEED)]
             else:
@@ -137,10 +133,7 @@ def _is_current(root: Path, cell: Cell) -> bool:
 
 def needed(root: Path, parameters: Mapping[str, Any], model: str) -> dict[str, str]:
     """All reported cells, with the sha256 of their weights: a run reads them whatever its model.
-
-    Raises:
-        NotStored: one cannot be used.
-    """
+    Raises NotStored where one cannot be used."""
     return {
         f"training {cell.name}": read_card(root, cell)["sha256"]
         for study, planned in grid.STUDIES.items()
@@ -178,9 +171,7 @@ def trainings(root: Path, options: Namespace) -> dict[str, Callable[[Callable], 
 
 
 def missing(root: Path) -> list[str]:
-    """The cells to train next: missing, altered, or older than the code. Empty when all is there.
-
-    What depends on others (the seeds on the choice of a rate, one study on another) comes in a
-    later call, once those are there.
+    """The cells to train next: missing, altered, or older than the code. What depends on others
+    (seeds on the choice of a rate, a study on another) comes in a later call, once those are there.
     """
     return [cell.name for study in grid.STUDIES for cell in _to_train(root, study)]

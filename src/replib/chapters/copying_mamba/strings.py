@@ -60,11 +60,7 @@ def _mark(token: int, n: int) -> Int[Tensor, "string 1"]:
 
 
 def copy(n: int, length: int, generator: torch.Generator) -> Strings:
-    """`n` strings of `length` letters and their copies.
-
-    Raises:
-        UsageError: no letter at all.
-    """
+    """`n` strings of `length` letters and their copies; raises UsageError below one letter."""
     if length < 1:
         raise UsageError(f"copy: a string of {length} letters; choose a length of 1 or more")
     return copies_of(_letters(n, length, generator))
@@ -85,10 +81,7 @@ def duplicate_ngram(
     the answer of the two letters that follow the runs (Sec. 3.4). Evaluation only.
 
     The two do not overlap, and different letters follow them. Who looks up the last `run` letters
-    cannot tell which of the two follows.
-
-    Raises:
-        UsageError: the string is too short for two runs, each followed by a letter.
+    cannot tell which of the two follows. Raises UsageError where the string is too short for it.
     """
     if length < 2 * run + 2:
         raise UsageError(
@@ -111,11 +104,8 @@ def duplicate_ngram(
 def _lookup(
     n: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Strings x, runs g that occur once in them, what follows g, and where that is in x.
-
-    Raises:
-        UsageError: the string is too short for a run and its answer.
-    """
+    """Strings x, runs g that occur once in them, what follows g, and where that is in x. Raises
+    UsageError where the string is too short for a run and its answer."""
     if length < 2 * N_GRAM:
         raise UsageError(
             f"n-gram lookup: a string of {length} letters has no room for a run and an answer of "
@@ -151,11 +141,8 @@ def suffix_ngram(n: int, length: int, generator: torch.Generator) -> Strings:
 
 
 def phone_book(n: int, length: int, generator: torch.Generator) -> Strings:
-    """`length` entries of a name and a number, then one of the names: which is its number?
-
-    Raises:
-        UsageError: there are not so many names.
-    """
+    """`length` entries of a name and a number, then one of the names: which is its number? Raises
+    UsageError where there are not so many names."""
     most = N_LETTERS**NAME
     if not 1 <= length <= most:
         raise UsageError(f"phone_book: {length} entries; there are 1 to {most} names")
@@ -196,20 +183,16 @@ def answer_logits(network: torch.nn.Module, strings: Strings) -> Float[Tensor, "
 
 @torch.no_grad()
 def teacher_forced(network: torch.nn.Module, strings: Strings) -> Bool[Tensor, "string answer"]:
-    """Is each token of the answer the most probable one, given the true tokens before it?
-
-    A string is right when all are. That is the same as greedy decoding giving the whole answer, so
-    string accuracy does not depend on teacher forcing; character accuracy does.
-    """
+    """Is each token of the answer the most probable one, given the true tokens before it? All are
+    where greedy decoding gives the whole answer, so string accuracy does not depend on teacher
+    forcing; character accuracy does."""
     return answer_logits(network, strings).argmax(-1) == strings.answers
 
 
 @torch.no_grad()
 def free_running(network: torch.nn.Module, strings: Strings) -> Bool[Tensor, "string answer"]:
-    """Is each token of the greedily decoded answer the one that belongs at its place?
-
-    After an error the model goes on from what it said itself.
-    """
+    """Is each token of the greedily decoded answer the one that belongs at its place? After an
+    error the model goes on from what it said itself."""
     tokens = strings.tokens[:, : -strings.n_answer]
     for _ in range(strings.n_answer):
         out = network(tokens)

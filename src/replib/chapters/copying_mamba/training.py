@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -61,9 +60,9 @@ def train(
 
     The curve has a point every `EVERY` steps, on validation strings of the largest length of
     training: `examples` seen, training loss since the last point, validation `loss` (nats a token
-    of the answer), `char` and `string` accuracy given the true tokens before. `stop_after` steps
-    ends early on the same schedule. One thread and one seed give one result, to the last bit; a
-    loss that is not a number is `DIVERGED`.
+    of the answer), `char` and `string` accuracy given the true tokens before. `stop_after` ends
+    early on the same schedule. One thread and one seed give one result, to the last bit; a loss
+    that is not a number is `DIVERGED`.
     """
     study = STUDIES[cell.study]
     network = build(cell.architecture, cell.seed).to(device)
@@ -158,10 +157,7 @@ def train_here(
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         made = list(pool.map(_train_alone, cells, [stop_after] * len(cells)))
-    found = []
-    for cell, (state, curve) in zip(cells, made, strict=True):
-        found.append((_network(cell, load(state)), curve))
-    return found
+    return [(_network(cell, load(state)), c) for cell, (state, c) in zip(cells, made, strict=True)]
 
 
 def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, list]]:
@@ -176,14 +172,9 @@ def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, l
 def train_cell(
     root: Path, cell: Cell, device: str = "cpu", say: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """Train a cell from nothing and store it in place of an earlier one; returns its card.
-
-    Weights are stored in float16. A study that starts with another one's weights takes those of the
-    same seed, and to choose a rate those of the first reported seed.
-
-    Raises:
-        NotStored: the weights to start with are not there.
-    """
+    """Train a cell from nothing and store it in place of an earlier one; returns its card. Weights
+    are stored in float16. A study that starts with another one's weights takes those of the same
+    seed, and to choose a rate those of the first reported seed; raises NotStored without them."""
     study = STUDIES[cell.study]
     start, started_from, start_sha256 = None, "", ""
     if study.start:
@@ -198,32 +189,30 @@ def train_cell(
     began = time.process_time()
     with one_thread():
         network, curve = train(cell, start, say=say, device=device)
-    card: dict[str, Any] = {"cell": asdict(cell), "settings": settings(cell.study)}
-    card |= {"start": started_from, "start_sha256": start_sha256}
-    path = stored.card_path(root, cell)
     weights = save({k: v.half().cpu().contiguous() for k, v in _state(network).items()})
-    card["sha256"] = hashlib.sha256(weights).hexdigest() if cell.is_reported else ""
     if cell.is_reported:
         write_whole(stored.weights_path(root, cell), weights)
-    card |= {
+    card = {
+        "cell": asdict(cell),
+        "settings": settings(cell.study),
+        "start": started_from,
+        "start_sha256": start_sha256,
+        "sha256": hashlib.sha256(weights).hexdigest() if cell.is_reported else "",
         "code_sha256": stored.code_sha256(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "parameters": sum(p.numel() for p in network.parameters()),
         "cpu_s": round(time.process_time() - began),
         "curve": curve,
     }
+    path = stored.card_path(root, cell)
     write_whole(path, (json.dumps(card, indent=1) + "\n").encode())
     return path
 
 
 def load_network(root: Path, cell: Cell) -> nn.Module:
     """The network of a stored cell, in float32; raises NotStored if it is missing or altered."""
-    return _network(cell, _stored(root, cell))
-
-
-def _stored(root: Path, cell: Cell) -> dict[str, torch.Tensor]:
     stored.read_card(root, cell)
-    return load(stored.weights_path(root, cell).read_bytes())
+    return _network(cell, load(stored.weights_path(root, cell).read_bytes()))
 
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:

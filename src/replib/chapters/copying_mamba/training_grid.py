@@ -35,17 +35,11 @@ class Study:
 
 
 _SEEDS = (1, 2, 3, 4, 5)
+_ALL = ("rope", "nope", "alibi", "hard-alibi")
+_ALL += ("mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid")
 _LOOKUP = ("rope", "alibi", "mamba2")  # those that learnt to copy, with the selection seed
 STUDIES: Mapping[str, Study] = {
-    "copy": Study(
-        "copy",
-        (5, 20),
-        (
-            *("rope", "nope", "alibi", "hard-alibi"),
-            *("mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid"),
-        ),
-        _SEEDS,
-    ),
+    "copy": Study("copy", (5, 20), _ALL, _SEEDS),
     "prefix": Study("prefix_ngram", (6, 30), _LOOKUP, _SEEDS, 3000, start="copy"),
     "suffix": Study("suffix_ngram", (6, 30), _LOOKUP, _SEEDS, 3000, start="copy"),
     "phone": Study("phone_book", (2, 8), ("rope", "mamba2"), _SEEDS, 1000),
@@ -102,12 +96,11 @@ def settings(study: str) -> dict[str, Any]:
 
 def next_rate(rate: float, up: bool) -> float:
     """The rate half a decade above or below, to one digit."""
-    digits = f"{rate * (_STEP if up else 1 / _STEP):.0e}"
-    return float(digits)
+    return float(f"{rate * (_STEP if up else 1 / _STEP):.0e}")
 
 
 def chosen_rate(losses: Mapping[float, float]) -> float | None:
     """The rate with the lowest loss, None while it lies at an edge of those tried."""
     rates = sorted(losses)
-    best = min(rates, key=lambda rate: losses[rate])
+    best = min(rates, key=losses.__getitem__)
     return None if best in (rates[0], rates[-1]) else best

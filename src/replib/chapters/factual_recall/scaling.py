@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from replib.errors import UsageError
@@ -21,11 +21,8 @@ from replib.prompts.pairs import PromptPairs
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the next token says: which candidate it is, if any, and how probable each one is.
-
-    With the candidates of `facts.conflict_pairs`, column 0 is the memorised answer's first token
-    and column 1 the in-context one's. The first axis counts the edits.
-    """
+    """What the next token says: which candidate it is, if any, and how probable each one is. The
+    candidates are those of `facts.conflict_pairs`: the memorised answer's, the in-context one's."""
 
     top: Bool[Tensor, "edit prompt candidate"]  # is it the most probable of all tokens?
     probability: Float[Tensor, "edit prompt candidate"]
@@ -77,9 +74,8 @@ def scaling_curves(
     net: Network, pairs: PromptPairs, heads: Sequence[Head], alphas: Sequence[float]
 ) -> dict[Head, Outcomes]:
     """For each head, the outcomes with its output times each of `alphas` at every position."""
-    layers = sorted({layer for layer, _ in heads})
     curves: dict[Head, Outcomes] = {}
-    for layer in layers:  # heads of a layer go together: the work below it is not done again
+    for layer in sorted({layer for layer, _ in heads}):  # together: what is below runs once
         some = [head for head in heads if head[0] == layer]
         edits = [scale_head(head, alpha) for head in some for alpha in alphas]
         found = first_token_outcomes(net, pairs, edits)
@@ -96,25 +92,16 @@ def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) ->
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
     """Up to `n` prompts, one a group, memorised and in-context in turn as long as there are both.
-
     Yu et al. tune on as many prompts of either outcome (generate_heads.py of the released code);
-    where one is lacking, the other fills up, and "other" comes last.
-    """
-    queues = {
-        name: [i for i, label in enumerate(labels) if label == name]
-        for name in ("memorised", "in-context", "other")
-    }
+    where one is lacking, the other fills up, and "other" comes last."""
     taken: list[int] = []
-    seen: set[str] = set()
 
-    def take(name: str) -> bool:
-        while queues[name]:
-            i = queues[name].pop(0)
-            if groups[i] not in seen:
-                seen.add(groups[i])
-                taken.append(i)
-                return True
-        return False
+    def take(wanted: str) -> bool:
+        seen = {groups[i] for i in taken}
+        free = (i for i, group in enumerate(groups) if labels[i] == wanted and group not in seen)
+        if (i := next(free, None)) is not None:
+            taken.append(i)
+        return i is not None
 
     while len(taken) < n:
         got = [take(name) for name in ("memorised", "in-context") if len(taken) < n]
@@ -126,13 +113,10 @@ def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[in
 def matched_heads(
     net: Network, like: Head, n: int, exclude: set[Head], generator: np.random.Generator
 ) -> list[Head]:
-    """`n` random heads of the layer of `like`, or of the nearest layers once it has no more.
-
-    Fewer if the model has no more heads. None of `exclude`.
-    """
+    """`n` random heads of the layer of `like`, or of the nearest layers once it has no more: fewer
+    if the model has no more heads, and none of `exclude`."""
     others = [head for head in net.heads() if head not in exclude and head != like]
-    order: Int[np.ndarray, " head"] = generator.permutation(len(others))
-    shuffled = [others[i] for i in order]
+    shuffled = [others[i] for i in generator.permutation(len(others))]
     return sorted(shuffled, key=lambda head: abs(head[0] - like[0]))[:n]
 
 

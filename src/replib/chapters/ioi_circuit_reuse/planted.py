@@ -2,10 +2,8 @@
 
 `planted_ioi` builds a GPT-2 (5 layers of 4 heads, LayerNorm, learned positions; its MLPs write
 nothing) that does indirect object identification with the circuit of Wang et al. (2211.00593) as
-Merullo et al. (2310.08744, Sec. 3) find it in GPT2-medium. Nothing is trained.
-
-How the model knows which tokens are names is part of the embedding: the slots `name` and `is_name`
-are filled for the names of the task only.
+Merullo et al. (2310.08744, Sec. 3) find it in GPT2-medium. Nothing is trained. Which tokens are
+names is part of the embedding.
 
 Take "When Mary and John arrived at the park, John handed the lemon to" (S = John, IO = Mary):
 
@@ -23,11 +21,10 @@ Take "When Mary and John arrived at the park, John handed the lemon to" (S = Joh
 6. The *negative mover* looks for the position where something is duplicated, finds S2, and
    subtracts a part of John from `output`.
 
-The remaining heads are small seeded noise: they attend and write, and hardly matter.
-
-With S2 replaced by the IO name (this book's corrupted prompts) every step from 2 on is about Mary,
-and the answer becomes John. The previous-token head sees no difference: S2 comes after S1+1. Its
-part shows when it is ablated, or given the activations of a prompt with other names.
+The remaining heads are small seeded noise: they attend and write, and hardly matter. With S2
+replaced by the IO name (this book's corrupted prompts) every step from 2 on is about Mary, and the
+answer becomes John. The previous-token head sees no difference: S2 comes after S1+1. Its part shows
+when it is ablated, or given the activations of a prompt with other names.
 """
 
 import math
@@ -35,17 +32,8 @@ import math
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from replib.models.planted import (
-    BALLAST,
-    D_MODEL,
-    LOGIT,
-    Head,
-    blank_model,
-    make_codes,
-    make_slots,
-    position_codes,
-    set_heads,
-)
+from replib.models import planted as parts
+from replib.models.planted import BALLAST, D_MODEL, LOGIT, Head
 from replib.prompts.vocabulary import word_tokenizer
 from replib.prompts.words import NAMES
 
@@ -77,64 +65,56 @@ WIDTHS = {
     "inhibits": 1,
     "ballast": 1,  # by the embedding, constant
 }
-_DUPLICATE = Head(
-    scores=(
-        ("name", "name", 60.0),  # the same name ...
-        ("position", "position", -30.0),  # ... but not this very position
-        ("always", "is_first", 42.0),
-    ),
-    moves=(("name", "duplicated", 0.5), ("is_name", "is_duplicated", 0.5)),
-)
-_INDUCTION = Head(
-    scores=(("name", "previous", 40.0), ("always", "is_first", 25.0)),
-    moves=(("previous", "duplicated", 0.5), ("previous_is_name", "is_duplicated", 0.5)),
-)
-_INHIBITION = Head(
-    scores=(("wants_name", "is_duplicated", 30.0), ("always", "is_first", 8.0)),
-    moves=(("duplicated", "inhibited", 0.5), ("is_duplicated", "inhibits", 0.5)),
-)
-_MOVER = Head(
-    scores=(
-        ("inhibits", "is_name", 24.0),  # a name ...
-        ("inhibited", "name", -6.0),  # ... but not this one
-        ("always", "is_first", 6.0),
-    ),
-    moves=(("name", "output", 0.5),),
-)
-_NEGATIVE = Head(
-    scores=(("inhibits", "is_duplicated", 30.0), ("always", "is_first", 8.0)),
-    moves=(("name", "output", -0.25),),
-)
-_HEADS: dict[tuple[int, int], Head] = {
-    (0, 1): Head(
+_PLANS = {
+    "previous_token_heads": Head(
         scores=(("position before", "position", 30.0), ("always", "is_first", 15.0)),
         moves=(("name", "previous", 1.0), ("is_name", "previous_is_name", 1.0)),
     ),
-    (0, 3): _DUPLICATE,
-    (1, 2): _INDUCTION,
-    (2, 0): _INHIBITION,
-    (2, 3): _INHIBITION,
-    (3, 1): _MOVER,
-    (3, 2): _MOVER,
-    (4, 1): _NEGATIVE,
+    "duplicate_token_heads": Head(
+        scores=(
+            ("name", "name", 60.0),  # the same name ...
+            ("position", "position", -30.0),  # ... but not this very position
+            ("always", "is_first", 42.0),
+        ),
+        moves=(("name", "duplicated", 0.5), ("is_name", "is_duplicated", 0.5)),
+    ),
+    "induction_heads": Head(
+        scores=(("name", "previous", 40.0), ("always", "is_first", 25.0)),
+        moves=(("previous", "duplicated", 0.5), ("previous_is_name", "is_duplicated", 0.5)),
+    ),
+    "inhibition_heads": Head(
+        scores=(("wants_name", "is_duplicated", 30.0), ("always", "is_first", 8.0)),
+        moves=(("duplicated", "inhibited", 0.5), ("is_duplicated", "inhibits", 0.5)),
+    ),
+    "name_movers": Head(
+        scores=(
+            ("inhibits", "is_name", 24.0),  # a name ...
+            ("inhibited", "name", -6.0),  # ... but not this one
+            ("always", "is_first", 6.0),
+        ),
+        moves=(("name", "output", 0.5),),
+    ),
+    "negative_movers": Head(
+        scores=(("inhibits", "is_duplicated", 30.0), ("always", "is_first", 8.0)),
+        moves=(("name", "output", -0.25),),
+    ),
 }
+_HEADS = {head: _PLANS[role] for role, heads in PLANTED_ROLES.items() for head in heads}
 
 
 def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """The hand-set model described above and its tokenizer, the same at every call.
-
-    `PLANTED_ROLES` says which heads (layer, head) do what.
-    """
+    """The hand-set model described above and its tokenizer, the same at every call. `PLANTED_ROLES`
+    says which heads (layer, head) do what."""
     tokenizer = word_tokenizer()
     generator = torch.Generator().manual_seed(0)
-    model = blank_model(tokenizer)
-    slots = make_slots(WIDTHS)
+    model = parts.blank_model(tokenizer)
+    slots = parts.make_slots(WIDTHS)
     # LayerNorm multiplies by about sqrt(d_model) / length; reading matrices undo it.
     scale = math.sqrt((BALLAST**2 + 3) / D_MODEL)
-    codes = make_codes(len(NAMES), WIDTHS["name"], generator)
+    codes = parts.make_codes(len(NAMES), WIDTHS["name"], generator)
     words = torch.randn(len(tokenizer), WIDTHS["word"], generator=generator)
     names = tokenizer.convert_tokens_to_ids([f" {name}" for name in NAMES])
-    positions, step_back = position_codes(WIDTHS["position"])
+    positions, step_back = parts.position_codes(WIDTHS["position"])
 
     with torch.no_grad():
         embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T
@@ -149,5 +129,5 @@ def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.lm_head.weight.copy_(unembedding)
 
         readers = slots | {"position before": slots["position"] @ step_back}
-        set_heads(model, _HEADS, readers, scale, generator)
+        parts.set_heads(model, _HEADS, readers, scale, generator)
     return model, tokenizer

@@ -40,7 +40,7 @@ def observe(
     net: Network, tokens: Int[Tensor, "prompt pos"], pattern: bool = False, batch: int = 32
 ) -> Observed:
     """Run prompts of equal length; keep what heads write and the residual streams."""
-    kept = _KEPT if pattern else _KEPT[:3]
+    kept = ["hook_in", "attn.o.hook_in", "attn.o.hook_out"] + ["attn.hook_pattern"] * pattern
     wanted = {f"blocks.{layer}.{name}" for layer in range(net.n_layers) for name in kept}
     wanted.add("ln_final.hook_in")
     pieces: dict[str, list[Tensor]] = {}
@@ -64,9 +64,6 @@ def observe(
     )
 
 
-_KEPT = ("hook_in", "attn.o.hook_in", "attn.o.hook_out", "attn.hook_pattern")
-
-
 def _without(
     net: Network, rows: Rows, layer: int, mean_z: Float[Tensor, "head d_head"], heads: slice
 ) -> Float[Tensor, "row head d_model"]:
@@ -87,10 +84,8 @@ def direct_drop(
     batch: int = 512,
 ) -> Float[Tensor, "layer head row"]:
     """How far the logit of each row's token falls when one head's direct effect is mean-ablated.
-
     Later layers do not react; the final norm does. Every head in turn. Logits are float32, or
-    float64 where the model is.
-    """
+    float64 where the model is."""
     wide = torch.promote_types(rows.final.dtype, torch.float32)
     out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
     with torch.inference_mode():

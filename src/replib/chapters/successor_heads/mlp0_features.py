@@ -27,11 +27,9 @@ ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be noth
 def principal(
     x: Float[Tensor, "item d"], most: int, fitted_on: Tensor | slice = slice(None)
 ) -> Float[Tensor, "item k"]:
-    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out.
-
-    At most `most`, and only directions in which `x[fitted_on]` varies: what is left of it beyond
-    them is rounding, but other items may reach far into such a direction.
-    """
+    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out. At
+    most `most`, and only directions in which `x[fitted_on]` varies beyond rounding: other items may
+    reach far into the rest."""
     centred = x - x[fitted_on].mean(0)
     _, size, directions = torch.linalg.svd(centred[fitted_on], full_matrices=False)
     return centred @ directions[:most][size[:most] > ROUNDING * size[0]].T
@@ -46,29 +44,6 @@ class Split:
 
     target: Int[Tensor, " case"]
     near: Int[Tensor, " case"]
-
-
-def _cases(
-    index: np.ndarray,
-    domain: np.ndarray,
-    targets: np.ndarray,
-    given: np.ndarray,
-    generator: np.random.Generator,
-    per_target: int,
-    most_from_own: np.ndarray | None = None,
-) -> np.ndarray:
-    """Rows (target, an item of another domain with its index, an item of its domain with another
-    index), among `given`."""
-    rows = []
-    own = given if most_from_own is None else most_from_own
-    for t in targets:
-        same_index = np.flatnonzero(given & (index == index[t]) & (domain != domain[t]))
-        same_domain = np.flatnonzero(own & (domain == domain[t]) & (index != index[t]))
-        if len(same_index) and len(same_domain):
-            a = generator.choice(same_index, per_target)
-            b = generator.choice(same_domain, per_target)
-            rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
-    return np.array(rows, dtype=int).reshape(-1, 3)
 
 
 def split_index_domain(
@@ -87,35 +62,43 @@ def split_index_domain(
     has seen; its tokens are the targets, and give each other the domain part. A vector is decoded
     as the token nearest to it (cosine), among all tokens, or those of the new domain.
     """
-    train = (~held_out).numpy()
+    n, d, train = index.numpy(), domain.numpy(), (~held_out).numpy()
     if new_domain is not None:
-        train &= (domain != new_domain).numpy()
+        train &= d != new_domain
     y = principal(x.double(), min(rank, int(train.sum()) // 2), torch.from_numpy(train))
-    n, d = index.numpy(), domain.numpy()
-    fit = _cases(n, d, np.flatnonzero(train), train, generator, per_target)
+
+    def cases(targets: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Rows (target, an item of the fit of another domain with its index, an `own` item of its
+        domain with another index)."""
+        rows = []
+        for t in targets:
+            same_index = np.flatnonzero(train & (n == n[t]) & (d != d[t]))
+            same_domain = np.flatnonzero(own & (d == d[t]) & (n != n[t]))
+            if len(same_index) and len(same_domain):
+                a = generator.choice(same_index, per_target)
+                b = generator.choice(same_domain, per_target)
+                rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
+        return np.array(rows, dtype=int).reshape(-1, 3)
+
+    fit = cases(np.flatnonzero(train), train)
     if not len(fit):
         raise UsageError("index and domain: no two classes have an index in common")
     inputs = torch.cat([y[fit[:, 1]], y[fit[:, 2]]], dim=-1)
     gram = inputs.T @ inputs
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=y.dtype)
     maps = torch.linalg.solve(gram + ridge, inputs.T @ y[fit[:, 0]])
-    if new_domain is None:
-        targets, own = np.flatnonzero(held_out.numpy()), None
-    else:
-        targets = np.flatnonzero(d == new_domain)
-        own = d == new_domain
-    test = _cases(n, d, targets, train, generator, per_target, own)
+    own = train if new_domain is None else d == new_domain
+    test = cases(np.flatnonzero(held_out.numpy() if new_domain is None else own), own)
     built = torch.cat([y[test[:, 1]], y[test[:, 2]]], dim=-1) @ maps
     unit = torch.nn.functional.normalize
     close = unit(built) @ unit(y).T
     if new_domain is not None:
-        close[:, torch.from_numpy(d != new_domain)] = -2.0
+        close[:, torch.from_numpy(~own)] = -2.0
     return Split(torch.from_numpy(test[:, 0]), close.argmax(-1))
 
 
 def folds(n: int, k: int, generator: np.random.Generator) -> Int[np.ndarray, " item"]:
-    """A number from 0 to k − 1 for each item, at random: the part in which it is held out. The
-    parts are as equal as can be."""
+    """The part, 0 to k − 1, in which each item is held out: at random, as equal as can be."""
     return generator.permutation(np.arange(n) % k)
 
 
@@ -135,17 +118,11 @@ def shuffle_within(
 
 @dataclass(frozen=True)
 class Sae:
-    """Sparse autoencoders trained side by side, one a seed.
+    """Sparse autoencoders trained side by side, one a seed."""
 
-    Attributes:
-        decoder: unit directions in the space of the inputs.
-        codes: what each token has of each feature.
-        explained: share of the variance that the reconstruction explains.
-    """
-
-    decoder: Float[Tensor, "seed feature d"]
+    decoder: Float[Tensor, "seed feature d"]  # unit directions in the space of the inputs
     codes: Float[Tensor, "seed item feature"]
-    explained: Float[Tensor, " seed"]
+    explained: Float[Tensor, " seed"]  # share of the variance
 
 
 @contextmanager
@@ -177,8 +154,7 @@ def train_saes(
     of an input, or of a sum in another order, until single features are others.
     """
     kind, x = x.dtype, x.float()
-    _, _, basis = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    basis = basis[:rank]
+    basis = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:rank]
     y = (x - x.mean(0)) @ basis.T
     size = y.norm(dim=-1).mean()
     y = y / size
@@ -209,13 +185,9 @@ def train_saes(
 def modal_coverage(
     feature: Int[np.ndarray, "seed item"], residue: Int[np.ndarray, " item"]
 ) -> Float[np.ndarray, " seed"]:
-    """Share of the tokens of a residue that agree on their most important feature, over residues.
-
-    For every residue the most frequent feature among its tokens is the modal one (Sec. 3.2); its
-    share of these tokens is averaged over residues.
-    """
-    out = np.zeros(len(feature))
-    values = np.unique(residue)
+    """Share of the tokens of a residue whose most important feature is the modal one, the most
+    frequent among them (Sec. 3.2); averaged over residues."""
+    out, values = np.zeros(len(feature)), np.unique(residue)
     for value in values:
         own = feature[:, residue == value]
         same = (own[:, :, None] == own[:, None, :]).sum(-1).max(-1)
@@ -234,10 +206,7 @@ def modal_features(
 
 
 def train_probe(
-    x: Float[Tensor, "item d"],
-    residue: Int[Tensor, " item"],
-    decay: float = 1e-3,
-    steps: int = 300,
+    x: Float[Tensor, "item d"], residue: Int[Tensor, " item"], decay: float = 1e-3, steps: int = 300
 ) -> tuple[Float[Tensor, "10 d"], Float[Tensor, "10"]]:
     """A linear 10-way classifier (logistic, with weight decay) of the residue: weights and biases,
     for inputs as they are. Trained in float32, whatever the model's number type."""
@@ -261,11 +230,9 @@ def train_probe(
 def period_power(
     activation: Float[Tensor, "neuron n"], period: int = 10
 ) -> Float[Tensor, " neuron"]:
-    """Share of a neuron's Fourier power, over n consecutive numbers, that has this period.
-
-    n must be a multiple of the period; the constant part is left out; 0 for a silent neuron, and
-    for one that varies by no more than rounding.
-    """
+    """Share of a neuron's Fourier power, over n consecutive numbers, that has this period. The
+    constant part is left out; 0 for a neuron that varies by no more than rounding. Raises
+    UsageError if n is no multiple of the period."""
     n = activation.shape[-1]
     if n % period:
         raise UsageError(f"period {period} does not divide {n} numbers")
@@ -281,11 +248,8 @@ def period_null(
     activation: Float[Tensor, "neuron n"], generator: np.random.Generator, draws: int = 200
 ) -> Float[np.ndarray, " draw"]:
     """The best neuron's share when the numbers are permuted, all neurons alike, in each draw."""
-    n = activation.shape[-1]
-    best = [
-        float(period_power(activation[:, generator.permutation(n)]).max()) for _ in range(draws)
-    ]
-    return np.array(best)
+    orders = (generator.permutation(activation.shape[-1]) for _ in range(draws))
+    return np.array([float(period_power(activation[:, order]).max()) for order in orders])
 
 
 def mean_features(
@@ -310,10 +274,8 @@ def most_important(
     successors: Int[Tensor, " chosen"],
 ) -> Int[np.ndarray, "seed chosen"]:
     """For some tokens, the feature whose removal lowers the successor's logit most (Sec. 3.2).
-
     Through the head's effective OV circuit with the input's norm held at its scale, in which a
-    feature's part is its code times what the head makes of its direction.
-    """
+    feature's part is its code times what the head makes of its direction."""
     layer, h = head
     effect = ov_writes(net, layer, sae.decoder, direction=True)[..., h, :]
     drop = torch.einsum("sif,sfm,im->sif", sae.codes[:, items], effect, net.W_U[successors])
@@ -331,21 +293,17 @@ def exchange(
     features: Float[Tensor, "10 d_model"],
     scale: float,
 ) -> Float[Tensor, "item target"]:
-    """x − scale·f[own residue] + scale·f[target]: does the head then say the target's successor?
-
-    1 if the winner within the class has the residue after the target's, 0 if not, NaN for the
-    token's own residue and for residues that no token of the class follows.
-    """
+    """x − scale·f[own residue] + scale·f[target]: does the head then say the target's successor? 1
+    if the winner within the class has the residue after the target's, 0 if not, NaN for the token's
+    own residue and for residues that no token of the class follows."""
     layer, h = head
-    residue = ordinal.index % 10
+    residue, target = ordinal.index % 10, torch.arange(10)
     moved = x[:, None] - scale * features[residue][:, None] + scale * features[None]
     writes = ov_writes(net, layer, moved)[..., h, :]
     winner = torch.einsum("itm,vm->itv", writes, net.W_U[ordinal.tokens]).argmax(-1)
-    target = torch.arange(10)
     success = (residue[winner] == (target + 1) % 10).double()
     success[torch.arange(len(x)), residue] = torch.nan
-    possible = torch.isin((target + 1) % 10, residue)
-    success[:, ~possible] = torch.nan
+    success[:, ~torch.isin((target + 1) % 10, residue)] = torch.nan
     return success
 
 

@@ -56,18 +56,13 @@ ITEMS = _words(
 
 @dataclass(frozen=True, eq=False)
 class OrdinalClass:
-    """The words of one class that are single tokens, in their order.
-
-    Attributes:
-        index: the place of each word in the whole class, from 1 (so `index % 10` is its residue).
-        pairs: rows (item, its successor) of positions in `tokens`.
-    """
+    """The words of one class that are single tokens, in their order."""
 
     name: str
     words: tuple[str, ...]
     tokens: Int[Tensor, " item"]
-    index: Int[Tensor, " item"]
-    pairs: Int[Tensor, "pair 2"]
+    index: Int[Tensor, " item"]  # place in the whole class, from 1: `index % 10` is its residue
+    pairs: Int[Tensor, "pair 2"]  # (item, its successor), positions in `tokens`
 
     def __len__(self) -> int:
         return len(self.words)
@@ -85,14 +80,9 @@ def n_integers(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClass]:
-    """The classes that this tokenizer can write, Roman numerals last.
-
-    Without at least `MIN_PAIRS` successions a class is left out. Where a word falls out, the pair
-    before and the pair after it go too.
-
-    Raises:
-        UsageError: if no class is left.
-    """
+    """The classes that this tokenizer can write, Roman numerals last. Without at least `MIN_PAIRS`
+    successions a class is left out. Where a word falls out, the pair before and the pair after it
+    go too. Raises UsageError if no class is left."""
     classes = {}
     for name, words in WORDS.items():
         found = {}
@@ -119,17 +109,17 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
     return classes
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that the tokenizer puts in front of every text by itself."""
-    return list(tokenizer("").input_ids)
-
-
 def _pairs(
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    rows: list[tuple[list[int], list[int], int, int, tuple[int, ...], str]],
+    choices: list[int],
+    rows: list[tuple[list[int], list[int], int, int, str]],
 ) -> PromptPairs:
-    clean, corrupted, answer, foil, candidates, group = zip(*rows, strict=True)
+    """Rows are (clean, corrupted, answer, foil, group), the prompts as tokens without those that
+    the tokenizer puts in front of every text. Candidates: the answer, then the other choices."""
+    clean, corrupted, answer, foil, group = zip(*rows, strict=True)
+    start = tokenizer("").input_ids
+    clean, corrupted = ([[*start, *row] for row in some] for some in (clean, corrupted))
     length = torch.full((len(rows),), len(clean[0]))
     return PromptPairs(
         task=task,
@@ -139,7 +129,7 @@ def _pairs(
         answer=torch.tensor(answer),
         foil=torch.tensor(foil),
         positions={"END": length - 1},
-        candidates=torch.tensor(candidates),
+        candidates=torch.tensor([[a, *(t for t in choices if t != a)] for a in answer]),
         text=tuple(map(tokenizer.decode, clean)),
         corrupted_text=tuple(map(tokenizer.decode, corrupted)),
         group=group,
@@ -159,8 +149,8 @@ def list_pairs(
     Corrupted: the same words in another order that ends in another word, so that a head which
     favours the whole class does there what it does here, and a head which continues the list does
     not. The foil is the successor of that last word, or the last word itself where it has none.
-    None if the class has no list of `shown` successions, or the tokenizer no comma. UsageError for
-    fewer than three words.
+    None if the class has no list of `shown` successions, or the tokenizer no comma.
+    Raises UsageError if `shown` is below 3.
     """
     if shown < 3:
         raise UsageError(f"lists of {shown} words cannot be put into another order; show 3 or more")
@@ -177,32 +167,18 @@ def list_pairs(
         return None
     if len(lists) > most:
         lists = [lists[i] for i in np.linspace(0, len(lists) - 1, most).astype(int)]
-    rows = []
+    tokens, rows = ordinal.tokens.tolist(), []
     for *items, answer in lists:
         order = list(items)
         while order[-1] == items[-1] or order == sorted(items):
             order = [items[i] for i in generator.permutation(shown)]
         foil = after.get(order[-1], order[-1])
         foil = order[-1] if foil == answer else foil
-
-        def text(of: list[int]) -> list[int]:
-            return _start(tokenizer) + [
-                t for item in of for t in (int(ordinal.tokens[item]), comma)
-            ]
-
-        tokens = ordinal.tokens.tolist()
-        rest = tuple(t for item, t in enumerate(tokens) if item != answer)
-        rows.append(
-            (
-                text(items),
-                text(order),
-                tokens[answer],
-                tokens[foil],
-                (tokens[answer], *rest),
-                ordinal.words[answer],
-            )
+        clean, corrupted = (
+            [t for item in some for t in (tokens[item], comma)] for some in (items, order)
         )
-    return _pairs(tokenizer, f"lists of {ordinal.name}", rows)
+        rows.append((clean, corrupted, tokens[answer], tokens[foil], ordinal.words[answer]))
+    return _pairs(tokenizer, f"lists of {ordinal.name}", tokens, rows)
 
 
 def numbered_pairs(
@@ -214,34 +190,24 @@ def numbered_pairs(
     another order. None if the tokenizer cannot write such a list in single tokens.
     """
     digits = [token_alone(tokenizer, str(i)) for i in range(10)]
-    dot, newline = token_alone(tokenizer, "."), token_alone(tokenizer, "\n")
+    dot, end = token_alone(tokenizer, "."), token_alone(tokenizer, "\n")
     items = [t for word in ITEMS if (t := token_alone(tokenizer, f" {word}")) is not None]
-    if None in (*digits, dot, newline) or len(items) < 3:
+    if None in (*digits, dot, end) or len(items) < 3:
         return None
     rows = []
     for i in range(n_prompts):
         first = 1 + i % 6
         things = generator.choice(items, 3, replace=False).tolist()
-
-        def text(numbers: tuple[int, ...], things: list[int] = things) -> list[int]:
-            lines = zip(numbers, things, strict=True)
-            return _start(tokenizer) + [
-                t for number, thing in lines for t in (digits[number], dot, thing, newline)
+        clean, corrupted = (
+            [
+                t
+                for n, thing in zip(order, things, strict=True)
+                for t in (digits[n], dot, thing, end)
             ]
-
-        answer = digits[first + 3]
-        rest = tuple(d for d in digits[1:] if d != answer)
-        rows.append(
-            (
-                text((first, first + 1, first + 2)),
-                text((first + 1, first + 2, first)),
-                answer,
-                digits[first + 1],
-                (answer, *rest),
-                f"from {first}",
-            )
+            for order in ((first, first + 1, first + 2), (first + 1, first + 2, first))
         )
-    return _pairs(tokenizer, "numbered lists", rows)
+        rows.append((clean, corrupted, digits[first + 3], digits[first + 1], f"from {first}"))
+    return _pairs(tokenizer, "numbered lists", digits[1:], rows)
 
 
 def text_windows(
@@ -251,21 +217,16 @@ def text_windows(
     n_tokens: int,
     generator: np.random.Generator,
 ) -> Int[Tensor, "window pos"]:
-    """Passages from the start of a sentence, each of `n_tokens`.
-
-    Every other one is drawn at random from the whole text. The rest are drawn among passages in
-    which a number word or ordinal word is followed by its successor soon after, of which plain
-    samples would hold next to none. Statistics compare positions of these same windows with each
-    other.
-    """
+    """Passages from the start of a sentence, each of `n_tokens`. One half is drawn at random from
+    the whole text, the other among passages in which a number word or ordinal word is followed by
+    its successor soon after: plain samples hold next to none."""
     sentences = np.array([0] + [m.end() for m in re.finditer(r"[.!?]['\"]? (?=[A-Z'\"])", text)])
     sentences = sentences[sentences < len(text) - 8 * n_tokens]
     rich = []
     for name in ("number words", "ordinal words"):
         for a, b in zip(WORDS[name], WORDS[name][1:], strict=False):
             rich += [m.start() for m in re.finditer(rf"\b{a}\b[^.]{{1,40}}\b{b}\b", text)]
-    rich = sentences[np.searchsorted(sentences, sorted(rich), "right") - 1]
-    rich = np.unique(rich)
+    rich = np.unique(sentences[np.searchsorted(sentences, sorted(rich), "right") - 1])
     starts = np.concatenate(
         [
             generator.choice(sentences, n_windows - n_windows // 2, replace=False),
@@ -287,20 +248,17 @@ KINDS = ("successorship", "copying", "greater-than", "acronym", "other")
 def places(word: str) -> dict[str, int]:
     """The classes a word of running text belongs to, with its place: case is free, but a letter,
     a Roman numeral or a prefix must be in capitals as in the class ("a" is an article)."""
-    word = word.strip()
-    exact = ("letters", ROMAN, "day prefixes", "month prefixes")
-    return {
-        name: place
-        for name, lookup in _PLACES.items()
-        if (place := lookup.get(word if name in exact else word.lower())) is not None
-    }
+    found = {name: some.get(_as_in(name, word.strip())) for name, some in _PLACES.items()}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _as_in(name: str, word: str) -> str:
+    exact = name in ("letters", ROMAN, "day prefixes", "month prefixes")
+    return word if exact else word.lower()
 
 
 _PLACES = {
-    name: {
-        (word if name in ("letters", ROMAN, "day prefixes", "month prefixes") else word.lower()): i
-        for i, word in enumerate(words, 1)
-    }
+    name: {_as_in(name, word): i for i, word in enumerate(words, 1)}
     for name, words in WORDS.items()
 }
 
@@ -320,8 +278,7 @@ def kind_of(next_word: str, attended: list[str]) -> str:
         for name, place in places(other).items():
             if name in here:
                 step = here[name] - place
-                wraps = name in WRAPS and step == 1 - len(WORDS[name])
-                if step == 1 or wraps:
+                if step == 1 or (name in WRAPS and step == 1 - len(WORDS[name])):
                     return "successorship"
                 later |= step > 1
     if word and word in {other.strip() for other in attended}:

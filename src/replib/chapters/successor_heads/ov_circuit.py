@@ -33,9 +33,7 @@ from replib.metrics import Interval, bootstrap
 @dataclass(frozen=True)
 class Source:
     """What a head is given for each token: the same for all layers (one row), or a layer's own.
-
-    `normed`: the head's norms are applied; without them its bare matrices are.
-    """
+    `normed`: the head's norms are applied; without them its bare matrices are."""
 
     x: Float[Tensor, "layer token d_model"]
     normed: bool
@@ -60,22 +58,16 @@ def mlp0_neurons(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "
     """The neurons of the first block's MLP (what its last matrix reads) on the bare embedding."""
     seen: list[Tensor] = []
     last = net.model.blocks[0].mlp.out.original_component
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    try:
+    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone())):
         mlp0(net, tokens)
-    finally:
-        hook.remove()
-    if len(seen) != 1:
-        raise RuntimeError("the neurons of MLP0 were not seen")
-    return seen[0]
+    (neurons,) = seen  # of one pass
+    return neurons
 
 
 def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
-    """Five ways to give a head a token in isolation; the first is the paper's.
-
-    "own residual": what the head's layer receives when the model reads the token after a
-    beginning-of-text token (or end-of-text, or nothing, if the tokenizer has no other).
-    """
+    """Five ways to give a head a token in isolation; the first is the paper's. "own residual": what
+    the head's layer receives when the model reads the token after a beginning-of-text token (or
+    end-of-text, or nothing, if the tokenizer has no other)."""
     x = embed(net, tokens)
     tokenizer = net.model.tokenizer
     found = {
@@ -95,11 +87,8 @@ def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
 
 
 def _linear(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """The norm without its division and its bias: the weights, and the centring of LayerNorm.
-
-    What a norm divides by is taken out by giving it u at length 1 (root mean square) and
-    multiplying by that length again; for LayerNorm the mean is taken out before.
-    """
+    """The norm without its division and its bias: the weights, and the centring of LayerNorm. It
+    is given u at length 1 (root mean square), and what it says is multiplied by that length."""
     if isinstance(norm, torch.nn.LayerNorm):
         u = u - u.mean(-1, keepdim=True)
     size = u.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
@@ -114,9 +103,7 @@ def ov_writes(
     direction: bool = False,
 ) -> Float[Tensor, "*token head d_model"]:
     """What each head of a layer would add, ready for the unembedding, if it attended to x alone.
-
-    `direction`: x is not an input but a part of one, so that the norm in front is linear too.
-    """
+    `direction`: x is not an input but a part of one, so that the norm in front is linear too."""
     block = net.blocks[layer]
     with torch.no_grad():
         if normed:
@@ -145,10 +132,8 @@ def ov_logits(
 def predicted(
     logits: Float[Tensor, "head token target"], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, Int[Tensor, "head item"]]:
-    """For each class, the item of the class that each head favours, for each of its items.
-
-    Tokens and targets are those of the classes one after the other, in the order given.
-    """
+    """For each class, the item of it that each head favours, for each of its items; tokens and
+    targets of the logits are `all_tokens` of the classes."""
     out, at = {}, 0
     for name, ordinal in classes.items():
         own = slice(at, at + len(ordinal))
@@ -192,31 +177,21 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
 
 def macro_interval(values: Mapping[str, Tensor], generator: np.random.Generator) -> Interval:
     """95% interval of `macro` for one head, as if the successions were drawn from more of a class.
-
     Each class has an interval of its own (`metrics.bootstrap`); the distances of its ends from its
-    mean add up as independent errors do (MOVER: Zou and Donner 2008).
-    """
-    means, below, above = [], [], []
-    for value in values.values():
-        mean, (low, high) = bootstrap(value, range(len(value)), generator)
-        means.append(mean)
-        below.append(mean - low)
-        above.append(high - mean)
-    mean, n = float(np.mean(means)), len(means)
-    return mean - math.hypot(*below) / n, mean + math.hypot(*above) / n
+    mean add up as independent errors do (MOVER: Zou and Donner 2008)."""
+    each = [bootstrap(value, range(len(value)), generator) for value in values.values()]
+    below = math.hypot(*(mean - low for mean, (low, _) in each)) / len(each)
+    above = math.hypot(*(high - mean for mean, (_, high) in each)) / len(each)
+    mean = float(np.mean([mean for mean, _ in each]))
+    return mean - below, mean + above
 
 
 @dataclass(frozen=True)
 class ShuffledNull:
-    """Scores when every class's successors are shuffled among its tokens, whole heads kept.
-
-    Attributes:
-        per_class: class -> score of each head in each draw.
-        macro, micro: the same over all classes.
-    """
+    """Scores when every class's successors are shuffled among its tokens, whole heads kept."""
 
     per_class: Mapping[str, Float[np.ndarray, "draw head"]]
-    macro: Float[np.ndarray, "draw head"]
+    macro: Float[np.ndarray, "draw head"]  # over all classes, and so
     micro: Float[np.ndarray, "draw head"]
 
     def best(self, what: str = "macro") -> Float[np.ndarray, " draw"]:
@@ -232,11 +207,9 @@ def shuffled_null(
     draws: int = 1000,
     which: int | None = None,
 ) -> ShuffledNull:
-    """Is a head right about successors, or does it only favour some tokens of the class?
-
-    Each draw permutes which successor belongs to which token, within classes; what the heads
-    favour stays as it is. `which`: only that half of the successions.
-    """
+    """Is a head right about successors, or does it only favour some tokens of the class? Each draw
+    permutes which successor belongs to which token, within classes; what the heads favour stays as
+    it is. `which`: only that half of the successions."""
     per_class, counts = {}, []
     for name, ordinal in classes.items():
         pairs = ordinal.pairs if which is None else ordinal.pairs[which::2]

@@ -39,7 +39,7 @@ _CLASSES = ("bare digits", *WORDS)  # numbers without a leading space count as a
 _N = {"residue": 10, "decade": 21, "class": len(_CLASSES)}
 _STRENGTH = {"residue": 1.0, "decade": 0.6, "class": 0.6}  # in the output of MLP0
 _WIDTHS = {
-    **{slot: width for slot, width in _N.items()},  # filled by the embedding
+    **_N,  # filled by the embedding
     **{f"f_{slot}": width for slot, width in _N.items()},  # by MLP0
     **{f"o_{slot}": width for slot, width in _N.items()},  # by the heads: what to say
     "word": 24,
@@ -87,15 +87,15 @@ def planted_successor() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.transformer.wpe.weight[0] += slots["is_first"][:, 0]
 
         _set_mlp(model, slots, scale)
+        moves = {PLANTED_SUCCESSOR: _moves()}
+        moves[PLANTED_BOOSTER] = {"class": moves[PLANTED_SUCCESSOR]["class"]}
         for layer in range(N_LAYERS):
             for head in range(N_HEADS):
-                if (layer, head) in (PLANTED_SUCCESSOR, PLANTED_BOOSTER):
-                    moves = _successor() if (layer, head) == PLANTED_SUCCESSOR else _booster()
-                    w_q, w_k, b_q = _looks_back(slots, back, scale)
-                    w_v, w_o = _moves(slots, moves, scale)
+                if (layer, head) in moves:
+                    parts = _looks_back(slots, back, moves[layer, head], scale)
                 else:
-                    w_q, w_k, w_v, w_o, b_q = noise_head(generator, D_MODEL, D_HEAD, _NOISE)
-                set_head(model, layer, head, w_q, w_k, w_v, w_o, b_q)
+                    parts = noise_head(generator, D_MODEL, D_HEAD, _NOISE)
+                set_head(model, layer, head, *parts)
     return model, tokenizer
 
 
@@ -139,24 +139,23 @@ def _set_mlp(model: GPT2LMHeadModel, slots: dict[str, Tensor], scale: float) -> 
         bias.zero_()
 
 
-def _successor() -> dict[str, Float[Tensor, "width width"]]:
-    """How the head maps what it reads to what it says: [from, to] for each slot."""
+def _moves() -> dict[str, Float[Tensor, "width width"]]:
+    """How the successor head maps what it reads to what it says: [from, to] for each slot."""
     residue = torch.eye(10).roll(1, dims=1) + _UP * torch.ones(10, 10).triu(2)
     decade = torch.eye(_N["decade"]) + _UP * torch.ones(_N["decade"], _N["decade"]).triu(1)
     return {"residue": residue, "decade": decade, "class": torch.eye(_N["class"])}
 
 
-def _booster() -> dict[str, Float[Tensor, "width width"]]:
-    return {"class": torch.eye(_N["class"])}
-
-
 def _looks_back(
-    slots: dict[str, Tensor], back: Float[Tensor, "width width"], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """W_Q, W_K [d_model, d_head] and b_Q of a head that looks at the position before, or at the
-    one three back, where an ordinal token stands there."""
-    w_q, w_k = torch.zeros(2, D_MODEL, D_HEAD)
-    b_q = torch.zeros(D_HEAD)
+    slots: dict[str, Tensor],
+    back: Float[Tensor, "width width"],
+    moves: dict[str, Tensor],  # each [from, to]
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model] and b_Q of a head that looks at the
+    position before, or at the one three back, where an ordinal token stands there."""
+    w_q, w_k, w_v = torch.zeros(3, D_MODEL, D_HEAD)
+    w_o, b_q = torch.zeros(D_HEAD, D_MODEL), torch.zeros(D_HEAD)
     gain = math.sqrt(D_HEAD)  # attention divides by it
     width, at = _WIDTHS["position"], 0
     for step, weight in ((back, 36.0), (back @ back @ back, 30.0)):
@@ -167,17 +166,10 @@ def _looks_back(
         b_q[at] = gain * weight
         w_k[:, at] = scale * slots[key][:, 0]
         at += 1
-    return w_q, w_k, b_q
-
-
-def _moves(
-    slots: dict[str, Tensor], moves: dict[str, Tensor], scale: float
-) -> tuple[Tensor, Tensor]:
-    """W_V [d_model, d_head] and W_O [d_head, d_model]."""
-    w_v, w_o, at = torch.zeros(D_MODEL, D_HEAD), torch.zeros(D_HEAD, D_MODEL), 0
+    at = 0
     for slot, matrix in moves.items():
         own = slice(at, at + len(matrix))
         w_v[:, own] = scale * slots[f"f_{slot}"]
         w_o[own] = matrix @ slots[f"o_{slot}"].T
         at += len(matrix)
-    return w_v, w_o
+    return w_q, w_k, w_v, w_o, b_q
