@@ -32,7 +32,7 @@ from replib.models.bridge import _INFO, model_info
 from replib.models.device import find_device, find_dtype
 from replib.models.load import _locate, load_model, prepare_model
 from replib.models.sources import KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
-from replib.models.tiny import ARCHITECTURES, tiny_model
+from replib.models.tiny import ARCHITECTURES, tiny_model, tiny_parts
 from replib.prompts.vocabulary import word_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -142,9 +142,10 @@ def test_tiny_model_is_a_frozen_bridge_in_which_every_head_matters(arch):
 
 def test_tiny_weights_come_from_the_seed_alone():
     before = torch.random.get_rng_state()
+    tiny_parts("gpt2", seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
     first, other = tiny_model("gpt2", seed=5), tiny_model("gpt2", seed=6)
     again = load_model("tiny", seed=5)
-    assert torch.equal(torch.random.get_rng_state(), before)
     info = model_info(again)
     assert info.sha256 == model_info(first).sha256 != model_info(other).sha256
     assert info.name == "tiny" and "seed 5" in info.source
@@ -169,15 +170,12 @@ def test_what_is_no_tiny_or_no_loaded_model_is_refused():
 
 
 def test_dtypes():
-    model = load_model("tiny", dtype="bfloat16")
-    assert model_info(model).dtype == "bfloat16"
-    assert model(PROMPT).dtype == torch.bfloat16
+    half = load_model("tiny", dtype="bfloat16")
+    assert model_info(half).dtype == "bfloat16" and half(PROMPT).dtype == torch.bfloat16
     refused("tiny", "float8", "float32, bfloat16, float16", dtype="float8")
     with pytest.raises(UsageError, match="float64' does not exist on mps"):
         find_dtype("float64", torch.device("mps"))
-
-
-def test_float64_has_the_weights_of_float32_and_rounds_less():
+    # float64 has the weights of float32 and rounds less
     usual, reference = (load_model("tiny", dtype=f"float{bits}") for bits in (32, 64))
     assert model_info(reference).dtype == "float64"
     pairs = zip(usual.parameters(), reference.parameters(), strict=True)

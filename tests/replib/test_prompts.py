@@ -1,7 +1,6 @@
 """Prompt pairs: hand-worked prompts, positions on every tokenizer, and every refusal."""
 
 import json
-import random
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
@@ -256,9 +255,9 @@ def test_the_seed_alone_decides_and_the_word_tokenizer_gives_every_prompt_back(t
     first, other = (TASKS[task](WORD, 200, seed) for seed in (1, 2))
     set_seed(5)
     again = TASKS[task](WORD, 200, 1)
-    drawn = random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+    drawn = np.random.random(), torch.rand(1)  # noqa: NPY002
     set_seed(5)
-    assert drawn == (random.random(), np.random.random(), torch.rand(1))  # noqa: NPY002
+    assert drawn == (np.random.random(), torch.rand(1))  # noqa: NPY002
     assert first.text == again.text and first.clean.equal(again.clean)
     assert first.corrupted_text == again.corrupted_text and first.text != other.text
     rows = zip(first.clean, first.length, strict=True)
