@@ -12,8 +12,8 @@ from replib.interventions.head_edits import HeadEdit, Site
 
 def activations(model, tokens, *names):
     """{name: activation} for every hook whose name ends with one of `names`."""
-    _, cache = model.run_with_cache(tokens)
-    return {name: value.clone() for name, value in cache.items() if name.endswith(names)}
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(names))
+    return {name: value.clone() for name, value in cache.items()}
 
 
 def end_logit_diff(logits, pairs):
@@ -23,7 +23,7 @@ def end_logit_diff(logits, pairs):
 
 
 def run(model, tokens, writes, record=()):
-    """Logits and recorded activations of one pass with `writes`: {hook name: function}."""
+    """Logits and recorded activations of one pass with `writes`: (hook name, function), in turn."""
     seen = {}
 
     def write(function):
@@ -40,7 +40,7 @@ def run(model, tokens, writes, record=()):
 
         return hook
 
-    hooks = [(name, write(function)) for name, function in writes.items()]
+    hooks = [(name, write(function)) for name, function in writes]
     hooks += [(name, keep(name)) for name in record]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     assert set(seen) == set(record), "a hook did not fire"
@@ -60,37 +60,24 @@ def path_patch(model, pairs, senders, receivers, component, position, freeze_mlp
     here = (torch.tensor(prompts), torch.tensor(positions))
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
     corrupted = activations(model, pairs.corrupted, "attn.hook_z")
-    patched = [
-        _path_patch_one(model, pairs, s, receivers, component, here, clean, corrupted, freeze_mlps)
-        for s in senders
-    ]
+    runs = (model, pairs, here, clean, corrupted)
+    patched = [_path_patch_one(*runs, s, receivers, component, freeze_mlps) for s in senders]
     return torch.stack(patched)
 
 
 def _path_patch_one(
-    model, pairs, sender, receivers, component, here, clean, corrupted, freeze_mlps
+    model, pairs, here, clean, corrupted, sender, receivers, component, freeze_mlps
 ):
-    n_layers = model.cfg.n_layers
-
-    def freeze(layer):
-        name = f"blocks.{layer}.attn.hook_z"
-
-        def function(z):
-            z[here] = clean[name][here]
-            if layer == sender[0]:
-                z[(*here, sender[1])] = corrupted[name][(*here, sender[1])]
+    def freeze(name):
+        def function(value):
+            value[here] = clean[name][here]
+            if name == f"blocks.{sender[0]}.attn.hook_z":
+                value[(*here, sender[1])] = corrupted[name][(*here, sender[1])]
 
         return name, function
 
-    writes = dict(freeze(layer) for layer in range(n_layers))
-    if freeze_mlps:
-        for layer in range(n_layers):
-            name = f"blocks.{layer}.mlp.hook_out"
-
-            def function(out, name=name):
-                out[here] = clean[name][here]
-
-            writes[name] = function
+    frozen = ("attn.hook_z", "mlp.hook_out") if freeze_mlps else ("attn.hook_z",)
+    writes = [freeze(f"blocks.{i}.{name}") for i in range(model.cfg.n_layers) for name in frozen]
     if receivers == "logits":
         return end_logit_diff(run(model, pairs.clean, writes)[0], pairs)
     if receivers[0] == "resid_post":
@@ -100,7 +87,7 @@ def _path_patch_one(
         def replace(resid):
             resid[here] = recorded[name][here]
 
-        return end_logit_diff(run(model, pairs.clean, {name: replace})[0], pairs)
+        return end_logit_diff(run(model, pairs.clean, [(name, replace)])[0], pairs)
     names = sorted({f"blocks.{layer}.attn.hook_{component}" for layer, _ in receivers})
     _, recorded = run(model, pairs.clean, writes, names)
 
@@ -114,33 +101,20 @@ def _path_patch_one(
         return name, function
 
     if component == "q":
-        writes = {}
-        for layer in {layer for layer, _ in receivers}:
-            functions = [receive(layer, head) for at_layer, head in receivers if at_layer == layer]
-
-            def function(value, functions=functions):
-                for _, write in functions:
-                    write(value)
-
-            writes[functions[0][0]] = function
+        writes = [receive(layer, head) for layer, head in receivers]
         return end_logit_diff(run(model, pairs.clean, writes)[0], pairs)
 
     # A key or value may serve several query heads, of which one alone is to see the patch: patch
     # the shared one, take the receiver's z from that run, and write only that z in the real one.
-    z_writes = {}
-    for layer in sorted({layer for layer, _ in receivers}):
+    z_writes = []
+    for layer, head in sorted(receivers):
         z_name = f"blocks.{layer}.attn.hook_z"
-        new_z = {}
-        for head in [head for at_layer, head in receivers if at_layer == layer]:
-            writes = {**z_writes, **dict([receive(layer, head)])}
-            _, seen = run(model, pairs.clean, writes, [z_name])
-            new_z[head] = seen[z_name][:, :, head]
+        _, seen = run(model, pairs.clean, [*z_writes, receive(layer, head)], [z_name])
 
-        def function(z, new_z=new_z):
-            for head, value in new_z.items():
-                z[:, :, head] = value
+        def function(z, head=head, new=seen[z_name]):
+            z[:, :, head] = new[:, :, head]
 
-        z_writes[z_name] = function
+        z_writes.append((z_name, function))
     return end_logit_diff(run(model, pairs.clean, z_writes)[0], pairs)
 
 
@@ -153,17 +127,14 @@ def read(model, pairs, edit: HeadEdit, everywhere: bool):
     cache = activations(model, pairs.corrupted, "attn.hook_z")
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     corrupted = Run(dest, z=[cache[name][prompt, dest] for name in names])
-    writes = {}
-    for layer in {layer for layer, _ in edit.heads}:
+    writes = []
+    for layer, head in edit.heads:
 
-        def function(value, layer=layer):
-            for head in [head for at_layer, head in edit.heads if at_layer == layer]:
-                site = Site((layer, head), slice(0, len(pairs)), corrupted)
-                if edit.at == "pattern":
-                    value[prompt, head, dest] = edit.apply(value[prompt, head, dest], site)
-                else:
-                    value[prompt, dest, head] = edit.apply(value[prompt, dest, head], site)
+        def function(value, layer=layer, head=head):
+            site = Site((layer, head), slice(0, len(pairs)), corrupted)
+            at = (prompt, head, dest) if edit.at == "pattern" else (prompt, dest, head)
+            value[at] = edit.apply(value[at], site)
 
-        writes[f"blocks.{layer}.attn.hook_{edit.at}"] = function
+        writes.append((f"blocks.{layer}.attn.hook_{edit.at}", function))
     logits, _ = run(model, pairs.clean, writes)
     return logits[torch.arange(len(pairs)), end]

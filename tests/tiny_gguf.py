@@ -19,15 +19,10 @@ OF_A_LAYER = {
 def write_gguf(path: Path) -> None:
     """A 2-layer Llama of d_model 32 with a byte-level vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(D_MODEL)
-    writer.add_feed_forward_length(D_MLP)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(TOKENS))
+    sizes = {"block_count": 2, "context_length": 64, "head_count": 4, "head_count_kv": 2}
+    sizes |= {"embedding_length": D_MODEL, "feed_forward_length": D_MLP, "vocab_size": len(TOKENS)}
+    for name, value in (sizes | {"layer_norm_rms_eps": 1e-5, "rope_freq_base": 10000.0}).items():
+        getattr(writer, f"add_{name}")(value)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, 3] + [1] * len(LETTERS))

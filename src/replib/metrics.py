@@ -148,7 +148,7 @@ def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
 
 
 def bootstrap(
-    values: Float[Tensor, "prompt *rest"] | Bool[Tensor, " prompt"],
+    values: Float[Tensor, " prompt *rest"] | Bool[Tensor, " prompt"],
     groups: Sequence[Hashable],
     generator: np.random.Generator,
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,

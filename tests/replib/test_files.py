@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-import subprocess
-import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from replib.errors import UsageError
-from replib.files import read_json, read_text, read_yaml
+from replib.files import put_in_place, read_json, read_text, read_yaml
 
 LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
 DEEP = "[" * 5000 + "]" * 5000
@@ -20,14 +21,11 @@ DEEP = "[" * 5000 + "]" * 5000
         (f"paper: [&a0 [x, x], {LAUGHS}]", "line 1: *a0: aliases are not read; write it out"),
         ("paper: &a [*a]", "line 1: *a: aliases"),
         (f"paper: {DEEP}", "nested too deeply"),
-        ("paper: !!int x", "a value is not what it should be (ValueError: invalid literal"),
         ("paper: !!bool maybe", "a value is not what it should be (KeyError: 'maybe')"),
         ("paper: !!timestamp x", "a value is not what it should be (AttributeError"),
-        ('paper: "\\U00110000"', "a value is not what it should be"),
         ("paper: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("? [a]\n: b", "line 1: a key is not text"),
         ('paper: "a\\0b"', "line 1: '\\x00' cannot stand in a text"),
-        ('paper: "\\ud800"', "line 1: '\\ud800' cannot stand in a text"),
         ('"\\e": toy', "line 1: '\\x1b' cannot stand in a text"),
         ("paper: toy\npaper: toy", "line 2: key 'paper' is there twice"),
     ],
@@ -79,20 +77,18 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_a_result_is_replaced_as_a_whole(tmp_path):
     """Readers who look all the time find one version or the other, or for a moment nothing."""
     folder = tmp_path / "tiny"
-    script = """
-import sys, tempfile
-from pathlib import Path
-from replib.files import put_in_place
-folder = Path(sys.argv[1])
-for i in range(300):
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny.tmp-"))
-    for name in ("notebook.ipynb", "record.json"):
-        (new / name).write_text(f"{sys.argv[2]} {i}")
-    put_in_place(new, folder)
-"""
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(folder), name]) for name in "ab"]
+
+    def write(name):
+        for i in range(300):
+            new = Path(tempfile.mkdtemp(dir=tmp_path, prefix=".tiny.tmp-"))
+            for file in ("notebook.ipynb", "record.json"):
+                (new / file).write_text(f"{name} {i}")
+            put_in_place(new, folder)
+
+    pool = ThreadPoolExecutor()
+    writers = [pool.submit(write, name) for name in "ab"]
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+    while not all(writer.done() for writer in writers):
         try:
             held = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
@@ -109,7 +105,7 @@ for i in range(300):
                 assert os.stat(folder).st_ino != os.stat(held).st_ino
         finally:
             os.close(held)
-    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [writer.result() for writer in writers] == [None, None]
     assert sorted(os.listdir(folder)) == ["notebook.ipynb", "record.json"]
     assert os.listdir(tmp_path) == ["tiny"]
     assert len(seen) > 1

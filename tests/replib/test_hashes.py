@@ -108,8 +108,8 @@ def test_what_is_computed_counts_wherever_it_stands(project, change):
 
 
 def test_a_renamed_module_changes_nothing(project):
-    code, text = "from lib.top import score\nscore(2)", "from lib.base import Kept\nKept().grow()"
-    before = code_hash(code), code_hash(text), notebook_hash(notebook(code))
+    text = "from lib.base import Kept\nKept().grow()"
+    before = code_hash(CODE), code_hash(text), notebook_hash(notebook(CODE))
     moved = {name.replace("base.py", "parts/middle.py"): text for name, text in FILES.items()}
     moved["lib/top.py"] = (
         moved["lib/top.py"]
@@ -118,7 +118,7 @@ def test_a_renamed_module_changes_nothing(project):
     )
     project(files=moved)
     text = text.replace("lib.base", "lib.parts.middle")
-    assert (code_hash(code), code_hash(text), notebook_hash(notebook(code))) == before
+    assert (code_hash(CODE), code_hash(text), notebook_hash(notebook(CODE))) == before
 
 
 def test_a_renamed_or_moved_function_changes_nothing(project):
@@ -137,23 +137,17 @@ def test_a_renamed_or_moved_function_changes_nothing(project):
 
 
 def test_two_functions_that_are_exchanged_between_their_readers(project):
-    files = {
-        "lib/__init__.py": "",
-        "lib/two.py": "def a(): return f() + 1\ndef b(): return g() - 1\n"
-        "def f(): return 10\ndef g(): return 20\n",
-    }
+    readers = "def a(): return {}() + 1\ndef b(): return {}() - 1\n"
+    read = "def f(): return 10\ndef g(): return 20\n"
     code = "from lib.two import a, b\na(), b()"
-    project(files=files)
+    project(files={"lib/two.py": readers.format("f", "g") + read})
     before = code_hash(code)
-    swapped = files["lib/two.py"].replace("f() +", "g() +").replace("g() -", "f() -")
-    project(files=files | {"lib/two.py": swapped})
+    project(files={"lib/two.py": readers.format("g", "f") + read})
     assert code_hash(code) != before
 
 
 def test_names_that_are_only_local_are_not_followed(project):
-    code = (
-        "from lib.base import other\ndef run(inner):\n    return [other for other in inner]\nrun(1)"
-    )
+    code = "from lib.base import other\ndef run(inner): return [other for other in inner]\nrun(1)"
     assert library_files(notebook(code)) == []
     assert [path.name for path in library_files(notebook(code + "\nother(1)"))] == ["base.py"]
 
@@ -167,10 +161,9 @@ def test_a_module_used_as_an_object_and_one_named_in_a_text_are_followed_whole(p
 
 
 def test_what_is_left_out_is_not_followed(project):
-    code = "from lib.top import score\nscore(2)"
-    before = code_hash(code, ["lib.base.middle"])
+    before = code_hash(CODE, ["lib.base.middle"])
     project([("lib/base.py", "y * 2", "y * 3")])
-    assert code_hash(code, ["lib.base.middle"]) == before
+    assert code_hash(CODE, ["lib.base.middle"]) == before
 
 
 def test_a_notebook_is_its_code(project):

@@ -1,6 +1,7 @@
 """Loading models: what is accepted, what is refused, and what the cache survives."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,8 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -27,27 +27,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from replib.errors import UsageError
 from replib.interventions.network import Network
 from replib.models import hub as hub_module
-from replib.models import sources, unpack
+from replib.models import sources, threads, unpack
 from replib.models.bridge import _INFO, model_info
 from replib.models.device import find_device, find_dtype
 from replib.models.load import _locate, load_model, prepare_model
-from replib.models.sources import (
-    EMBEDDED,
-    KNOWN,
-    SOURCES,
-    EmbeddedSource,
-    available_embedded,
-    is_ready,
-)
-from replib.models.tiny import ARCHITECTURES, tiny_model
+from replib.models.sources import KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
+from replib.models.tiny import ARCHITECTURES, tiny_model, tiny_parts
 from replib.prompts.vocabulary import word_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TREE = f"tree/{COMMIT}"
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
 @pytest.fixture(autouse=True)
-def no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_outside(monkeypatch, tmp_path):
     """A hub that refuses at once, and caches that are empty."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
@@ -55,7 +49,7 @@ def no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory):
     """A small Llama saved by Transformers itself: safetensors, configuration, tokenizer."""
     path, tokenizer = tmp_path_factory.mktemp("saved"), word_tokenizer()
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -68,13 +62,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, saved: Path) -> Path:
+def folder(tmp_path, saved):
     """A copy of it, to be broken."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedSource:
+def toy(tmp_path, monkeypatch):
     """An embedded model "toy" whose GGUF file two packages carry in two parts."""
     write_gguf(tmp_path / "whole.gguf")
     whole = (tmp_path / "whole.gguf").read_bytes()
@@ -91,13 +85,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedSource:
         note="toy",
     )
     monkeypatch.setitem(SOURCES, "toy", source)
+    monkeypatch.setattr(sources, "EMBEDDED", (*sources.EMBEDDED, "toy"))
     return source
 
 
-def refused(name: str, *words: str, **options: str) -> None:
+def refused(name, *words, **options):
     """Loading it ends in one line that holds each of these."""
     with pytest.raises(UsageError) as error:
-        load_model(name, **options)
+        load_model(str(name), **options)
     message = str(error.value)
     own = re.sub(rf"{re.escape(tempfile.gettempdir())}/\S*/", "", message)  # as long as it happens
     assert "\n" not in message and len(own) < 400
@@ -106,7 +101,6 @@ def refused(name: str, *words: str, **options: str) -> None:
 
 # ---- random models
 
-
 ARCHS = [
     arch if arch in ("gpt2", "gemma3") else pytest.param(arch, marks=pytest.mark.slow)
     for arch in ARCHITECTURES
@@ -114,7 +108,7 @@ ARCHS = [
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_tiny_model_is_a_frozen_bridge_with_the_hooks_the_project_uses(arch: str) -> None:
+def test_tiny_model_is_a_frozen_bridge_in_which_every_head_matters(arch):
     model = tiny_model(arch, seed=3)
     tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
     logits, cache = model.run_with_cache(tokens)
@@ -130,63 +124,40 @@ def test_tiny_model_is_a_frozen_bridge_with_the_hooks_the_project_uses(arch: str
             shape = cache[f"blocks.{layer}.attn.hook_{name}"].shape
             assert shape == (1, pos, n_heads, d_head)
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
-        assert pattern.shape == (1, 4, pos, pos)
         assert torch.allclose(pattern.sum(-1), torch.ones(1, 4, pos))
     info = model_info(model)
     assert (info.name, info.n_layers, info.n_heads, info.dtype) == (f"tiny-{arch}", 4, 4, "float32")
     unwrapped = AutoModelForCausalLM.from_config(model.original_model.config)
     assert info.n_params == unwrapped.num_parameters()
 
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_every_head_of_a_tiny_model_matters(arch: str) -> None:
-    model = tiny_model(arch)
-    tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
-    clean = model(tokens)
+    def silence(z, hook, head):
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
 
     for layer, head in itertools.product(range(4), range(4)):
-
-        def silence(z: torch.Tensor, hook: object, head: int = head) -> torch.Tensor:
-            z = z.clone()
-            z[:, :, head] = 0
-            return z
-
-        hooks = [(f"blocks.{layer}.attn.hook_z", silence)]
-        assert (model.run_with_hooks(tokens, fwd_hooks=hooks) - clean).abs().max() > 1e-2
+        hooks = [(f"blocks.{layer}.attn.hook_z", functools.partial(silence, head=head))]
+        assert (model.run_with_hooks(tokens, fwd_hooks=hooks) - logits).abs().max() > 1e-2
 
 
-def test_tiny_weights_come_from_the_seed_alone() -> None:
+def test_tiny_weights_come_from_the_seed_alone():
     before = torch.random.get_rng_state()
-    first, again, other = (tiny_model("llama", seed=s) for s in (0, 0, 1))
+    tiny_parts("gpt2", seed=5)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert model_info(first).sha256 == model_info(again).sha256
-    assert model_info(first).sha256 != model_info(other).sha256
-    tokens = first.tokenizer(PROMPT, return_tensors="pt").input_ids
+    first, other = tiny_model("gpt2", seed=5), tiny_model("gpt2", seed=6)
+    again = load_model("tiny", seed=5)
+    info = model_info(again)
+    assert info.sha256 == model_info(first).sha256 != model_info(other).sha256
+    assert info.name == "tiny" and "seed 5" in info.source
+    assert json.loads(json.dumps(info.asdict())) == info.asdict()
+    tokens = torch.tensor([again.tokenizer(PROMPT).input_ids])
     assert torch.equal(first(tokens), again(tokens))
     assert not torch.allclose(first(tokens), other(tokens))
+    assert torch.equal(again.to_tokens(PROMPT), tokens)
+    assert torch.equal(again(PROMPT), again(tokens))
 
 
-def test_tiny_by_name() -> None:
-    model = load_model("tiny", seed=5)
-    info = model_info(model)
-    assert info.name == "tiny" and "seed 5" in info.source
-    assert info.sha256 == model_info(tiny_model("gpt2", seed=5)).sha256
-    assert json.loads(json.dumps(info.asdict())) == info.asdict()
-
-
-def test_text_is_tokenised_as_the_tokenizer_does_it() -> None:
-    model = tiny_model("gpt2")
-    own = torch.tensor([model.tokenizer(PROMPT).input_ids])
-    assert torch.equal(model.to_tokens(PROMPT), own)
-    assert torch.equal(model(PROMPT), model(own))
-
-
-def test_planted_by_name() -> None:
-    info = model_info(load_model("planted-ioi"))
-    assert info.name == "planted-ioi" and "by hand" in info.source
-
-
-def test_what_is_no_tiny_or_no_loaded_model_is_refused() -> None:
+def test_what_is_no_tiny_or_no_loaded_model_is_refused():
     with pytest.raises(UsageError, match=f"mamba.*{ARCHITECTURES[0]}"):
         tiny_model("mamba")
     model = tiny_model("gpt2")
@@ -198,14 +169,13 @@ def test_what_is_no_tiny_or_no_loaded_model_is_refused() -> None:
 # ---- dtype, device, threads, revision
 
 
-def test_dtypes() -> None:
-    model = load_model("tiny", dtype="bfloat16")
-    assert model_info(model).dtype == "bfloat16"
-    assert model(PROMPT).dtype == torch.bfloat16
+def test_dtypes():
+    half = load_model("tiny", dtype="bfloat16")
+    assert model_info(half).dtype == "bfloat16" and half(PROMPT).dtype == torch.bfloat16
     refused("tiny", "float8", "float32, bfloat16, float16", dtype="float8")
-
-
-def test_float64_has_the_weights_of_float32_and_rounds_less() -> None:
+    with pytest.raises(UsageError, match="float64' does not exist on mps"):
+        find_dtype("float64", torch.device("mps"))
+    # float64 has the weights of float32 and rounds less
     usual, reference = (load_model("tiny", dtype=f"float{bits}") for bits in (32, 64))
     assert model_info(reference).dtype == "float64"
     pairs = zip(usual.parameters(), reference.parameters(), strict=True)
@@ -215,16 +185,14 @@ def test_float64_has_the_weights_of_float32_and_rounds_less() -> None:
     assert 0 < (logits - exact).abs().max() < 1e-4
     resid, token = torch.zeros(1, 32, dtype=torch.float64), torch.tensor([[0]])
     assert Network(reference).logits(resid, token).dtype == torch.float32
-    with pytest.raises(UsageError, match="float64' does not exist on mps"):
-        find_dtype("float64", torch.device("mps"))
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(device):
     refused("tiny", repr(device), "auto", "cpu", device=device)
 
 
-def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_device("auto").type == "cpu"
@@ -232,38 +200,36 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert find_device("auto").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert find_device("auto").type == "cuda"
-    assert find_device("cuda:1").index == 1
+    assert find_device("auto").type == "cuda" and find_device("cuda:1").index == 1
     with pytest.raises(UsageError):
         find_device("cuda:2")
 
 
-def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+def test_threads(monkeypatch):
     monkeypatch.delenv("REPLIB_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    load_model("tiny")
-    assert asked == [os.cpu_count()]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
+    assert threads.n_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.n_threads() == 1
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("REPLIB_THREADS", "2")
     load_model("tiny")
-    assert asked[1:] == [1]
-    monkeypatch.setenv("REPLIB_THREADS", "3")
-    load_model("tiny")
-    assert asked[2:] == [3]
+    assert asked == [2]
     monkeypatch.setenv("REPLIB_THREADS", "many")
     refused("tiny", "REPLIB_THREADS", "many")
 
 
-def test_a_revision_is_for_hub_ids_only(folder: Path) -> None:
-    for name in ("tiny", "smollm2-135m", str(folder)):
-        refused(name, "revision", name, revision="main")
+def test_a_revision_is_for_hub_ids_only(folder):
+    for name in ("tiny", "smollm2-135m", folder):
+        refused(name, "revision", str(name), revision="main")
 
 
 # ---- local folders
 
 
-def test_a_folder_of_safetensors_gives_the_logits_that_transformers_gives(folder: Path) -> None:
+def test_a_folder_of_safetensors_gives_the_logits_that_transformers_gives(folder):
     model = load_model(str(folder))
     tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
@@ -278,42 +244,41 @@ def test_a_folder_of_safetensors_gives_the_logits_that_transformers_gives(folder
 class Payload:
     """Unpickling this writes a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return (Path.write_text, (self.path, "ran"))
 
 
-def test_a_pickled_checkpoint_is_refused_and_never_opened(folder: Path, tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_refused_and_never_opened(folder, tmp_path):
     ran = tmp_path / "ran"
     pickled = pickle.dumps(Payload(ran))
     (folder / "pytorch_model.bin").write_bytes(pickled)
     index, weights = folder / "model.safetensors.index.json", folder / "model.safetensors"
     pointed = dict.fromkeys(load_file(weights), "pytorch_model.bin")
     index.write_text(json.dumps({"weight_map": pointed}))
-    refused(str(folder), "pytorch_model.bin", "not a safetensors file")
+    refused(folder, "pytorch_model.bin", "not a safetensors file")
     index.unlink(), weights.unlink()
-    refused(str(folder), "pytorch_model.bin", "safetensors")
+    refused(folder, "pytorch_model.bin", "safetensors")
     assert not ran.exists()
     pickle.loads(pickled)  # the payload is a live one
     assert ran.exists()
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 10_000]
+    ("content", "words"),
+    [
+        *((text, "has no map of weights to files") for text in ("{", "[]", "{}", "[" * 10_000)),
+        ('{"weight_map": {"a": 1}}', "has no map of weights to files"),
+        ('{"weight_map": {"a": "../other.safetensors"}}', "'../other.safetensors'"),
+        ('{"weight_map": {"a": "shard.safetensors"}}', "not in the folder"),
+    ],
 )
-def test_a_broken_index_is_one_line(folder: Path, content: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(content)
-    refused(str(folder), "model.safetensors.index.json", "has no map of weights to files")
-
-
-@pytest.mark.parametrize("name", ["../other.safetensors", "shard.safetensors"])
-def test_an_index_points_into_the_folder(folder: Path, name: str) -> None:
+def test_an_index_names_files_of_the_folder(folder, content, words):
     shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
-    index = {"weight_map": {"lm_head.weight": name}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(str(folder), repr(name), "not in the folder")
+    (folder / "model.safetensors.index.json").write_text(content)
+    refused(folder, "model.safetensors.index.json", words)
 
 
 @pytest.mark.parametrize(
@@ -324,13 +289,13 @@ def test_an_index_points_into_the_folder(folder: Path, name: str) -> None:
         ("model.safetensors", None, "not a safetensors file", "cannot be loaded"),
     ],
 )
-def test_a_broken_file_is_one_line(folder: Path, file: str, key: str, value, words: str) -> None:
+def test_a_broken_file_is_one_line(folder, file, key, value, words):
     content = json.dumps(json.loads((folder / file).read_text()) | {key: value}) if key else value
     (folder / file).write_text(content)
-    refused(str(folder), str(folder), words)
+    refused(folder, str(folder), words)
 
 
-def test_code_beside_the_weights_is_never_run(folder: Path, tmp_path: Path) -> None:
+def test_code_beside_the_weights_is_never_run(folder, tmp_path):
     ran = tmp_path / "ran"
     (folder / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     config = json.loads((folder / "config.json").read_text())
@@ -341,22 +306,22 @@ def test_code_beside_the_weights_is_never_run(folder: Path, tmp_path: Path) -> N
     assert type(model.original_model).__module__.startswith("transformers.")
     config["model_type"] = "own"  # nothing in the library for it: refused, not run
     (folder / "config.json").write_text(json.dumps(config))
-    refused(str(folder), "cannot be loaded")
+    refused(folder, "cannot be loaded")
     assert not ran.exists()
 
 
-def test_missing_weights_are_not_made_up(folder: Path) -> None:
+def test_missing_weights_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     gone = "model.layers.1.self_attn.v_proj.weight"
     del weights[gone]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(str(folder), "lack 1 weights", gone)
+    refused(folder, "lack 1 weights", gone)
 
 
-def test_a_folder_with_a_gguf_file(tmp_path: Path) -> None:
+def test_a_folder_with_a_gguf_file(tmp_path):
     folder = tmp_path / "gguf"
     folder.mkdir()
-    refused(str(folder), "no .safetensors and no .gguf file")
+    refused(folder, "no .safetensors and no .gguf file")
     write_gguf(folder / "toy.gguf")
     model = load_model(str(folder))
     own = torch.tensor([model.tokenizer(" Mary").input_ids])  # it has a BOS and does not add it
@@ -365,20 +330,18 @@ def test_a_folder_with_a_gguf_file(tmp_path: Path) -> None:
     info = model_info(model)
     assert info.sha256 == hashlib.sha256((folder / "toy.gguf").read_bytes()).hexdigest()
     write_gguf(folder / "second.gguf")
-    refused(str(folder), "2 .gguf files")
+    refused(folder, "2 .gguf files")
 
 
 # ---- the embedded models' cache
 
 
-def toy_folder() -> Path:
+def toy_folder():
     (found,) = sources.cache_folder().glob("toy-*")
     return found
 
 
-def test_an_embedded_model_is_dequantised_once(
-    toy: EmbeddedSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_embedded_model_is_dequantised_once(toy, tmp_path, caplog):
     (tmp_path / "direct").mkdir()
     write_gguf(tmp_path / "direct" / "whole.gguf")
     direct = load_model(str(tmp_path / "direct"))
@@ -391,34 +354,26 @@ def test_an_embedded_model_is_dequantised_once(
         f"dequantising toy once, for about half a minute, into {toy_folder()}"
     ]
     assert toy_folder().name == f"toy-{toy.sha256[:12]}"
-    assert not list(sources.cache_folder().rglob("*.gguf"))
-    assert not list(sources.cache_folder().rglob("*.tmp"))
+    left_over = [p for p in sources.cache_folder().rglob("*") if p.suffix in (".gguf", ".tmp")]
+    assert left_over == []
     config = json.loads((toy_folder() / "config.json").read_text())
     assert "quantization_config" not in config
 
 
-def test_a_damaged_cache_folder_is_made_again(
-    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
+def test_a_damaged_cache_folder_is_made_again_and_a_touched_one_kept(toy, caplog):
     assert not is_ready("toy")
     prepare_model("toy")
-    good = {k: v.clone() for k, v in load_file(toy_folder() / "model.safetensors").items()}
     weights, manifest = toy_folder() / "model.safetensors", toy_folder() / "manifest.json"
     whole = weights.read_bytes()
-
-    def other_version() -> None:
-        text = json.loads(manifest.read_text())
-        text["versions"]["transformers"] = "0"
-        manifest.write_text(json.dumps(text))
-
+    other = json.loads(manifest.read_text())
+    other["versions"]["transformers"] = "0"
     damages = {
         "model.safetensors has another size": lambda: weights.write_bytes(whole[:-1]),
         "other contents": lambda: weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])),
         "tokenizer.json is missing": lambda: (toy_folder() / "tokenizer.json").unlink(),
         "manifest cannot be read": lambda: manifest.write_text("{"),
         "manifest.json is missing": manifest.unlink,
-        "other versions": other_version,
+        "other versions": lambda: manifest.write_text(json.dumps(other)),
     }
     for words, damage in damages.items():
         caplog.clear()
@@ -428,27 +383,17 @@ def test_a_damaged_cache_folder_is_made_again(
         assert is_ready("toy")
         said = [r.getMessage() for r in caplog.records if "again" in r.getMessage()]
         assert len(said) == 1 and words in said[0]
-        again = load_file(weights)
-        assert all(torch.equal(again[key], good[key]) for key in good)
-
-
-def test_a_touched_cache_folder_is_hashed_and_kept(
-    toy: EmbeddedSource, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepare_model("toy")
-    weights = toy_folder() / "model.safetensors"
-    os.utime(weights)
+        assert weights.read_bytes() == whole
     caplog.clear()
+    os.utime(weights)
     prepare_model("toy")
     assert not caplog.records
-    manifest = json.loads((toy_folder() / "manifest.json").read_text())
-    assert manifest["files"]["model.safetensors"]["mtime_ns"] == weights.stat().st_mtime_ns
+    files = json.loads(manifest.read_text())["files"]
+    assert files["model.safetensors"]["mtime_ns"] == weights.stat().st_mtime_ns
 
 
-def test_an_interrupted_first_load_leaves_no_folder_that_counts(
-    toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def power_cut(folder: Path, manifest: dict) -> None:
+def test_an_interrupted_first_load_leaves_no_folder_that_counts(toy, monkeypatch):
+    def power_cut(folder, manifest):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -462,17 +407,11 @@ def test_an_interrupted_first_load_leaves_no_folder_that_counts(
     assert toy_folder().is_dir() and not left_over.exists()
 
 
-def test_a_gguf_file_of_another_sha256_is_refused(
-    toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_of_another_sha256_or_a_missing_one_is_refused(toy, monkeypatch):
+    assert "toy" in available_embedded()
     monkeypatch.setitem(SOURCES, "toy", dataclasses.replace(toy, sha256="0" * 64))
     refused("toy", toy.sha256, "0" * 64, "toy==1.0")
     assert [p for p in sources.cache_folder().iterdir() if p.suffix != ".lock"] == []
-
-
-def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "EMBEDDED", (*EMBEDDED, "toy"))
-    assert "toy" in available_embedded()
     absent = dataclasses.replace(toy, parts=(*toy.parts, "toy_part3/piece"))
     monkeypatch.setitem(SOURCES, "toy", absent)
     assert "toy" not in available_embedded()
@@ -480,7 +419,7 @@ def test_a_missing_package_is_named(toy: EmbeddedSource, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_two_processes_may_load_first_at_once(toy: EmbeddedSource, tmp_path: Path) -> None:
+def test_two_processes_may_load_first_at_once(toy, tmp_path):
     source = {"requirements": ["toy==1.0"], "parts": toy.parts, "sha256": toy.sha256, "note": ""}
     script = f"""
 from replib.models import load, sources
@@ -503,63 +442,44 @@ print(load.load_model("toy")(" Mary").sum().item())
 
 
 @pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A hub on this machine that has `folder` as the model "someone/small" at one commit."""
+def hub(folder, tmp_path, monkeypatch):
+    """A hub on this machine: the model "someone/small" at one commit, as a tree of static files."""
+    (folder / "pytorch_model.bin").write_bytes(b"never downloaded")
+    (folder / "own.py").write_text("never downloaded")
+    sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
+    siblings = [{"rfilename": name} for name in sizes]
+    model = {"id": "someone/small", "sha": COMMIT, "siblings": siblings}
+    tree = [{"type": "file", "path": k, "size": n, "oid": "0"} for k, n in sizes.items()]
+    api = tmp_path / "hub" / "api" / "models" / "someone" / "small"
+    for path, content in (("revision/main", model), (f"revision/{COMMIT}", model), (TREE, tree)):
+        (api / path).parent.mkdir(parents=True, exist_ok=True)
+        (api / path).write_text(json.dumps(content))
+    shutil.copytree(folder, tmp_path / "hub" / "someone" / "small" / "resolve" / COMMIT)
 
-    class Hub(BaseHTTPRequestHandler):
-        def reply(self, code: int, body: bytes, **headers: str) -> None:
-            self.send_response(code)
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+    class Hub(SimpleHTTPRequestHandler):
+        def end_headers(self):
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
+            missing = "RevisionNotFound" if "/small/" in self.path else "RepoNotFound"
+            self.send_header("X-Error-Code", missing)
+            super().end_headers()
 
-        def do_GET(self) -> None:
-            path = self.path.split("?")[0]
-            api = "/api/models/someone/small"
-            files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-            about = [{"type": "file", "path": p.name, "size": p.stat().st_size} for p in files]
-            names = [{"rfilename": p.name} for p in files]
-            model = {"id": "someone/small", "sha": COMMIT, "siblings": names}
-            answers = dict.fromkeys(("", "/revision/main", f"/revision/{COMMIT}"), model)
-            answers[f"/tree/{COMMIT}"] = [one | {"oid": "0"} for one in about]
-            if path.startswith(api):
-                if (answer := answers.get(path.removeprefix(api))) is None:
-                    return self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
-                return self.reply(200, json.dumps(answer).encode(), Content_Type="application/json")
-            file = folder / path.removeprefix(f"/someone/small/resolve/{COMMIT}/")
-            if path.startswith("/someone/small/resolve/") and file.is_file():
-                body = file.read_bytes()
-                etag = f'"{hashlib.sha256(body).hexdigest()}"'
-                return self.reply(200, body, X_Repo_Commit=COMMIT, ETag=etag)
-            return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args: object) -> None:
+        def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    handler = functools.partial(Hub, directory=tmp_path / "hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    yield folder
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield api
     server.shutdown()
     server.server_close()
 
 
-def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(
-    hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (hub / "pytorch_model.bin").write_bytes(b"never downloaded")
-    (hub / "own.py").write_text("never downloaded")
+def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(hub, monkeypatch):
     model = load_model("someone/small", revision="main")
     info = model_info(model)
     assert (info.name, info.revision) == ("someone/small", COMMIT)
@@ -573,30 +493,26 @@ def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(
     assert torch.equal(offline(PROMPT), model(PROMPT))
 
 
-def test_what_the_hub_does_not_have(hub: Path) -> None:
+def test_what_the_hub_does_not_have(hub):
     refused("gpt5", "gpt5", "not on the hub", *KNOWN)
     refused("someone/small", "someone/small", "v9", revision="v9")
-    (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
-    refused("someone/small", "no safetensors")
+    main = hub / "revision" / "main"
+    main.write_text(main.read_text().replace("model.safetensors", "model.bin"))
+    refused("someone/small", "no safetensors", revision="main")
 
 
-def test_an_unknown_name_without_a_network_fails_fast(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_name_without_a_network_fails_fast(caplog, monkeypatch):
     start = time.monotonic()
     refused("gpt5", "gpt5", "could not be reached", *KNOWN)
-    assert time.monotonic() - start < 3
     assert not caplog.records
-
-
-def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.1)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(5))
-    start = time.monotonic()
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.1)  # and a hub that says nothing
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(9))
     refused("gpt5", "could not be reached", "no answer")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "two words", ""])
-def test_a_name_that_is_neither_a_folder_nor_an_id(name: str) -> None:
+@pytest.mark.parametrize("name", ["./no-such-folder", "two words", ""])
+def test_a_name_that_is_neither_a_folder_nor_an_id(name):
     refused(name, repr(name), "no such folder", *KNOWN)
 
 
@@ -605,10 +521,8 @@ def test_a_name_that_is_neither_a_folder_nor_an_id(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.embedded
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_an_embedded_model_completes_the_ioi_example(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", sources.EMBEDDED)
+def test_an_embedded_model_completes_the_ioi_example(name, monkeypatch):
     if name not in available_embedded():
         pytest.skip(f"{name} is not installed: {SOURCES[name].install}")
     monkeypatch.delenv("REPLIB_CACHE")  # the user's own cache: half a minute to make

@@ -1,8 +1,9 @@
 """Prompt pairs: hand-worked prompts, positions on every tokenizer, and every refusal."""
 
 import json
-import random
 from collections import Counter
+from functools import cache, partial
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from replib.errors import UsageError
 from replib.models.sources import available_embedded
+from replib.models.unpack import load_dequantised
+from replib.prompts import words
 from replib.prompts.capitals import capital_pairs
 from replib.prompts.colored_objects import ask, colored_objects_pairs, make_questions
 from replib.prompts.files import colored_objects_from_file, pairs_from_file
@@ -22,35 +25,24 @@ from replib.prompts.greater_than import greater_than_pairs
 from replib.prompts.ioi import ioi_pairs
 from replib.prompts.pairs import PromptPairs
 from replib.prompts.vocabulary import _PIECE, word_tokenizer
-from replib.prompts.words import (
-    CAPITALS,
-    COLORED_OBJECTS,
-    COLORS,
-    IOI_TEMPLATES,
-    NAMES,
-    NOUNS,
-    OBJECTS,
-    PLACES,
-)
 
 TASKS = {
     "ioi": ioi_pairs,
     "colored_objects": colored_objects_pairs,
+    "two objects": partial(colored_objects_pairs, n_objects=2, n_shots=3),
     "greater_than": greater_than_pairs,
     "capitals": capital_pairs,
 }
 WORD = word_tokenizer()
 
 
-def variant(
-    remove: tuple[str, ...] = (), add: tuple[str, ...] = (), digits: int = 1, bos: bool = False
-) -> PreTrainedTokenizerFast:
-    """The word tokenizer with other words, digits in groups from the left, or a BOS token."""
+def variant(remove=(), digits: int = 1, bos: bool = False) -> PreTrainedTokenizerFast:
+    """The word tokenizer without some words, with digits in groups from the left, or with a BOS."""
     spec = json.loads(WORD.backend_tokenizer.to_str())
     vocab = [word for word in spec["model"]["vocab"] if word not in remove]
     if digits > 1:
         vocab += [f"{n:0{d}d}" for d in range(2, digits + 1) for n in range(10**d)]
-    spec["model"]["vocab"] = {word: i for i, word in enumerate([*vocab, *add])}
+    spec["model"]["vocab"] = {word: i for i, word in enumerate(vocab)}
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     if digits > 1:
         pattern = _PIECE.replace("[0-9]", f"[0-9]{{1,{digits}}}", 1)
@@ -72,15 +64,14 @@ def variant(
 TOKENIZERS = {"word": WORD, "word with BOS": variant(bos=True), "pairs": variant(digits=2)}
 
 
-@pytest.fixture(scope="module")
-def embedded():
-    """The tokenizers of the embedded models whose packages are installed."""
-    from replib.models import load as models
+@cache
+def embedded_tokenizers():
+    """Of the embedded models whose packages are installed."""
+    folders = [load_dequantised(name) for name in available_embedded()]
+    return [AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders]
 
-    return {name: models.load_model(name).tokenizer for name in available_embedded()}
 
-
-def words(tokenizer, tokens) -> list[str]:
+def decode(tokenizer, tokens) -> list[str]:
     return [tokenizer.decode([token]) for token in tokens.tolist()]
 
 
@@ -109,27 +100,18 @@ def one(**changes) -> PromptPairs:
 def test_an_ioi_prompt_token_by_token():
     pairs = ioi_pairs(WORD, 40, seed=0)
     i = next(i for i, text in enumerate(pairs.text) if text.startswith("When ") and i % 2)
-    tokens = words(WORD, pairs.clean[i, : pairs.length[i]])
+    tokens = decode(WORD, pairs.clean[i, : pairs.length[i]])
     s_name, io_name = tokens[1], tokens[3]  # BABA: the repeated name comes first
     place, thing = tokens[7], tokens[12]
     assert tokens == [
         *("When", s_name, " and", io_name, " arrived", " at", " the", place, ","),
         *(s_name, " handed", " the", thing, " to"),
     ]
-    assert {place.strip()} <= set(PLACES) and {thing.strip()} <= set(OBJECTS)
-    assert {name: int(at[i]) for name, at in pairs.positions.items()} == {
-        "IO": 3,
-        "S1": 1,
-        "S1+1": 2,
-        "S2": 9,
-        "END": 13,
-    }
-    assert words(WORD, pairs.answer)[i] == io_name
-    assert words(WORD, pairs.foil)[i] == s_name
+    assert place.strip() in words.PLACES and thing.strip() in words.OBJECTS
+    at = {"IO": 3, "S1": 1, "S1+1": 2, "S2": 9, "END": 13}
+    assert {name: int(where[i]) for name, where in pairs.positions.items()} == at
+    assert decode(WORD, pairs.answer)[i] == io_name and decode(WORD, pairs.foil)[i] == s_name
     assert pairs.corrupted_text[i] == pairs.text[i].replace(f",{s_name} ", f",{io_name} ")
-    assert pairs.clean.shape == pairs.corrupted.shape
-    changed = (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist()
-    assert changed == [9]
 
 
 def test_a_colored_objects_prompt_token_by_token():
@@ -138,34 +120,18 @@ def test_a_colored_objects_prompt_token_by_token():
     Its fixed numbers hold for prompts whose words are single tokens and whose starters have two.
     """
     pairs = colored_objects_pairs(WORD, 30, seed=3)
-    for i, text in enumerate(pairs.text):
-        shot, _ = text.split("\nQ:")
-        tokens = words(WORD, pairs.clean[i])
-        assert len(tokens) == 62 and pairs.length[i] == 62 and tokens[61] == ":"
-        assert tokens[31] == "\n" and text.endswith("\nA:") and shot.endswith(f"A:{tokens[30]}")
-        assert tokens[30].strip().istitle()
-        assert sorted(pairs.positions["colors"][i].tolist()) == [41, 45, 50]
-        assert sorted(pairs.positions["objects"][i].tolist()) == [42, 46, 51]
-        assert pairs.positions["shot_colors"][i].tolist() == [9, 13, 18]
-        assert pairs.positions["query"][i] == 57
-        assert pairs.positions["question"][i].tolist() == [53, 54, 55, 56, 57, 58]
-        assert tokens[53:59] == [" What", " color", " is", " the", tokens[57], "?"]
-        assert pairs.positions["END"][i] == 61
-        queried = int(pairs.positions["queried"][i])
-        assert tokens[queried] == tokens[57]
-        right = tokens[queried - 1]
-        assert pairs.positions["colors"][i, 0] == queried - 1
-        candidates = words(WORD, pairs.candidates[i])
-        assert candidates == [tokens[c].title() for c in pairs.positions["colors"][i].tolist()]
-        assert words(WORD, pairs.answer)[i] == right.title()
-        assert words(WORD, pairs.foil)[i] in candidates[1:]
-        changed = (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist()
-        assert changed == [57]
+    at = {name: where.tolist() for name, where in pairs.positions.items()}
+    for i in range(30):
+        tokens = decode(WORD, pairs.clean[i])
+        assert len(tokens) == 62 and at["END"][i] == 61
+        assert tokens[30:33] == [tokens[30].title(), "\n", "Q"]
+        assert sorted(at["colors"][i]) == [41, 45, 50] and at["shot_colors"][i] == [9, 13, 18]
+        assert sorted(at["objects"][i]) == [42, 46, 51] and at["query"][i] == 57
+        assert at["colors"][i][0] == at["queried"][i] - 1
+        assert decode(WORD, pairs.answer)[i] == tokens[at["queried"][i] - 1].title()
+        assert (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist() == [57]
         other = WORD.decode([pairs.corrupted[i, 57]])
-        assert words(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
-        first, second = (set(tokens[:31]), set(tokens[32:]))
-        shared = {t for t in first & second if t.strip() in (*COLORS,)}
-        assert not shared and not {t for t in first & second if t.strip() in COLORED_OBJECTS}
+        assert decode(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
 
 
 def test_colored_objects_question_text():
@@ -179,50 +145,17 @@ def test_colored_objects_question_text():
     )
 
 
-@pytest.mark.parametrize(("n_objects", "n_shots"), [(2, 1), (2, 3), (3, 1), (3, 2), (3, 3)])
-def test_colored_objects_variants(n_objects, n_shots):
-    pairs = colored_objects_pairs(WORD, 60, 5, n_objects, n_shots)
-    assert pairs.positions["colors"].shape == pairs.candidates.shape == (60, n_objects)
-    assert pairs.positions["wrong_colors"].equal(pairs.positions["colors"][:, 1:])
-    assert pairs.positions["shot_colors"].shape == (60, n_objects * n_shots)
-    for i, text in enumerate(pairs.text):
-        parsed = make_questions(text)
-        assert len(parsed) == n_shots + 1
-        for shot in parsed[:-1]:
-            assert shot.answer == shot.colors[shot.queried][0].title()
-            assert len({c for c, _ in shot.colors}) == n_objects
-            assert not {c for c, _ in shot.colors} & {c for c, _ in parsed[-1].colors}
-        things = [thing for question in parsed for thing, _ in question.objects]
-        assert len(set(things)) == n_objects * (n_shots + 1)
-        at = pairs.clean[i, pairs.positions["shot_colors"][i]]
-        shown = [c for question in parsed[:-1] for c, _ in question.colors]
-        assert [t.strip() for t in words(WORD, at)] == shown
-    asked = Counter(make_questions(text)[-1].queried for text in pairs.text)
-    assert set(asked.values()) == {60 // n_objects}  # each slot is asked about equally often
-
-
-def test_greater_than_digit_by_digit():
+def test_every_digit_template_order_and_slot_has_its_share():
     pairs = greater_than_pairs(WORD, 200, seed=2)
-    for i, text in enumerate(pairs.text):
-        start = text.split(" to the year ")[0][-4:]
-        assert text.endswith(f" to the year {start[:2]}")
-        assert pairs.corrupted_text[i] == text.replace(start, f"{start[:2]}01")
-        answer, foil = int(words(WORD, pairs.answer)[i]), int(words(WORD, pairs.foil)[i])
-        assert foil < int(start[2]) < answer
-        assert "".join(words(WORD, pairs.clean[i, pairs.positions["YY"][i]])) == start[2:]
-    assert {d for d in words(WORD, pairs.answer)} == set("23456789")
-    assert {d for d in words(WORD, pairs.foil)} == set("01234567")
-
-
-def test_capitals():
-    pairs = capital_pairs(WORD, 200, seed=4)
-    for i, text in enumerate(pairs.text):
-        country = next(c for c in CAPITALS if c in text)
-        other = next(c for c in CAPITALS if c in pairs.corrupted_text[i])
-        assert pairs.corrupted_text[i] == text.replace(country, other)
-        assert words(WORD, pairs.clean[i])[pairs.positions["country"][i]] == f" {country}"
-        assert f" {CAPITALS[country]}".startswith(words(WORD, pairs.answer)[i])
-        assert f" {CAPITALS[other]}".startswith(words(WORD, pairs.foil)[i])
+    assert set(decode(WORD, pairs.answer)) == set("23456789")
+    assert set(decode(WORD, pairs.foil)) == set("01234567")
+    pairs = ioi_pairs(WORD, 72, seed=0)
+    abba = (pairs.positions["IO"] < pairs.positions["S1"]).tolist()
+    assert len(set(zip(pairs.group, abba, strict=True))) == 2 * len(words.IOI_TEMPLATES)
+    for n in (2, 3):
+        texts = colored_objects_pairs(WORD, 60, 5, n_objects=n).text
+        asked = Counter(make_questions(text)[-1].queried for text in texts)
+        assert asked == dict.fromkeys(range(n), 60 // n)
 
 
 def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
@@ -236,7 +169,7 @@ def test_capitals_that_begin_alike_or_stand_alone_are_dropped(monkeypatch):
     monkeypatch.setattr("replib.prompts.capitals.CAPITALS", capitals)
     pairs = capital_pairs(WORD, 24, 0)
     assert pairs.dropped == {"countries": 2, "templates": 0}
-    assert set(words(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
+    assert set(decode(WORD, pairs.answer)) == {" Paris", " New", " Rome"}
     assert not any("Spain" in text or "Peru" in text for text in pairs.text)
 
 
@@ -274,12 +207,31 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert at["queried"] == at["query"] == at["objects"][:1]
             question = pairs.text[i].rsplit(". ", 1)[1].removesuffix("\nA:")
             assert "".join(at["question"]).strip() == question
-            assert "What" in at["question"][0] and at["question"][-1] == "?"
+            assert at["wrong_colors"] == at["colors"][1:]
+            *shots, test = make_questions(pairs.text[i])
+            colors = [color for shot in shots for color, _ in shot.colors]
+            assert [color.strip() for color in at["shot_colors"]] == colors
+            for shot in shots:
+                assert shot.answer == shot.colors[shot.queried][0].title()
+                used = {color for color, _ in (*shot.colors, *test.colors)}
+                assert len(used) == 2 * len(test.colors)
+            things = [thing for question in (*shots, test) for thing, _ in question.objects]
+            assert len(set(things)) == len(things)
         if pairs.task == "capitals":
-            country = next(c for c in CAPITALS if c in pairs.text[i])
+            country, other = (
+                next(c for c in words.CAPITALS if c in text[i])
+                for text in (pairs.text, pairs.corrupted_text)
+            )
+            assert pairs.corrupted_text[i] == pairs.text[i].replace(country, other)
             assert f" {country}".endswith(at["country"][0])
+            assert f" {words.CAPITALS[country]}".startswith(answer)
+            assert f" {words.CAPITALS[other]}".startswith(foil)
         if pairs.task == "greater_than":
-            assert "".join(at["YY"]) == pairs.text[i].split(" to the year ")[0][-2:]
+            start = pairs.text[i].split(" to the year ")[0][-4:]
+            assert "".join(at["YY"]) == start[2:]
+            assert pairs.text[i].endswith(f" to the year {start[:2]}")
+            assert pairs.corrupted_text[i] == pairs.text[i].replace(start, f"{start[:2]}01")
+            assert int(foil) < int(start[2 : 2 + len(answer)]) < int(answer)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
@@ -293,50 +245,23 @@ def test_positions_point_to_the_right_tokens(kind, task, seed):
 @pytest.mark.embedded
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
-def test_positions_on_the_embedded_models_tokenizers(embedded, task, seed):
-    if not embedded:
-        pytest.skip("no embedded model is installed")
-    for tokenizer in embedded.values():
+def test_positions_on_the_embedded_models_tokenizers(task, seed):
+    for tokenizer in embedded_tokenizers():
         check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_the_word_tokenizer_gives_every_prompt_back(task):
-    pairs = TASKS[task](WORD, 200, seed=7)
-    for i in range(200):
-        assert WORD.decode(pairs.clean[i, : pairs.length[i]]) == pairs.text[i]
-    assert len(WORD) <= 700
-    assert WORD("Q zebra").input_ids[1:] == [WORD.unk_token_id]
-
-
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_the_seed_decides(task):
-    first, again, other = (TASKS[task](WORD, 50, seed) for seed in (1, 1, 2))
+def test_the_seed_alone_decides_and_the_word_tokenizer_gives_every_prompt_back(task):
+    first, other = (TASKS[task](WORD, 200, seed) for seed in (1, 2))
+    set_seed(5)
+    again = TASKS[task](WORD, 200, 1)
+    drawn = np.random.random(), torch.rand(1)  # noqa: NPY002
+    set_seed(5)
+    assert drawn == (np.random.random(), torch.rand(1))  # noqa: NPY002
     assert first.text == again.text and first.clean.equal(again.clean)
     assert first.corrupted_text == again.corrupted_text and first.text != other.text
-
-
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_global_random_states_play_no_part(task):
-    texts = []
-    for seed in (0, 1):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        states = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-        texts.append(TASKS[task](WORD, 20, 0).text)
-        assert np.random.get_state()[1].tolist() == states[0]  # noqa: NPY002
-        assert torch.get_rng_state().equal(states[1])
-    assert texts[0] == texts[1]
-
-
-def test_half_abba_and_all_templates():
-    pairs = ioi_pairs(WORD, 72, seed=0)
-    abba = pairs.positions["IO"] < pairs.positions["S1"]
-    assert int(abba.sum()) == 36
-    assert len(set(pairs.group)) == len(IOI_TEMPLATES)
-    for group in set(pairs.group):  # both orders of every template
-        assert len({bool(abba[i]) for i, g in enumerate(pairs.group) if g == group}) == 2
+    rows = zip(first.clean, first.length, strict=True)
+    assert [WORD.decode(row[:size]) for row, size in rows] == list(first.text)
 
 
 # --- What the tokenizer cannot do -------------------------------------------------------------
@@ -355,16 +280,14 @@ def test_dropped_words_are_counted():
 @pytest.mark.parametrize(
     ("remove", "make", "reason"),
     [
-        ([f" {n}" for n in NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
-        ([f" {n}" for n in PLACES], ioi_pairs, "has 0 places"),
-        ([f" {n}" for n in OBJECTS], ioi_pairs, "has 0 objects"),
+        ([f" {n}" for n in words.NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
+        ([f" {n}" for n in words.PLACES], ioi_pairs, "has 0 places"),
         ([" and"], ioi_pairs, "no template"),
-        ([f" {c}" for c in COLORS[:3]], colored_objects_pairs, "has 5 colours"),
-        ([f" {o}" for o in COLORED_OBJECTS[:12]], colored_objects_pairs, "has 5 objects"),
+        ([f" {c}" for c in words.COLORS[:3]], colored_objects_pairs, "has 5 colours"),
         (["Q"], colored_objects_pairs, "does not know the words"),
         (["7"], greater_than_pairs, "splits a year into digits"),
-        ([f" {n}" for n in NOUNS], greater_than_pairs, "has 0 nouns"),
-        ([f" {c}" for c in list(CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
+        ([f" {n}" for n in words.NOUNS], greater_than_pairs, "has 0 nouns"),
+        ([f" {c}" for c in list(words.CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
     ],
 )
 def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
@@ -373,16 +296,14 @@ def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_without_offsets_is_refused(tmp_path):
+def test_a_tokenizer_without_offsets_is_refused():
     class SlowTokenizer(PreTrainedTokenizerFast):
         is_fast = False
 
     slow = SlowTokenizer(tokenizer_object=WORD.backend_tokenizer)
-    for make in TASKS.values():
+    for make, what in [(make, 4) for make in TASKS.values()] + [(pairs_from_file, "mine.json")]:
         with pytest.raises(UsageError, match=r"needs a fast tokenizer .*, not SlowTokenizer"):
-            make(slow, 4, 0)
-    with pytest.raises(UsageError, match="needs a fast tokenizer"):
-        pairs_from_file(slow, tmp_path / "mine.json")
+            make(slow, what)
 
 
 def test_three_digit_tokens_are_refused():
@@ -393,13 +314,12 @@ def test_three_digit_tokens_are_refused():
 def test_too_many_prompts_and_bad_numbers_are_refused():
     with pytest.raises(UsageError, match="3000 were asked for"):
         capital_pairs(WORD, 3000, 0)
-    removed = (*NAMES[3:], *PLACES[1:], *OBJECTS[1:])
+    removed = (*words.NAMES[3:], *words.PLACES[1:], *words.OBJECTS[1:])
     tiny = variant(remove=tuple(f" {word}" for word in removed))
     with pytest.raises(UsageError, match="different prompts found, 500 were asked for"):
         ioi_pairs(tiny, 500, 0)
-    for make in TASKS.values():
-        with pytest.raises(UsageError, match="n_prompts must be at least 1, not 0"):
-            make(WORD, 0, 0)
+    with pytest.raises(UsageError, match="n_prompts must be at least 1, not 0"):
+        ioi_pairs(WORD, 0, 0)
     with pytest.raises(UsageError, match="n_objects must be 2 or 3, not 4"):
         colored_objects_pairs(WORD, 10, 0, n_objects=4)
     with pytest.raises(UsageError, match="n_shots must be 1, 2 or 3, not 0"):
@@ -409,54 +329,39 @@ def test_too_many_prompts_and_bad_numbers_are_refused():
 # --- PromptPairs: bad sets cannot be built ------------------------------------------------------
 
 
+END = torch.tensor([2, 1])
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"corrupted": torch.tensor([[1, 7, 3], [4, 6, 6]])}, r"prompt 1 .*same number of tokens"),
         ({"corrupted": torch.tensor([[1, 7, 0], [4, 6, 0]])}, r"prompt 0 .*same number of tokens"),
         ({"corrupted": torch.tensor([[1, 7, 3], [4, 5, 0]])}, r"prompt 1 .*the same tokens"),
+        ({"corrupted": torch.tensor([[1, 7], [4, 6]])}, "differ in shape"),
         ({"length": torch.tensor([3, 0])}, r"prompt 1 .*length is not in 1\.\.3"),
         ({"length": torch.tensor([4, 2])}, r"prompt 0 .*length is not in"),
         ({"answer": torch.tensor([8, 9])}, r"prompt 1 .*answer and foil are the same"),
+        ({"answer": torch.tensor([8])}, "answer must hold one number"),
         ({"positions": {}}, "END"),
         ({"positions": {"END": torch.tensor([2, 2])}}, "END"),
-        (
-            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([0, 2])}},
-            r"prompt 1 .*'X' lies outside",
-        ),
-        (
-            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([-1, 0])}},
-            r"prompt 0 .*'X' lies outside",
-        ),
-        (
-            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([[0, -2], [0, 0]])}},
-            r"prompt 0 .*'X' lies outside",
-        ),
+        ({"positions": {"END": END, "X": torch.tensor([0, 2])}}, "prompt 1 .*'X' lies outside"),
+        ({"positions": {"END": END, "X": torch.tensor([-1, 0])}}, "prompt 0 .*'X' lies outside"),
+        ({"positions": {"END": END, "X": torch.tensor([[0, -2], [0, 0]])}}, "prompt 0 .*outside"),
+        ({"positions": {"END": END, "X": torch.tensor([0])}}, r"'X' must be \[prompt\]"),
         ({"candidates": torch.tensor([[8, 9], [9, 8]])}, r"prompt 1 .*first candidate"),
         ({"text": ("a b c",)}, "text has 1 entries for 2 prompts"),
-        ({"group": ("x", "y", "z")}, "group has 3 entries"),
-    ],
-)
-def test_bad_sets_are_refused(changes, reason):
-    one()
-    with pytest.raises(UsageError, match=reason):
-        one(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"corrupted": torch.tensor([[1, 7], [4, 6]])}, "differ in shape"),
-        ({"answer": torch.tensor([8])}, "answer must hold one number"),
         (
-            {"positions": {"END": torch.tensor([2, 1]), "X": torch.tensor([0])}},
-            r"position 'X' must be \[prompt\]",
+            {
+                "clean": torch.tensor([[1, 2, 3, 0], [4, 5, 0, 9]]),
+                "corrupted": torch.tensor([[1, 7, 3, 0], [4, 6, 0, 9]]),
+            },
+            r"prompt 1 .*padding",
         ),
     ],
 )
-def test_wrong_shapes_are_refused_without_the_runtime_checker_too(changes, reason):
-    with pytest.raises((UsageError, jaxtyping.TypeCheckError)):
-        one(**changes)
+def test_bad_sets_are_refused_without_the_runtime_checker_too(changes, reason):
+    one()
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         with pytest.raises(UsageError, match=reason):
@@ -465,20 +370,11 @@ def test_wrong_shapes_are_refused_without_the_runtime_checker_too(changes, reaso
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_padding_must_be_one_token():
-    wide = {
-        "clean": torch.tensor([[1, 2, 3, 0], [4, 5, 0, 9]]),
-        "corrupted": torch.tensor([[1, 7, 3, 0], [4, 6, 0, 9]]),
-    }
-    with pytest.raises(UsageError, match=r"prompt 1 .*padding"):
-        one(**wide)
-
-
-def test_rows_are_picked_together():
+def test_rows_are_picked_and_runs_exchanged_together():
     pairs = colored_objects_pairs(WORD, 12, 0)
     mask = torch.zeros(12, dtype=torch.bool)
     mask[[2, 5]] = True
-    for index in ([2, 5], torch.tensor([2, 5]), mask, slice(2, 6, 3)):
+    for index in ([2, 5], mask, slice(2, 6, 3)):
         picked = pairs[index]
         assert len(picked) == 2 and picked.text == (pairs.text[2], pairs.text[5])
         assert picked.clean.equal(pairs.clean[[2, 5]])
@@ -487,26 +383,21 @@ def test_rows_are_picked_together():
         assert picked.group == (pairs.group[2], pairs.group[5])
     with pytest.raises(TypeError):
         pairs[3]
-
-
-def test_swapped_twice_is_the_same():
-    pairs = ioi_pairs(WORD, 4, 0)
     swapped = pairs.swapped()
-    assert swapped.clean.equal(pairs.corrupted) and swapped.text == pairs.corrupted_text
-    assert swapped.swapped().clean.equal(pairs.clean)
-    assert swapped.corrupted_text == pairs.text
+    assert swapped.clean.equal(pairs.corrupted) and swapped.corrupted.equal(pairs.clean)
+    assert (swapped.text, swapped.corrupted_text) == (pairs.corrupted_text, pairs.text)
 
 
 def test_split_is_disjoint_and_complete():
     pairs = ioi_pairs(WORD, 20, 0)
-    for n, size in ((0.5, 10), (0.25, 5), (6, 6)):
+    for n, size in ((0.25, 5), (6, 6)):
         first, second = pairs.split(n, seed=3)
         assert len(first) == size and len(second) == 20 - size
         assert not set(first.text) & set(second.text)
         assert set(first.text) | set(second.text) == set(pairs.text)
     assert pairs.split(0.5, 3)[0].text == pairs.split(0.5, 3)[0].text
     assert pairs.split(0.5, 3)[0].text != pairs.split(0.5, 4)[0].text
-    for n in (0, 20, 21, 0.001):
+    for n in (0, 20, 0.001):
         with pytest.raises(UsageError, match="leaves nothing"):
             pairs.split(n)
 
@@ -522,7 +413,7 @@ ROW = {
 SHORT = {"clean": "Then Mary", "corrupted": "Then John", "answer": " and", "foil": " to"}
 
 
-def write(folder, name: str, rows) -> str:
+def write(folder, name: str, rows) -> Path:
     path = folder / name
     if name.endswith(".csv"):
         quoted = [[f'"{value}"' for value in row.values()] for row in rows]
@@ -532,59 +423,46 @@ def write(folder, name: str, rows) -> str:
         path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
     else:
         path.write_text(json.dumps(rows), encoding="utf-8")
-    return str(path)
+    return path
 
 
 @pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.csv"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])  # a byte order mark, as Excel writes
 def test_a_readers_prompts(tmp_path, name, mark):
-    path = tmp_path / write(tmp_path, name, [ROW, SHORT])
+    path = write(tmp_path, name, [ROW, SHORT])
     path.write_bytes(mark + path.read_bytes())
     pairs = pairs_from_file(WORD, path)
     assert pairs.text == (ROW["clean"], "Then Mary") and pairs.length.tolist() == [14, 2]
-    assert words(WORD, pairs.answer) == [" Mary", " and"]
-    assert words(WORD, pairs.foil) == [" John", " to"]
+    assert decode(WORD, pairs.answer) == [" Mary", " and"]
+    assert decode(WORD, pairs.foil) == [" John", " to"]
     assert list(pairs.positions) == ["END"] and pairs.positions["END"].tolist() == [13, 1]
     assert pairs.candidates is None and pairs.group == ("row 1", "row 2")
-    assert pairs.clean[1, 2:].tolist() == [WORD.pad_token_id] * 12
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"corrupted": "Then Mary and"}, "clean has 2 tokens and corrupted 3"),
-        ({"corrupted": "Then Mary"}, "clean and corrupted are the same tokens"),
-        ({"foil": " and"}, "answer and foil are the same token"),
-        ({"answer": " zebra"}, "answer ' zebra' must be one known token"),
-        ({"foil": " and to"}, r"foil ' and to' must be one known token .* \[' and', ' to'\]"),
-        ({"answer": "and"}, "answer 'and' would be joined .* begin it with a space: ' and'"),
-        ({"clean": "Zebra Mary"}, "does not know a word of clean 'Zebra Mary'"),
-        ({"clean": "  "}, "clean must be text"),
-        ({"answer": ""}, "answer must be text, not ''"),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, change, reason):
-    for name in ("mine.json", "mine.jsonl", "mine.csv"):
-        path = write(tmp_path, name, [ROW, SHORT | change])
-        with pytest.raises(UsageError, match=f"{name} row 2: .*{reason}") as error:
-            pairs_from_file(WORD, path)
-        assert "\n" not in str(error.value)
+    path = write(tmp_path, name, [ROW, SHORT | {"answer": " zebra"}])
+    with pytest.raises(UsageError, match=f"{name} row 2: answer ' zebra' must be one known token"):
+        pairs_from_file(WORD, path)
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        (SHORT | {"corrupted": "Then Mary and"}, "clean has 2 tokens and corrupted 3"),
+        (SHORT | {"corrupted": "Then Mary"}, "clean and corrupted are the same tokens"),
+        (SHORT | {"foil": " and"}, "answer and foil are the same token"),
+        (SHORT | {"foil": " and to"}, r"foil ' and to' must be one known token .* \[' and', ' to'"),
+        (SHORT | {"answer": "and"}, "answer 'and' would be joined .* begin it with a space: ' and"),
+        (SHORT | {"clean": "Zebra Mary"}, ".*does not know a word of clean 'Zebra Mary'"),
+        (SHORT | {"clean": "  "}, "clean must be text"),
+        (SHORT | {"answer": 3}, "answer must be text, not 3"),
         ({k: v for k, v in SHORT.items() if k != "foil"}, "must have clean, .* not clean, corr"),
         (SHORT | {"note": "x"}, "must have .* not clean, corrupted, answer, foil, note"),
-        (SHORT | {"answer": 3}, "answer must be text, not 3"),
-        (SHORT | {"answer": None}, "answer must be text, not None"),
         (["a", "b", "c", "d"], "must have .* not list"),
         (ROW, "repeats row 1"),
     ],
 )
-def test_a_bad_json_row_is_named(tmp_path, row, reason):
-    with pytest.raises(UsageError, match=f"row 2: {reason}"):
+def test_a_bad_row_is_named(tmp_path, row, reason):
+    with pytest.raises(UsageError, match=f"mine.json row 2: {reason}") as error:
         pairs_from_file(WORD, write(tmp_path, "mine.json", [ROW, row]))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -596,11 +474,9 @@ def test_a_bad_json_row_is_named(tmp_path, row, reason):
         ("mine.json", b"{}", "must hold a list of rows, not a dict"),
         ("mine.json", b"[1, 2", "not JSON"),
         ("mine.json", b"[" * 100_000, "not JSON"),
-        ("mine.json", b"[1]", "row 1: must have"),
+        ("mine.json", b'["\\ud800"]', "not JSON .*surrogates not allowed"),
         ("mine.json", b"\xff\xfe[", r"is not UTF-8 text \(byte 0\)"),
         ("mine.jsonl", b'{"clean": 1}\n{"clean"', "row 2: not JSON"),
-        ("mine.csv", b"clean,corrupted,answer,foil\n", "holds no rows"),
-        ("mine.csv", b"clean,corrupted,answer\na,b,c\n", "columns must be clean, corrupted, ans"),
         ("mine.csv", b"clean,corrupted,answer,foil,x\n1,2,3,4,5\n", "columns must be .* foil, x"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c\n", "row 1: foil must be text, not None"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c,d,e\n", "row 1: must have"),
@@ -615,40 +491,27 @@ def test_a_bad_file_is_refused(tmp_path, name, content, reason):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl"])
-@pytest.mark.parametrize("value", ["\ud800 Mary", {"x": ["\udcff"]}])
-def test_half_a_character_is_refused(tmp_path, name, value):
-    path = write(tmp_path, name, [ROW | {"clean": value}])
-    with pytest.raises(UsageError, match=r"not JSON .*surrogates not allowed"):
-        pairs_from_file(WORD, path)
-
-
-def test_a_missing_file_or_a_folder_is_refused(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(UsageError, match=r"no such file|unknown kind"):
-            pairs_from_file(WORD, path)
-    with pytest.raises(UsageError, match="no such file"):
-        colored_objects_from_file(WORD, tmp_path / "none.json")
+def test_a_missing_file_is_refused(tmp_path):
+    for read in (pairs_from_file, colored_objects_from_file):
+        with pytest.raises(UsageError, match="no such file"):
+            read(WORD, tmp_path / "none.json")
     with pytest.raises(UsageError, match="unknown kind of file; use"):
         colored_objects_from_file(WORD, tmp_path / "none.csv")
 
 
-def authors_rows(n: int, seed: int = 0) -> list[list[str]]:
-    pairs = colored_objects_pairs(WORD, n, seed)
-    return [
-        [text, answer] for text, answer in zip(pairs.text, words(WORD, pairs.answer), strict=True)
-    ]
+def authors_rows(n: int) -> list[list[str]]:
+    pairs = colored_objects_pairs(WORD, n, 0)
+    return [list(row) for row in zip(pairs.text, decode(WORD, pairs.answer), strict=True)]
 
 
 def test_the_authors_format_is_read(tmp_path):
     path = write(tmp_path, "cobjs.json", authors_rows(30))
-    made, read = colored_objects_pairs(WORD, 30, 0), colored_objects_from_file(WORD, path, 1)
-    assert read.text == made.text and read.clean.equal(made.clean)
+    made = colored_objects_pairs(WORD, 30, 0)
+    read, again, other = (colored_objects_from_file(WORD, path, seed) for seed in (1, 1, 2))
+    assert read.text == made.text and read.clean.equal(made.clean) and read.group == made.group
     assert read.answer.equal(made.answer) and read.candidates.equal(made.candidates)
-    assert read.group == made.group and list(read.positions) == list(made.positions)
-    for name, at in made.positions.items():
-        assert read.positions[name].equal(at)
-    again, other = (colored_objects_from_file(WORD, path, seed) for seed in (1, 2))
+    assert list(read.positions) == list(made.positions)
+    assert all(read.positions[name].equal(at) for name, at in made.positions.items())
     assert again.foil.equal(read.foil) and not other.foil.equal(read.foil)
     check(WORD, read, 30)
 
@@ -662,8 +525,8 @@ def test_objects_of_several_words_are_read(tmp_path):
     path = write(tmp_path, "c.json", [[prompt("red pen", "table lamp"), "Red"]])
     pairs = colored_objects_from_file(WORD, path)
     assert pairs.corrupted_text[0].endswith("What color is the table lamp?\nA:")
-    assert words(WORD, pairs.clean[0, pairs.positions["objects"][0]]) == [" pen", " lamp"]
-    assert words(WORD, pairs.clean[0, pairs.positions["colors"][0]]) == [" red", " blue"]
+    assert decode(WORD, pairs.clean[0, pairs.positions["objects"][0]]) == [" pen", " lamp"]
+    assert decode(WORD, pairs.clean[0, pairs.positions["colors"][0]]) == [" red", " blue"]
     path = write(tmp_path, "d.json", [[prompt("pen", "table lamp"), "Red"]])
     with pytest.raises(UsageError, match="row 1: no other object has as many tokens as 'pen'"):
         colored_objects_from_file(WORD, path)
@@ -675,9 +538,7 @@ QUESTION = "Q: On the table, there is a red pen and a blue cup. What color is th
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("text", r"must be a list of two texts, \[prompt, answer\]"),
-        (["text", 3], "must be a list of two texts"),
-        (["What color is the pen?", "Red"], "not in the form"),
+        (["text", 3], r"must be a list of two texts, \[prompt, answer\]"),
         (["x" + QUESTION.format("pen"), "Red"], "not in the form"),
         ([QUESTION.format("pen") + " Red", "Red"], "not in the form"),
         ([QUESTION.format("mug"), "Red"], "'mug' is asked about and not listed"),
@@ -694,9 +555,3 @@ def test_a_bad_colored_objects_row_is_named(tmp_path, row, reason):
     with pytest.raises(UsageError, match=f"cobjs.json row 2: {reason}") as error:
         colored_objects_from_file(WORD, path)
     assert "\n" not in str(error.value)
-
-
-def test_unknown_words_in_a_colored_objects_file_are_named(tmp_path):
-    row = [QUESTION.format("pen").replace("table", "sofa"), "Red"]
-    with pytest.raises(UsageError, match="row 1: the tokenizer does not know a word of clean"):
-        colored_objects_from_file(WORD, write(tmp_path, "c.json", [row]))
