@@ -27,7 +27,7 @@ def studies(monkeypatch):
     return small
 
 
-def store(root, cell, loss=1.0, weights=b"weights", **changes):
+def store(root, cell, /, loss=1.0, weights=b"weights", **changes):
     path = stored.card_path(root, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     if cell.is_reported:

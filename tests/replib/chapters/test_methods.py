@@ -120,7 +120,7 @@ def test_a_method_is_one_page_and_in_no_table_of_results(runs, tmp_path):
     assert f"replib run {CHEAP} --model tiny --profile smoke" in first
     assert "method-" not in scorecard(found) + transfer(found)
     again = (book / "rerun.md").read_text()
-    assert "successor-heads" in again and "| method-" not in again
+    assert "successor-heads" in again and "method-" not in again
     crate = json.loads((book / "ro-crate-metadata.json").read_text())["@graph"]
     assert any(CHEAP in entity["@id"] for entity in crate)
     assert not [entity for entity in crate if entity["@id"].endswith("/abs/None")]

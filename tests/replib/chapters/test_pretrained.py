@@ -54,14 +54,17 @@ def test_a_text_is_repeated_and_its_rest_asked_for(model):
 def test_scores_are_those_of_greedy_decoding(model):
     """Exact answers, made from what the model itself says, and wrong ones; in a batch or alone."""
     tokenizer, items = model.tokenizer, []
-    for prompt in ("The park", "When Mary and John arrived at the park, John", "The capital of"):
+    text = "When Mary and John arrived at the park, John handed the lemon to"
+    for n in range(2, 14):
+        prompt = " ".join(text.split()[:n])
         ids = tokenizer(prompt).input_ids
         with torch.no_grad():
             for _ in range(4):
                 ids.append(int(model.original_model(torch.tensor([ids])).logits[0, -1].argmax()))
-        text = tokenizer.decode(ids)
-        assert tokenizer(text).input_ids == ids
-        items += [Item(prompt, text[len(prompt) :]), Item(prompt, " the the the")]
+        said = tokenizer.decode(ids)
+        if tokenizer(said).input_ids == ids:  # its words make the same tokens again
+            items += [Item(prompt, said[len(prompt) :]), Item(prompt, " the the the")]
+    assert len(items) > 2
     found = tokens_right(model, items)
     for item, right in zip(items, found, strict=True):
         assert torch.equal(right, tokens_right(model, [item])[0])
