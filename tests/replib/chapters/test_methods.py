@@ -57,7 +57,7 @@ def test_no_number_is_null_and_nothing_else(tmp_path, given):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_measures_its_claims_and_says_what_goes_wrong(method):
     chapter = find_chapter(ROOT, method)
-    cells = json.loads(chapter.notebook.read_text())["cells"]
+    cells = json.loads(chapter.notebook)["cells"]
     kinds = {"code": "", "markdown": ""}
     for cell in cells:
         kinds[cell["cell_type"]] += "".join(cell["source"]) + "\n"

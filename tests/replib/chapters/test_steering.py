@@ -162,10 +162,11 @@ GATE = make_slots(WIDTHS)["gate"][:, 0]  # the unit vector that the intent head 
 
 
 @pytest.fixture(scope="module")
-def cases():
+def planted():
+    """The model, and cases of what it knows."""
     model = load_model("planted-gate")
     known = known_facts(model.tokenizer, lambda p, a: continuations(model, p, 3), "train", 60)
-    return draw_cases(model.tokenizer, known, 1, 0)[:24]
+    return model, draw_cases(model.tokenizer, known, 1, 0)[:24]
 
 
 def exchange(model, cases):
@@ -191,8 +192,8 @@ def learned(parts, layer):
     return steering.learn_direction(parts[0], layer, *parts[1:], epochs=10, seed=0)
 
 
-def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(cases):
-    parts = exchange(load_model("planted-gate"), cases)
+def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(planted):
+    parts = exchange(*planted)
     u = learned(parts, 1)
     assert abs(float(u @ GATE)) >= 0.95
     assert share(parts, 1, u) > 0.95 and share(parts, 1, -3 * GATE) > 0.95
@@ -201,14 +202,14 @@ def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(case
     assert max(share(parts, 1, v) for v in random) < 0.1
 
 
-def test_on_the_same_prompts_random_weights_have_no_such_direction(cases):
+def test_on_the_same_prompts_random_weights_have_no_such_direction(planted):
     model = load_model("planted-gate")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.original_model.parameters():
             noise = 0.1 * torch.randn(p.shape, generator=generator)
             p.copy_(noise if p.dim() > 1 else p + noise)
-    parts = exchange(model, cases)
-    for layer in range(5):
+    parts = exchange(model, planted[1])
+    for layer in (1, 2, 3):
         u = learned(parts, layer)
         assert share(parts, layer, u) < 0.2 and abs(float(u @ GATE)) < 0.5
