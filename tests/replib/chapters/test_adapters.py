@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -13,18 +14,11 @@ from bookkit.run.plan import plan
 from replib.chapters.context_knob import training as finetuning
 from replib.chapters.context_knob.adapters import adapted, load_adapter
 from replib.chapters.context_knob.intents import FORMATS, SPLITS
-from replib.chapters.context_knob.stored import (
-    CARD,
-    CONFIG,
-    INTENT_FORMATS,
-    WEIGHTS,
-    code_sha256,
-)
-from replib.chapters.factual_recall.facts import relations
+from replib.chapters.context_knob.stored import CARD, CONFIG, INTENT_FORMATS, WEIGHTS
+from replib.chapters.factual_recall.facts import readable, relations
 from replib.chapters.stored import NotStored
 from replib.errors import UsageError
 from replib.files import find_root
-from replib.hashes import code_hash
 from replib.models.bridge import model_info
 from replib.models.load import load_bare, load_model
 from replib.models.sources import SOURCES, available_embedded
@@ -37,29 +31,24 @@ PAPER = "context-knob"
 def folder(tmp_path_factory):
     """A tiny random Llama with its tokenizer, saved as a user would have it."""
     where = tmp_path_factory.mktemp("models") / "llama"
-    model, tokenizer = tiny_parts("llama", seed=0)
-    model.save_pretrained(where)
-    tokenizer.save_pretrained(where)
+    for part in tiny_parts("llama", seed=0):
+        part.save_pretrained(where)
     return str(where)
 
 
 @pytest.fixture(scope="module")
 def small():
     """A few rows, and facts that a random model is taken to know."""
-    capitals = [f for f in relations()["capital"] if f.subject.isalpha() and f.answer.isalpha()]
 
     def known(tokenizer, greedily, split, most):
         assert greedily(["The capital of France is"], ["Paris"])
-        at = list(SPLITS).index(split)
-        unknown = tokenizer.unk_token_id
-        readable = [f for f in capitals if unknown not in tokenizer(f" {f.answer}").input_ids]
-        return readable[at::3][:most]
+        return readable(tokenizer, relations()["capital"])[list(SPLITS).index(split) :: 3][:most]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "known_facts", known)
-        for name, value in {"rows": 40, "batch": 8, "validation_rows": 8, "foils": 2}.items():
-            patch.setitem(finetuning.SETTINGS, name, value)
-        patch.setitem(finetuning.SETTINGS, "validate_every", 2)
+    settings = {"rows": 40, "batch": 8, "validation_rows": 8, "foils": 2, "validate_every": 2}
+    with (
+        mock.patch.object(finetuning, "known_facts", known),
+        mock.patch.dict(finetuning.SETTINGS, settings),
+    ):
         yield
 
 
@@ -78,34 +67,25 @@ def test_two_trainings_with_one_seed_agree_in_every_byte(folder, small, trained,
     (first, second), _ = trained
     other = finetuning.train_adapter(tmp_path, folder, "weight", 4)
     assert (other / WEIGHTS).read_bytes() != (first / WEIGHTS).read_bytes()
-    assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
-    assert (first / CONFIG).read_bytes() == (second / CONFIG).read_bytes()
+    for name in (WEIGHTS, CONFIG):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
     targets = json.loads((first / CONFIG).read_text())["target_modules"]
     assert targets == sorted(targets)  # not in the order of a set, which changes with each process
-    cards = [json.loads((path / CARD).read_text()) for path in (first, second)]
-    for card in cards:
-        assert card.pop("wall_time_s") >= 0
-    assert cards[0] == cards[1]
     assert str(first.parents[3]) not in (first / CONFIG).read_text()  # no path of this machine
+    cards = [json.loads((path / CARD).read_text()) for path in (first, second)]
+    assert all(card.pop("wall_time_s") >= 0 for card in cards)
+    assert cards[0] == cards[1]
 
 
 def test_the_card_tells_how_it_was_made(trained, folder):
     (first, _), (root, _) = trained
     card = json.loads((first / CARD).read_text())
     assert (card["seed"], card["intent_format"], card["settings"]["rows"]) == (3, "weight", 40)
-    assert len(card["curve"]["loss"]) == 5
-    assert [step for step, _ in card["curve"]["validation"]] == [0, 2, 4, 5]
-    assert len(card["data_sha256"]) == len(card["sha256"]) == 64
+    losses, validation = card["curve"]["loss"], card["curve"]["validation"]
+    assert len(losses) == 5 and [step for step, _ in validation] == [0, 2, 4, 5]
+    assert validation[-1][1] < validation[0][1]
     assert not adapter_of(folder, root).is_stale
-    assert sorted(path.name for path in first.parent.iterdir()) == ["weight-3"]  # nothing left over
-
-
-def test_training_lowers_the_loss_of_the_answers(folder, small, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(finetuning.SETTINGS, "rows", 400)
-        made = finetuning.train_adapter(tmp_path, folder, "instruction", 0)
-    losses = json.loads((made / CARD).read_text())["curve"]["loss"]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert [path.name for path in first.parent.iterdir()] == ["weight-3"]  # nothing left over
 
 
 def test_the_loss_is_that_of_the_answers_tokens_and_the_end_only(folder):
@@ -154,49 +134,34 @@ def test_an_adapter_is_merged_as_peft_merges_it_and_taken_out_without_a_trace(tr
 def test_an_adapter_for_other_matrices_is_refused(trained, folder):
     with (
         pytest.raises(UsageError, match=r"the model has no model\.layers\.\d\.self_attn"),
-        adapted(load_model("planted-gate"), adapter_of(folder, trained[1][0])),
+        adapted(load_model("tiny"), adapter_of(folder, trained[1][0])),
     ):
         pass
 
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A root with one adapter that may be spoilt."""
+    """(a root, its one adapter), which may be spoilt."""
     (first, _), (root, _) = trained
-    target = tmp_path / first.relative_to(root)
-    shutil.copytree(first, target)
-    return tmp_path, target
+    return tmp_path, shutil.copytree(first, tmp_path / first.relative_to(root))
 
 
-def spoil(path, how):
-    if how == "missing":
-        (path / WEIGHTS).unlink()
-    elif how == "altered":
-        data = bytearray((path / WEIGHTS).read_bytes())
-        data[-1] ^= 1
-        (path / WEIGHTS).write_bytes(data)
-    elif how == "deep card":
-        (path / CARD).write_text("[" * 100_000)
-    elif how == "card":
-        (path / CARD).write_text("{")
-    else:
-        card = json.loads((path / CARD).read_text())
-        (path / CARD).write_text(json.dumps(card | {"model_sha256": "0" * 64}))
+def edit_card(path, **changes):
+    (path / CARD).write_text(json.dumps(json.loads((path / CARD).read_text()) | changes))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("spoil", "message"),
     [
-        ("missing", "is missing"),
-        ("altered", "was altered"),
-        ("card", "cannot be read"),
-        ("deep card", "cannot be read"),
-        ("other", "was trained on other weights"),
+        (lambda path: (path / WEIGHTS).unlink(), "is missing"),
+        (lambda path: (path / WEIGHTS).write_bytes(b"other"), "was altered"),
+        (lambda path: (path / CARD).write_text("{"), "cannot be read"),
+        (lambda path: edit_card(path, model_sha256="0" * 64), "was trained on other weights"),
     ],
 )
-def test_a_spoilt_adapter_is_refused_with_the_command_that_makes_it(copy, folder, how, message):
+def test_a_spoilt_adapter_is_refused_with_the_command_that_makes_it(copy, folder, spoil, message):
     root, path = copy
-    spoil(path, how)
+    spoil(path)
     with pytest.raises(NotStored) as caught:
         adapter_of(folder, root)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -206,12 +171,8 @@ def test_a_spoilt_adapter_is_refused_with_the_command_that_makes_it(copy, folder
 
 def test_an_adapter_of_older_code_says_so(copy, folder):
     root, path = copy
-    card = json.loads((path / CARD).read_text())
-    (path / CARD).write_text(json.dumps(card | {"code_sha256": "0" * 64}))
+    edit_card(path, code_sha256="0" * 64)
     assert adapter_of(folder, root).is_stale
-
-
-# --- on the command line --------------------------------------------------------------------------
 
 
 def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder, capsys):
@@ -225,30 +186,16 @@ def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder
     plan(find_chapter(find_root(), PAPER), "tiny", "smoke", {}, out=out)  # needs none
 
 
-def test_a_model_that_knows_nothing_is_not_trained(folder, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "known_facts", lambda *_: [])
-    assert main(["train", PAPER, "--model", folder, "--seed", "1", "--format", "weight"]) == 2
-    assert "knows no fact of the training relations" in capsys.readouterr().err
-
-
 def test_a_model_with_other_matrices_is_not_trained(small, tmp_path):
-    model, tokenizer = tiny_parts("gpt2", seed=0)
-    model.save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
+    for part in tiny_parts("gpt2", seed=0):
+        part.save_pretrained(tmp_path / "gpt2")
     with pytest.raises(UsageError, match="the model has no k_proj, o_proj, q_proj, v_proj"):
         finetuning.train_adapter(tmp_path, str(tmp_path / "gpt2"), "weight", 0)
     assert not (tmp_path / "notebooks").exists()
 
 
-# --- what is stored -------------------------------------------------------------------------------
-
-
-def test_the_formats_are_those_of_the_prompts_and_the_code_is_there():
-    assert tuple(FORMATS) == INTENT_FORMATS
-    assert code_sha256() != code_hash("")
-
-
 def test_every_stored_adapter_is_whole_and_small():
+    assert tuple(FORMATS) == INTENT_FORMATS
     for model, name, seed in itertools.product(SOURCES, INTENT_FORMATS, (1, 2, 3)):
         adapter = load_adapter(find_root(), model, SOURCES[model].sha256, name, seed)
         assert (adapter.card["model"], adapter.card["seed"]) == (model, seed)
@@ -258,6 +205,7 @@ def test_every_stored_adapter_is_whole_and_small():
         assert not adapter.is_stale
 
 
+@pytest.mark.slow
 @pytest.mark.embedded
 @pytest.mark.skipif("smollm2-135m" not in available_embedded(), reason="smollm2 not installed")
 def test_a_stored_adapter_fits_its_model():
@@ -269,4 +217,3 @@ def test_a_stored_adapter_fits_its_model():
     before = weight.clone()
     with adapted(model, adapter):
         assert not torch.equal(weight, before)
-    assert torch.equal(weight, before)

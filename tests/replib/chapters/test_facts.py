@@ -1,6 +1,5 @@
 """Facts, their scoring, generation with scaled heads, knobs and regression, by worked examples."""
 
-import csv
 import json
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall import scaling as knobs
-from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact, outcome
+from replib.chapters.factual_recall.facts import TEMPLATES, Fact
 from replib.chapters.factual_recall.planted import CONTEXT_HEAD, MEMORY_HEAD
 from replib.chapters.factual_recall.regression import logistic, standardised
 from replib.errors import UsageError
 from replib.interventions.generation import continuations, scaled_heads, text_loss
-from replib.interventions.head_edits import read, scale_head
 from replib.interventions.network import Network
 from replib.models.load import load_model
 from replib.models.tiny import ARCHITECTURES, tiny_model
@@ -31,22 +29,18 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "answer", "expected"),
     [
-        (" Paris.", "memorised"),
-        (" Lima, not Paris.", "memorised"),  # memorised wins ties
-        (" Lima.\nQ: What is the capital of Peru?\nA: Paris", "in-context"),  # up to the next Q:
-        (" Parisian life", "other"),  # whole words only
-        ("", "other"),
+        (" Paris.", "Paris", "memorised"),
+        (" Lima, not Paris.", "Paris", "memorised"),  # memorised wins ties
+        (" Lima.\nQ: The capital of Peru?\nA: Paris", "Paris", "in-context"),  # up to the next Q:
+        (" Parisian life", "Paris", "other"),  # whole words only
+        (" as iron", "As", "other"),  # a symbol keeps its case
+        (" As.", "As", "memorised"),
     ],
 )
-def test_outcome(text, expected):
-    assert outcome(text, "Paris", "Lima") == expected
-
-
-def test_a_symbol_keeps_its_case():
-    assert outcome(" as iron", "As") == "other"
-    assert outcome(" As.", "As") == "memorised"
+def test_outcome(text, answer, expected):
+    assert facts.outcome(text, answer, "Lima") == expected
 
 
 def test_settled_text_cannot_change_its_outcome():
@@ -59,7 +53,6 @@ def test_the_paper_s_prompt_letter_by_letter():
     fact = Fact("capital", "France", "Paris")
     text = "The capital of France is Lima.\nQ: What is the capital of France?\nA:"
     assert TEMPLATES[0].conflict(fact, "Lima") == text
-    assert TEMPLATES[0].alone(fact) == "Q: What is the capital of France?\nA:"
     peru = Fact("currency", "Peru", "sol", lead="the")
     assert TEMPLATES[1].conflict(peru, "yen") == (
         "The currency of Peru is the yen. The currency of Peru is the"
@@ -76,22 +69,19 @@ def test_template_choice():
 
 # --- facts, splits, foils -------------------------------------------------------------------------
 
-
-@pytest.fixture(scope="module")
-def relations():
-    return facts.relations()
+RELATIONS = facts.relations()
 
 
-def test_facts_from_packages(relations):
-    capitals = {f.subject: f.answer for f in relations["capital"]}
+def test_facts_from_packages():
+    answers = {name: {f.subject: f.answer for f in some} for name, some in RELATIONS.items()}
+    capitals = answers["capital"]
     assert capitals["France"] == "Paris" and len(capitals) > 200
     assert "Mexico" not in capitals and "Vatican" not in capitals  # the answer holds the subject
     assert len(set(capitals.values())) == len(capitals)
-    symbols = {f.subject: f.answer for f in relations["chemical symbol"]}
+    symbols, languages = answers["chemical symbol"], answers["official language"]
     assert symbols["iron"] == "Fe" and "neutron" not in symbols
-    languages = {f.subject: f.answer for f in relations["official language"]}
     assert languages["Brazil"] == "Portuguese" and "Switzerland" not in languages
-    assert {f.subject: f.answer for f in relations["currency"]}["Japan"] == "yen"
+    assert answers["currency"]["Japan"] == "yen"
 
 
 def test_too_few_readable_facts():
@@ -102,17 +92,10 @@ def test_too_few_readable_facts():
         facts.readable(tokenizer, some, at_least=2)
 
 
-def test_frequent_words_have_higher_frequencies():
-    assert facts.zipf("France") > facts.zipf("Bhutan") > facts.zipf("Xqzzyv") == 0
-
-
-def test_splits_share_no_name(relations):
-    first, second, shared = facts.split_facts(relations["capital"], 0.4, seed=1)
+def test_splits_share_no_name_if_possible():
+    first, second, shared = facts.split_facts(RELATIONS["capital"], 0.4, seed=1)
     assert shared == 0 and not set(first) & set(second)
     assert len(first) == round(0.4 * (len(first) + len(second)))
-
-
-def test_own_facts_that_hang_together_stay_together_if_possible():
     chain = [Fact("r", f"s{i}", f"a{i}", foils=(f"a{i + 1 - 2 * (i % 2)}",)) for i in range(8)]
     first, second, shared = facts.split_facts(chain, 0.5, seed=0)  # pairs: 0-1, 2-3, ...
     assert shared == 0 and len(first) == len(second) == 4
@@ -123,17 +106,20 @@ def test_own_facts_that_hang_together_stay_together_if_possible():
         facts.split_facts(star[:1], 0.5, seed=0)
 
 
-def test_foils_do_not_collide():
+@pytest.fixture(scope="module")
+def planted():
+    """The planted model and eighty conflicts about capitals that it can read."""
     model = load_model("planted-facts")
-    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:40]
-    conflicts = facts.draw_foils(model.tokenizer, some, 2, seed=0)
+    some = facts.readable(model.tokenizer, RELATIONS["capital"])[:40]
+    return model, facts.draw_foils(model.tokenizer, some, 2, seed=0)
+
+
+def test_foils_do_not_collide(planted):
+    model, conflicts = planted
     assert len(conflicts) == 80
-    for c in conflicts:
-        assert facts.first_token(model.tokenizer, c.foil) != facts.first_token(
-            model.tokenizer, c.fact.answer
-        )
-    assert max(np.unique([c.foil for c in conflicts], return_counts=True)[1]) <= 4
     pairs = facts.conflict_pairs(model.tokenizer, conflicts, TEMPLATES[0])
+    assert not (pairs.answer == pairs.foil).any()
+    assert max(np.unique([c.foil for c in conflicts], return_counts=True)[1]) <= 4
     row = torch.arange(len(pairs))
     assert torch.equal(pairs.clean[row, pairs.positions["in_context"]], pairs.foil)
 
@@ -143,22 +129,11 @@ def test_foils_do_not_collide():
 GOOD = {"subject": "France", "prompt": "{subject} is ruled from", "answer": "Paris", "foil": "Rome"}
 
 
-def write(path, rows):
-    if path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-@pytest.mark.parametrize("name", ["f.json", "f.csv"])
-def test_own_facts(tmp_path, name):
+def test_own_facts(tmp_path):
     rows = [GOOD, GOOD | {"subject": "Peru", "answer": "Lima", "prompt": "Peru is ruled from"}]
-    rows = [row | {"relation": "seat"} for row in rows]
-    fact, other = facts.facts_from_file(write(tmp_path / name, rows))
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([row | {"relation": "seat"} for row in rows]))
+    fact, other = facts.facts_from_file(path)
     assert fact.relation == other.relation == "seat"
     assert other.prompt == "Peru is ruled from"
     assert facts.OWN_TEMPLATE.conflict(fact, fact.foils[0]) == (
@@ -169,29 +144,28 @@ def test_own_facts(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"answer": ""}, "answer must be text"),
-        ({"foil": 3}, "foil must be text"),
+        ({"answer": " "}, "answer must be text"),
         ({"prompt": "The capital is"}, "neither"),
         ({"prompt": "{subject} and {city} is"}, "brace"),
         ({"prompt": "Paris in {subject} is"}, "already says the answer 'Paris'"),
-        ({"foil": "Paris"}, "cannot be told apart"),
+        ({"prompt": "{subject}, unlike Rome, is"}, "already says the foil 'Rome'"),
         ({"foil": "Paris Nord"}, "cannot be told apart"),
-        ({"note": "x"}, "must have subject, prompt, answer, foil"),
         ({}, "repeats an earlier row"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, reason):
-    path = write(tmp_path / "bad.json", [GOOD, GOOD | change])
-    with pytest.raises(UsageError, match=rf"bad\.json row 2: .*{reason}") as error:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([GOOD, GOOD | change]))
+    with pytest.raises(UsageError, match=rf"bad\.json row 2: .*{reason}"):
         facts.facts_from_file(path)
-    assert "\n" not in str(error.value)
 
 
 # --- generation with scaled heads -----------------------------------------------------------------
 
 
-def slow_continuation(model, prompt, n_new, heads, stop):
-    """Token by token, whole forward passes, z scaled by the bridge's own hook."""
+def slow_continuation(model, prompt, n_new, heads, most):
+    """Token by token, whole forward passes, z scaled by the bridge's own hook; until the text has
+    more than `most` letters."""
     ids = model.tokenizer(prompt).input_ids
     start, text = len(ids), ""
 
@@ -204,52 +178,28 @@ def slow_continuation(model, prompt, n_new, heads, stop):
         return hook
 
     hooks = [(f"blocks.{layer}.attn.hook_z", scale(h, a)) for (layer, h), a in heads.items()]
-    for _ in range(n_new):
+    while len(ids) < start + n_new and len(text) <= most:
         logits = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks)
         token = int(logits[0, -1].argmax())
         if token == model.tokenizer.eos_token_id:
             break
         ids.append(token)
         text = model.tokenizer.decode(ids[start:])
-        if stop(text):
-            break
     return text
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_continuations_are_those_of_whole_forward_passes(arch):
+    """Under grouped-query attention heads 2 and 3 share a value vector; only 2 is scaled."""
     model = tiny_model(arch)
-    before = {k: v.clone() for k, v in model.original_model.state_dict().items()}
     heads = {(1, 2): -3.0, (3, 0): 4.0}
     fast = continuations(model, PROMPTS, 6, heads, lambda i, text: i == 1 and len(text) > 12)
     for i, prompt in enumerate(PROMPTS):
-        stop = (lambda text: len(text) > 12) if i == 1 else (lambda text: False)
-        assert fast[i] == slow_continuation(model, prompt, 6, heads, stop)
+        most = 12 if i == 1 else 1000
+        assert fast[i] == slow_continuation(model, prompt, 6, heads, most)
     assert fast != continuations(model, PROMPTS, 6)
-    after = model.original_model.state_dict()
-    assert all(torch.equal(after[k], v) for k, v in before.items())
     assert not model.blocks[1].attn.o.original_component._forward_pre_hooks
     assert not model.original_model.get_output_embeddings()._forward_pre_hooks
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_only_the_scaled_query_head_changes(arch):
-    """Under grouped-query attention heads 2 and 3 share a value vector; 3 must not feel it."""
-    model = tiny_model(arch)
-    tokens = torch.tensor([model.tokenizer(PROMPTS[0]).input_ids])
-    seen = []
-    module = model.blocks[1].attn.o.original_component
-    watch = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
-    with torch.inference_mode():
-        model.original_model(tokens)
-        watch.remove()
-        with scaled_heads(model, {(1, 2): -3.0}):
-            watch = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
-            model.original_model(tokens)
-            watch.remove()
-    plain, scaled = (z.unflatten(-1, (4, -1)) for z in seen)
-    torch.testing.assert_close(scaled[:, :, 2], -3.0 * plain[:, :, 2])
-    assert torch.equal(scaled[:, :, [0, 1, 3]], plain[:, :, [0, 1, 3]])
 
 
 def test_scaling_proves_that_it_happened():
@@ -260,19 +210,6 @@ def test_scaling_proves_that_it_happened():
         pass
     assert torch.equal(text_loss(model), text_loss(model, scales={(1, 0): 1.0}))
     assert not torch.equal(text_loss(model), text_loss(model, scales={(1, 0): -2.0}))
-
-
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
-def test_first_token_of_a_continuation_is_what_is_read(arch):
-    model = tiny_model(arch)
-    net = Network(model)
-    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:12]
-    conflicts = facts.draw_foils(model.tokenizer, some, 1, seed=0)
-    pairs = facts.conflict_pairs(model.tokenizer, conflicts, TEMPLATES[0])
-    edit = [scale_head((1, 2), -3.0)]
-    top1 = read(net, pairs, edit, everywhere=True, full_vocabulary=True).top1[0]
-    said = continuations(model, pairs.text, 1, {(1, 2): -3.0})
-    assert said == [model.tokenizer.decode([int(token)]) for token in top1]
 
 
 # --- knobs ----------------------------------------------------------------------------------------
@@ -310,15 +247,12 @@ def test_means_per_group():
     assert knobs.per_group(values, ["b", "b", "a"]).tolist() == [[2.0, 10.0]]
 
 
-def test_two_planted_heads_scaled_at_once():
-    model = load_model("planted-facts")
-    net = Network(model)
-    some = facts.readable(model.tokenizer, facts.relations()["capital"])[:30]
-    pairs = facts.conflict_pairs(
-        model.tokenizer, facts.draw_foils(model.tokenizer, some, 1, 0), TEMPLATES[0]
-    )
+def test_two_planted_heads_scaled_at_once(planted):
+    model, conflicts = planted
+    pairs = facts.conflict_pairs(model.tokenizer, conflicts[:30], TEMPLATES[0])
     plans = [{MEMORY_HEAD: 0.0, CONTEXT_HEAD: 0.0}, {MEMORY_HEAD: 0.0, CONTEXT_HEAD: 1.0}]
-    found = knobs.first_token_outcomes(net, pairs, [knobs.scale_heads(p) for p in plans])
+    edits = [knobs.scale_heads(plan) for plan in plans]
+    found = knobs.first_token_outcomes(Network(model), pairs, edits)
     assert found.share("other")[0] > 0.9 and found.share("in-context")[1] > 0.9
 
 
@@ -353,9 +287,3 @@ def test_logistic_regression_at_its_edges():
     assert mixed.coefficient[1] == 0 and mixed.interval(1) == (0.0, 0.0)
     with pytest.raises(UsageError, match="both outcomes"):
         logistic(x, np.ones(20, dtype=bool), [names])
-
-
-def test_copying_statements_are_not_facts():
-    some = facts.copying_conflicts(seed=0, n=5)
-    assert len({c.fact.subject for c in some}) == 5
-    assert all(isinstance(c, Conflict) and c.foil != c.fact.answer for c in some)
