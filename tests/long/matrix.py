@@ -7,7 +7,6 @@ run either completes or is refused in one line; there is no third thing.
 import argparse
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from unittest import mock
 
 import torch
 import transformers
-from trust import ROOT
+from trust import ROOT, run_chapter
 
 from bookkit.project import list_papers
 from bookkit.records import read_record
@@ -161,19 +160,10 @@ class Outcome:
 
 def run(paper: str, architecture: str, folder: Path) -> Outcome:
     """One chapter on one architecture, through the command line."""
-    models, out = folder / "models", folder / "out"
-    words = [sys.executable, "-m", "bookkit.cli", "run", paper, "--profile", "smoke"]
-    words += ["--model", str(models / architecture), "--out", str(out), "--device", "cpu"]
-    for name, value in SMALL[paper].items():
-        words += ["-p", f"{name}={value}"]
+    out = folder / "out"
+    model = str(folder / "models" / architecture)
     began = time.monotonic()
-    process = subprocess.run(
-        words,
-        cwd=folder / "project",
-        env=os.environ | {"REPLIB_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    process = run_chapter(paper, model, SMALL[paper], out, cwd=folder / "project")
     seconds = time.monotonic() - began
     text = process.stdout.strip()
     if process.returncode == 0:
