@@ -21,7 +21,6 @@ the recomputed attention, the logits that are read, and what chapters train them
 autoencoders, probes, small networks) stay in float32, as their modules say.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -225,15 +224,11 @@ def row(paper: str, model: str, name: str, found: Difference | str) -> tuple[lis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--papers", nargs="+", default=list(CONTROLS), choices=CONTROLS)
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
     rows, n_faults, began = [], 0, time.monotonic()
-    for paper in given.papers:
-        for model in CONTROLS[paper]:
+    for paper, models in CONTROLS.items():
+        for model in models:
             with tempfile.TemporaryDirectory() as folder:
-                found = compare_all(paper, model, Path(folder), at_once=given.at_once)
+                found = compare_all(paper, model, Path(folder), at_once=os.cpu_count() or 1)
             for name, one in found.items():
                 line, faults = row(paper, model, name, one)
                 rows.append(line)
@@ -243,9 +238,8 @@ def main() -> int:
                     print(f"    {path}", flush=True)
     print(show(COLUMNS, rows))
     print(f"{len(rows)} comparisons, {n_faults} bounds broken")
-    if given.papers == list(CONTROLS):
-        what = "Each chapter run again in another way, and how far the two records are apart."
-        write_table(TRUST / "determinism.json", what, COLUMNS, rows, time.monotonic() - began)
+    what = "Each chapter run again in another way, and how far the two records are apart."
+    write_table(TRUST / "determinism.json", what, COLUMNS, rows, time.monotonic() - began)
     return 1 if n_faults else 0
 
 
