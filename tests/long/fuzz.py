@@ -46,17 +46,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from trust import HERE, ROOT, show, write_table
 
 from bookkit import cli, records
-from bookkit.book import atlas
-from bookkit.book.pages import chapter_page, landing_page, model_switch
+from bookkit.book import atlas, pages, tables
 from bookkit.book.runs import find_runs
-from bookkit.book.tables import scorecard, transfer
 from bookkit.new import new_paper
 from bookkit.project import chapter_folder, list_papers
 from bookkit.records import check_record, read_record, record_values, seal, write_record
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed
-from bookkit.run.plan import absolute_model, changed_since, plan
+from bookkit.run.plan import Run, absolute_model, changed_since, plan
 from bookkit.sweep import command, read_sweep
 from replib.chapters.context_knob import contexts
 from replib.chapters.context_knob import stored as adapters
@@ -397,6 +395,12 @@ def recordable(**values: Any) -> dict[str, Any]:
     return record
 
 
+def recordable_run(planned: Run) -> None:
+    seed = planned.parameters["seed"]
+    need(seed >= 0, "a generator takes no negative seed")
+    recordable(parameters=dict(planned.given), seed=seed)
+
+
 def read_settings(case: tuple, folder: Path) -> None:
     """A run that is planned can be recorded: none is refused after an hour."""
     paper, profile, texts_by_name = case
@@ -404,8 +408,7 @@ def read_settings(case: tuple, folder: Path) -> None:
     inside(planned.folder, folder / "out")
     for name, value in planned.parameters.items():
         whole(CHAPTERS[paper].parameters[name].check, value, "planned")
-    recordable(parameters=dict(planned.given), seed=planned.parameters["seed"])
-    need(planned.parameters["seed"] >= 0, "a generator takes no negative seed")
+    recordable_run(planned)
 
 
 _NAMES = (*KNOWN, "gpt2", "org/Name-1.5_b", "EleutherAI/pythia-70m", "./model", "~/model", "mine")
@@ -487,8 +490,7 @@ def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
         need(0 < limit < math.inf, f"a time limit of {limit}")
         for model in profile.models:
             with contextlib.suppress(NotStored):  # an adapter that nobody has trained
-                planned = plan(chapter, model, name, {}, out=folder / "out")
-                recordable(parameters=dict(planned.given), seed=planned.parameters["seed"])
+                recordable_run(plan(chapter, model, name, {}, out=folder / "out"))
 
 
 def read_notebook(content: bytes, folder: Path) -> None:
@@ -500,7 +502,6 @@ def read_notebook(content: bytes, folder: Path) -> None:
 
 # --- measured numbers and rules -------------------------------------------------------------------
 
-_TOY = source(TOY, "claims").read_text()
 expressions = st.recursive(
     some("value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"),
     lambda inner: st.one_of(
@@ -533,12 +534,10 @@ reported = st.tuples(mostly(st.just("share"), texts), mostly(finite))
 
 def read_numbers(case: tuple, folder: Path) -> None:
     """A claim has all of its result or none."""
-    gate, holds, fails, numbers_given, more = case
-    text = _TOY.replace("null: null", "null: by chance", 1)
-    for name, rule in (("holds_if", holds), ("fails_if", fails), ("gate", gate)):
-        start, _, rest = text.partition(f"    {name}: ")
-        text = f"{start}    {name}: {json.dumps(rule)}\n{rest.partition(chr(10))[2]}"
-    claims = Claims.load(put(folder / "toy/claims.yaml", text))
+    rules_given, numbers_given, more = case
+    content = read_yaml(source(TOY, "claims").read_text(), "claims", texts_only=True)
+    content["claims"][0] |= {"null": "by chance"} | rules_given
+    claims = Claims.load(put(folder / "toy/claims.yaml", json.dumps(content)))
     try:
         claims.measure("1.1", **numbers_given)
         claims.report(*more)
@@ -578,11 +577,12 @@ def read_a_record(content: bytes, folder: Path) -> None:
     for paper in (IOI, KNOB):
         with contextlib.suppress(UsageError):  # such as an unknown profile
             changed_since(record, CHAPTERS[paper])
-    scorecard([run_])
-    transfer([run_])
+    tables.scorecard([run_])
+    tables.transfer([run_])
     claims = CHAPTERS[IOI].claims
-    landing_page([run_], claims, "")
-    chapter_page(ROOT, run_, model_switch(run_.key, [run_], []), claims.model, {})
+    pages.landing_page([run_], claims, "")
+    switch = pages.model_switch(run_.key, [run_], [])
+    pages.chapter_page(ROOT, run_, switch, claims.model, {})
     if record["heads"]:
         atlas.page("tiny", [record])
 
@@ -631,7 +631,7 @@ def read_a_sweep(content: bytes, folder: Path) -> None:
         inside(job.run.folder, top / job.variant)
         is_there = job.run.folder.parents[2] == top and name.isprintable()
         need(is_there, f"a job {name!r} in {job.run.folder}")
-        recordable(parameters=dict(job.run.given), seed=job.run.parameters["seed"])
+        recordable_run(job.run)
     of_a_job = planned.threads, planned.memory_mb
     need({*map(type, of_a_job)} == {int}, f"threads and memory {of_a_job}")
     command(ROOT, path, planned, "slurm", 2, [])
@@ -973,7 +973,8 @@ _RUN_NAMES = st.one_of(
     st.builds("{}/{}".format, some(IOI, "..", ".", "results"), texts),
 )
 _run_names = st.lists(mostly(_RUN_NAMES, texts), min_size=1, max_size=3)
-_numbers = st.tuples(rules, rules, rules, given_numbers, reported)
+_rules = st.fixed_dictionaries(dict.fromkeys(("gate", "holds_if", "fails_if"), rules))
+_numbers = st.tuples(_rules, given_numbers, reported)
 _notebooks = files([_NOTEBOOK], IN_JSON)
 _records = files([json.loads(RECORDS[key]) for key in RECORDS if "ioi" in key], IN_JSON, _SOUND)
 _sweeps = files(list(yaml.safe_load_all(SWEEPS)), IN_YAML, *SWEEPS.split("---\n"))
