@@ -35,13 +35,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import psutil
-from tiny_gguf import write_gguf
 from trust import HERE, ROOT, show, write_table
 
 from bookkit.records import read_record
@@ -491,6 +490,8 @@ def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
 
 def _toy_weights(place: Place) -> None:
     """An embedded model of the name `toy` in two packages."""
+    from tiny_gguf import write_gguf
+
     write_gguf(place.folder / "whole.gguf")
     whole = (place.folder / "whole.gguf").read_bytes()
     for number, piece in enumerate((whole[:1000], whole[1000:]), 1):
@@ -715,26 +716,30 @@ def main() -> int:
     given = parser.parse_args()
     # A shell's background job ignores Ctrl-C and passes that on; who handles it does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    started, rows, missing = time.monotonic(), [], []
-    for kind in KINDS:
-        if not any(word in kind.name for word in given.only):
-            continue
-        if lack := lacks(kind):
-            missing.append(f"{kind.name}: {lack}")
-            print(f"{kind.name}: not injected, {lack}", flush=True)
-            continue
-        count, begun = max(1, round(kind.count * given.share)), time.monotonic()
-        with ThreadPoolExecutor(given.jobs) as pool:
-            ends = list(pool.map(partial(inject, kind, seed=given.seed), range(count)))
-        counts = Counter(end.partition(":")[0] for end in ends)
-        rows.append([kind.name, count, *(counts[how] for how in COLUMNS[2:])])
-        print(f"{kind.name}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
-        for number, end in enumerate(ends):
-            if end.startswith("wrong"):
-                print(f"  number {number}: {end[:1000]}", flush=True)
+    started, rows = time.monotonic(), []
+    chosen = [kind for kind in KINDS if any(word in kind.name for word in given.only)]
+    missing = [f"{kind.name}: {lacks(kind)}" for kind in chosen if lacks(kind)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        put = {
+            kind: [
+                pool.submit(inject, kind, number, given.seed)
+                for number in range(max(1, round(kind.count * given.share)))
+            ]
+            for kind in chosen
+            if not lacks(kind)
+        }
+        for kind, waiting in put.items():
+            ends = [one.result() for one in waiting]
+            counts = Counter(end.partition(":")[0] for end in ends)
+            rows.append([kind.name, len(ends), *(counts[how] for how in COLUMNS[2:])])
+            print(f"{kind.name}: {dict(counts)}", flush=True)
+            for number, end in enumerate(ends):
+                if end.startswith("wrong"):
+                    print(f"  number {number}: {end[:1000]}", flush=True)
     seconds, n_wrong = time.monotonic() - started, sum(row[-1] for row in rows)
     print(show(COLUMNS, rows))
     print(f"{sum(row[1] for row in rows)} faults, {n_wrong} wrong, {seconds:.0f} s")
+    print(*(f"not injected: {lack}" for lack in missing), sep="\n")
     if given.out:
         what = "Faults put into real runs, and how each ended; wrong would be a false success, a "
         what += "damaged or lost result, a process left behind, more or less than one line, or a "

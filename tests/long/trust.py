@@ -14,6 +14,7 @@ from bookkit.book.reports import trust_hash
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
 TRUST = ROOT / "results" / "trust"
+sys.path.append(str(HERE))  # pytest has it there; a script has its own folder only
 
 
 def write_table(
