@@ -41,7 +41,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
-from trust import HERE, ROOT, show, write_table
+from trust import HERE, PYTHONPATH, ROOT, show, write_table
 
 from bookkit.records import read_record
 from replib.errors import UsageError
@@ -150,12 +150,8 @@ class Place:
         self.environment = {k: v for k, v in self.environment.items() if k in kept}
 
     def start(self, *words: str, before: Sequence[str] = ()) -> subprocess.Popen:
-        path = [str(self.folder / "site"), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "FAULT": self.mark,
-            "REPLIB_THREADS": "1",
-        }
+        path = f"{self.folder}/site{os.pathsep}{PYTHONPATH}"
+        environment = os.environ | {"PYTHONPATH": path, "FAULT": self.mark, "REPLIB_THREADS": "1"}
         return subprocess.Popen(
             [*before, sys.executable, "-m", "bookkit.cli", *words],
             cwd=self.folder,

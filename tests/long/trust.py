@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
 TRUST = ROOT / "results" / "trust"
 sys.path.append(str(HERE))  # pytest has it there; a script has its own folder only
+# Runs are of this checkout, even where another one is installed.
+PYTHONPATH = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
 
 
 def write_table(
@@ -59,5 +61,5 @@ def run_chapter(
     words += ["--device", "cpu", "--out", str(out), *more]
     for name, value in settings.items():
         words += ["-p", f"{name}={value}"]
-    environment = os.environ | {"REPLIB_THREADS": str(threads)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "REPLIB_THREADS": str(threads)}
     return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
