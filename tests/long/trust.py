@@ -16,7 +16,7 @@ HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
 TRUST = ROOT / "results" / "trust"
 sys.path.append(str(HERE))  # pytest has it there; a script has its own folder only
 # Runs are of this checkout, even where another one is installed.
-PYTHONPATH = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+PYTHONPATH = os.pathsep.join(filter(None, [f"{ROOT}/src", os.environ.get("PYTHONPATH")]))
 
 
 def write_table(
