@@ -989,10 +989,7 @@ TARGETS = (
     Target("records", _records, read_a_record, 30),
     Target("names of runs", _run_names, read_run_names, 8),
     Target("sweep files", _sweeps, read_a_sweep, 25),
-    *(
-        Target(f"own data, {kind}", own_files(kind), partial(read_own_file, kind), 8)
-        for kind in OWN
-    ),
+    *(Target(f"own data, {kind}", own_files(kind), partial(read_own, kind), 8) for kind in OWN),
     Target("new chapters", st.tuples(slugs, titles, numbers_of_papers, _tocs), read_new, 15),
     Target("command lines", command_lines(), read_command_line, 25),
     Target("folders with a model", st.deferred(model_folders), read_model_folder, 10),
