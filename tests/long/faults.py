@@ -513,19 +513,17 @@ def _cache_damaged(cut: bool) -> Fault:
     """The weights of `toy`, unpacked by the first run; another run must unpack them again."""
 
     def fault(place: Place, draw: random.Random, number: int) -> str:
-        path = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
-        lost = cut and draw.random() < 0.5
-        path = draw.choice(sorted(path.parent.iterdir())) if lost else path
-        sound, times = path.read_bytes(), path.stat()
-        if lost:
-            path.unlink()
+        weights = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
+        sound, times = weights.read_bytes(), weights.stat()
+        if cut and draw.random() < 0.5:
+            draw.choice(sorted(weights.parent.iterdir())).unlink()
         else:
-            path.write_bytes(_damaged(sound, draw, cut))
+            weights.write_bytes(_damaged(sound, draw, cut))
             if number % 2 and not cut:  # as a bad disk does it
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+                os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
         ended = place.load()
         need(ended.code == 0, f"did not make the cache again: {ended.said[-400:]}")
-        need(path.read_bytes() == sound, "false success: the altered weights were used")
+        need(weights.read_bytes() == sound, "false success: the altered weights were used")
         return FINISHED
 
     return fault
