@@ -47,7 +47,7 @@ IN_PLACE = r"(.*\.)?((xavier|kaiming)_)?(normal|uniform|random|bernoulli|exponen
 IN_PLACE += "|geometric|log_normal|trunc_normal|orthogonal|sparse)_"
 # Generators of their own, which need a seed; and those of everybody.
 SEEDED = r"random\.Random|np\.random\.(default_rng|SeedSequence|Generator|PCG64|MT19937|Philox)"
-GLOBAL = r"random\..*|np\.random\..*|torch(\.\w+)*\.manual_seed(_all)?"
+GLOBAL = r"random\.\w+|np\.random\.\w+|torch(\.\w+)*\.manual_seed(_all)?"
 GLOBAL += r"|(.*\.)?(seed|seed_all|set_seed|seed_everything)"
 
 # What peft and Transformers draw while a network is made comes from the global generator, which
