@@ -309,7 +309,8 @@ def edited(draw: Callable, texts_of_json: Sequence[str], raws: Sequence[str]) ->
         key, value = place[1] or "", text[start:end]
         edit = draw(some(*["change"] * 5, *["replace"] * 2, *(["key"] * 3 if key else []), "drop"))
         if edit == "change":
-            new = key + draw(some(*_changes(value)))
+            twice = [] if key else [f"{value}, {value}"]
+            new = key + draw(some(*_changes(value), *twice))
         elif edit == "replace":
             new = key + draw(odd)
         elif edit == "drop":
