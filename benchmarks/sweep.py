@@ -21,22 +21,32 @@ SWEEP = {
     "seeds": [0, 1, 2, 3, 4, 5],
     "profile": "smoke",
     "threads": 1,
+    "memory_gb": 2,
 }
 N_JOBS = 12
 
 
-def seconds(folder: Path, workers: int) -> float:
-    """Wall time of the whole command, from nothing."""
-    name = f"bench-{workers}"
+def sweep_command(folder: Path, name: str) -> list[str]:
+    """The command for these jobs from nothing, under this name; its file stands in the folder."""
     subprocess.run(["rm", "-rf", f"build/sweeps/{name}"], cwd=ROOT, check=True)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"name": name} | SWEEP))
-    command = [sys.executable, "-m", "bookkit.cli", "sweep", str(path), "--jobs", str(workers)]
+    return [sys.executable, "-m", "bookkit.cli", "sweep", str(path)]
+
+
+def records(name: str) -> dict[str, Path]:
+    """The records of the sweep, by variant, paper and model."""
+    paths = (ROOT / "build/sweeps" / name).glob("seed-*/*/*/record.json")
+    return {"/".join(path.parent.parts[-3:]): path for path in paths}
+
+
+def seconds(folder: Path, workers: int) -> float:
+    """Wall time of the whole command."""
+    command = sweep_command(folder, f"bench-{workers}")
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, "--jobs", str(workers)], cwd=ROOT, check=True, capture_output=True)
     passed = time.perf_counter() - began
-    records = list((ROOT / "build/sweeps" / name).glob("seed-*/*/*/record.json"))
-    assert len(records) == N_JOBS, records
+    assert len(records(f"bench-{workers}")) == N_JOBS
     print(f"{workers} at once: {passed:.0f} s", flush=True)
     return passed
 

@@ -116,35 +116,31 @@ def faults_of(page: Any, address: str) -> Iterator[str]:
         yield f"asks another host, {host}"
 
 
-def faults(html: Path, paths: Sequence[Path] | None = None) -> Iterator[str]:
-    """Of all pages of a built book, or of those in `paths`; one line each."""
+def faults(html: Path, paths: Sequence[Path]) -> list[str]:
+    """Of these pages of a built book, one line each."""
+    found = []
     with chromium() as browser:
         context = browser.new_context(reduced_motion="reduce")
-        for path in pages_of(html) if paths is None else paths:
+        for path in paths:
             page = context.new_page()
             name = path.relative_to(html).as_posix()
-            for fault in faults_of(page, path.resolve().as_uri()):
-                yield f"{name}: {fault}"
+            found += [f"{name}: {fault}" for fault in faults_of(page, path.resolve().as_uri())]
             page.close()
-
-
-def _list(html: Path, paths: Sequence[Path]) -> list[str]:
-    return list(faults(html, paths))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("html", type=Path, nargs="?", default=Path("_build/html"))
-    parser.add_argument("pages", nargs="*", help="default: all")
     given = parser.parse_args(arguments)
     if not (given.html / "index.html").is_file():
         parser.error(f"no book in {given.html}; make one with: make book")
     start, found = time.monotonic(), 0
     try:
-        paths = [given.html / page for page in given.pages] or pages_of(given.html)
+        paths = pages_of(given.html)
         n = min(len(paths), os.cpu_count() or 1)  # a browser for each core
         with ProcessPoolExecutor(n) as pool:
-            for some in pool.map(_list, [given.html] * n, [paths[i::n] for i in range(n)]):
+            for some in pool.map(faults, [given.html] * n, [paths[i::n] for i in range(n)]):
                 for fault in some:
                     print(f"accessibility: {fault}", file=sys.stderr, flush=True)
                     found += 1

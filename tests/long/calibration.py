@@ -40,39 +40,35 @@ RUNS = 2000
 COLUMNS = ("method", "simulated", "says", "measured", "counts as it", "simulations", "as it says")
 Generator = np.random.Generator
 
+# What is simulated: why the method misses what it says.
 KNOWN = {
-    ("wilson", "20 prompts, true share 0.95"): "near 0 and 1 few counts are possible",
-    ("wilson", "20 prompts, true share 0.992"): "near 0 and 1 few counts are possible",
-    ("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)"): "a t interval of few skewed values",
-    (
-        "seeds_mean",
-        "5 seeds, all or nothing, 9 in 10 learn",
-    ): "seeds that agree give no width, though another one may not",
-    (
-        "bootstrap",
-        "100 prompts right or wrong, true share 0.9",
-    ): "Wilson's interval, which covers 0.936 here; what is missing to that is chance",
-    ("bootstrap", "20 prompts, skewed (exponential)"): "few skewed values",
-    (
-        "bootstrap",
-        "5 templates of 5 prompts that correlate by 0.5, normal",
-    ): "five templates say too little about how far templates differ",
-    (
-        "macro_interval",
-        "classes of 7, 12, 26 and 100 successions, share right 0.9",
-    ): "near 1 it is missed from one side only, by an upper end that is too low",
-    (
-        "logistic",
-        "20 countries × 2 prompts, 20 cities, both clustered",
-    ): "of few clusters the robust variance is too small, and t makes up for part of it",
-    (
-        "overlap of two tasks' top heads (claim 1.3)",
-        "50 prompts, heads that hardly stand out",
-    ): "top heads of few prompts are partly chance and overlap less than the true ones",
-    (
-        "max_statistic_pvalues",
-        "9 heads, 12 prompts, skewed with mean 0 (exponential)",
-    ): "flipped signs suppose that effects are as often above as below, not only in the mean",
+    **dict.fromkeys(
+        ("20 prompts, true share 0.95", "20 prompts, true share 0.992"),
+        "near 0 and 1 few counts are possible",
+    ),
+    "5 seeds, shares near 1 (beta, mean 0.9)": "a t interval of few skewed values",
+    "5 seeds, all or nothing, 9 in 10 learn": (
+        "seeds that agree give no width, though another one may not"
+    ),
+    "100 prompts right or wrong, true share 0.9": (
+        "Wilson's interval, which covers 0.936 here; what is missing to that is chance"
+    ),
+    "20 prompts, skewed (exponential)": "few skewed values",
+    "5 templates of 5 prompts that correlate by 0.5, normal": (
+        "five templates say too little about how far templates differ"
+    ),
+    "classes of 7, 12, 26 and 100 successions, share right 0.9": (
+        "near 1 it is missed from one side only, by an upper end that is too low"
+    ),
+    "20 countries × 2 prompts, 20 cities, both clustered": (
+        "of few clusters the robust variance is too small, and t makes up for part of it"
+    ),
+    "50 prompts, heads that hardly stand out": (
+        "top heads of few prompts are partly chance and overlap less than the true ones"
+    ),
+    "9 heads, 12 prompts, skewed with mean 0 (exponential)": (
+        "flipped signs suppose that effects are as often above as below, not only in the mean"
+    ),
 }
 
 
@@ -85,11 +81,11 @@ class Case:
     simulated: str
     level: float
     trial: Callable[[Generator], bool]
-    runs: int = RUNS
+    runs: int
 
     @property
     def known(self) -> str:
-        return KNOWN.get((self.method, self.simulated), "")
+        return KNOWN.get(self.simulated, "")
 
     def share(self, runs: int) -> float:
         generator = m.rng(0, self.method, self.simulated)
@@ -110,37 +106,39 @@ def verdict(level: float, share: float, runs: int) -> str:
     return "conservative" if (share > high) == (level > 0.5) else "no"
 
 
-# --- Intervals ------------------------------------------------------------------------------------
-
 CASES: list[Case] = []
 
 
+def positive(
+    method: str, simulated: str, *cases: tuple, runs: int = RUNS, level: float = 0.05
+) -> Callable:
+    """Enter a test of something that is not there: a function of a generator, and of the values of
+    a case, which also fill in what is `simulated`."""
+
+    def enter(test: Callable) -> None:
+        for values in cases or ((),):
+            trial = partial(lambda generator, values: test(generator, *values), values=values)
+            CASES.append(Case(method, simulated.format(*values), level, trial, runs))
+
+    return enter
+
+
 def covers(method: str, simulated: str, truth: Any, *cases: tuple, runs: int = RUNS) -> Callable:
-    """Enter a function from a generator, and the values of a case, to (low, high). The values fill
-    in what is `simulated`, and give the `truth` if that is a function."""
+    """Enter a function to (low, high), an interval of the truth, which may be a function of a
+    case's values."""
 
     def enter(interval: Callable) -> None:
-        def trial(generator: Generator, true: float, values: tuple) -> bool:
+        def test(generator: Generator, *values: Any) -> bool:
             low, high = interval(generator, *values)
+            true = truth(*values) if callable(truth) else truth
             return low - 1e-12 <= true <= high + 1e-12
 
-        for values in cases or ((),):
-            true = truth(*values) if callable(truth) else truth
-            run = partial(trial, true=true, values=values)
-            CASES.append(Case(method, simulated.format(*values), 0.95, run, runs))
+        positive(method, simulated, *cases, runs=runs, level=0.95)(test)
 
     return enter
 
 
-def positive(method: str, simulated: str, *cases: tuple, runs: int = RUNS) -> Callable:
-    """Enter a test of something that is not there; the values of a case as above."""
-
-    def enter(trial: Callable) -> None:
-        for values in cases or ((),):
-            run = partial(lambda generator, values: trial(generator, *values), values=values)
-            CASES.append(Case(method, simulated.format(*values), 0.05, run, runs))
-
-    return enter
+# --- Intervals ------------------------------------------------------------------------------------
 
 
 def each(n: int) -> list[str]:
@@ -148,55 +146,48 @@ def each(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
-@covers(
+def right(generator: Generator, n: int, p: Any) -> torch.Tensor:
+    """Are the answers to n prompts right? Each with probability p."""
+    return torch.from_numpy(generator.random(n) < p)
+
+
+def templates(generator: Generator, n: int, each: int) -> tuple:
+    """Right answers to prompts of n templates, which correlate by 0.1 within a template; the
+    template of each, and its share of right answers."""
+    shares = generator.beta(0.8 * 9, (1 - 0.8) * 9, size=n).repeat(each)
+    return right(generator, n * each, shares), np.arange(n).repeat(each).tolist(), shares
+
+
+covers(
     *("wilson", "{} prompts, true share {}", lambda n, p: p),
     *itertools.product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992)),
-)
-def _(generator: Generator, n: int, p: float) -> m.Interval:
-    return m.wilson(torch.from_numpy(generator.random(n) < p))[1]
-
-
-def templates(generator: Generator, n: int, each: int, mean: float, correlation: float) -> tuple:
-    """Right answers to prompts of n templates, which correlate within a template; the template of
-    each, and its share of right answers."""
-    size = 1 / correlation - 1
-    shares = generator.beta(mean * size, (1 - mean) * size, size=n).repeat(each)
-    right = torch.from_numpy(generator.random(n * each) < shares)
-    return right, np.arange(n).repeat(each).tolist(), shares
-
-
-@covers(
+)(lambda g, n, p: m.wilson(right(g, n, p))[1])
+covers(
     *("wilson, with groups", "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"),
     *(0.8, (5, 10, 50), (10, 10, 100), (20, 5, 100)),
-)
-def _(generator: Generator, n: int, size: int, _: int) -> m.Interval:
-    return m.wilson(*templates(generator, n, size, 0.8, 0.1)[:2])[1]
+)(lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2])[1])
 
 
-def _same_templates(generator: Generator) -> bool:
-    right, _, shares = templates(generator, 10, 10, 0.8, 0.1)
-    low, high = m.wilson(right)[1]
+@positive("wilson", "100 prompts of 10 templates, and others of the same ten", level=0.95)
+def _(generator: Generator) -> bool:
+    answers, _, shares = templates(generator, 10, 10)
+    low, high = m.wilson(answers)[1]
     return low <= shares.mean() <= high
 
 
-CASES.append(
-    Case("wilson", "100 prompts of 10 templates, and others of the same ten", 0.95, _same_templates)
+def seeds(draw: Callable) -> Callable:
+    return lambda g, *values: m.seeds_mean(draw(g, *values))[1]
+
+
+covers("seeds_mean", "{} seeds, normal", 1.0, (3,), (5,))(
+    seeds(lambda g, n: g.normal(1.0, 0.3, size=n))
 )
-
-
-@covers("seeds_mean", "{} seeds, normal", 1.0, (3,), (5,))
-def _(generator: Generator, n: int) -> m.Interval:
-    return m.seeds_mean(generator.normal(1.0, 0.3, size=n))[1]
-
-
-@covers("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", 0.9)
-def _(generator: Generator) -> m.Interval:
-    return m.seeds_mean(generator.beta(9, 1, size=5))[1]
-
-
-@covers("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", 0.9)
-def _(generator: Generator) -> m.Interval:
-    return m.seeds_mean((generator.random(5) < 0.9).astype(float))[1]
+covers("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", 0.9)(
+    seeds(lambda g: g.beta(9, 1, size=5))
+)
+covers("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", 0.9)(
+    seeds(lambda g: (g.random(5) < 0.9).astype(float))
+)
 
 
 @covers(
@@ -210,40 +201,33 @@ def _(generator: Generator, n: int, other: int, spread: int) -> m.Interval:
 
 @covers("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", 0.4)
 def _(generator: Generator) -> m.Interval:
-    a, b = ((generator.random(5) < p).astype(float) for p in (0.9, 0.5))
-    return m.seeds_difference(a, b)[1]
+    return m.seeds_difference(*((generator.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
 
 
-def of_prompts(values: Any, generator: Generator) -> m.Interval:
-    """The bootstrap of prompts that are each a group of its own."""
-    return m.bootstrap(torch.as_tensor(values), each(len(values)), generator)[1]
+def prompts(draw: Callable) -> Callable:
+    """The bootstrap of n prompts that are each a group of its own; what draws their values."""
+    return lambda g, n, *values: m.bootstrap(torch.as_tensor(draw(g, n, *values)), each(n), g)[1]
 
 
-@covers("bootstrap", "{} prompts, normal", 1.0, (12,), (20,), (100,))
-def _(generator: Generator, n: int) -> m.Interval:
-    return of_prompts(generator.normal(1.0, 2.0, size=n), generator)
+def gained(generator: Generator, n: int, more: float, less: float) -> np.ndarray:
+    u = generator.random(n)
+    return (u < more).astype(float) - ((u >= more) & (u < more + less))
 
 
-@covers(
+covers("bootstrap", "{} prompts, normal", 1.0, (12,), (20,), (100,))(
+    prompts(lambda g, n: g.normal(1.0, 2.0, size=n))
+)
+covers(
     *("bootstrap", "{} prompts right or wrong, true share {}", lambda n, p: p),
     *itertools.product((20, 100), (0.5, 0.9, 0.98)),
-)
-def _(generator: Generator, n: int, p: float) -> m.Interval:
-    return of_prompts(generator.random(n) < p, generator)
-
-
-@covers(
+)(prompts(right))
+covers(
     *("bootstrap", "{} prompts answered twice, {:.0%} gained, {:.0%} lost", lambda n, a, b: a - b),
     *((n, *p) for n in (20, 100) for p in ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0))),
+)(prompts(gained))
+covers("bootstrap", "{} prompts, skewed (exponential)", 1.0, (20,), (100,))(
+    prompts(lambda g, n: g.exponential(size=n))
 )
-def _(generator: Generator, n: int, more: float, less: float) -> m.Interval:
-    u = generator.random(n)
-    return of_prompts((u < more).astype(float) - ((u >= more) & (u < more + less)), generator)
-
-
-@covers("bootstrap", "{} prompts, skewed (exponential)", 1.0, (20,), (100,))
-def _(generator: Generator, n: int) -> m.Interval:
-    return of_prompts(generator.exponential(size=n), generator)
 
 
 @covers(
@@ -288,8 +272,8 @@ def _(generator: Generator) -> tuple[float, float]:
     *(lambda p: p, (0.5,), (0.9,)),
 )
 def _(generator: Generator, p: float) -> m.Interval:
-    right = {str(n): torch.from_numpy(generator.random(n) < p) for n in (7, 12, 26, 100)}
-    return su.macro_interval(right, generator)
+    answers = {str(n): right(generator, n, p) for n in (7, 12, 26, 100)}
+    return su.macro_interval(answers, generator)
 
 
 @covers("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 1.0, (20,), (60,))
@@ -348,9 +332,9 @@ def _(generator: Generator, _: str, far: float) -> tuple[float, float]:
     return tuple(np.quantile(drawn, [0.025, 0.975]))
 
 
-@covers("spread of 20 SAE seeds (claim 2.8)", "their mean", 0.6)
-def _(generator: Generator) -> tuple[float, float]:
-    return tuple(np.quantile(generator.normal(0.6, 0.05, size=20), [0.025, 0.975]))
+covers("spread of 20 SAE seeds (claim 2.8)", "their mean", 0.6)(
+    lambda g: tuple(np.quantile(g.normal(0.6, 0.05, size=20), [0.025, 0.975]))
+)
 
 
 # --- Nulls ----------------------------------------------------------------------------------------
@@ -360,28 +344,29 @@ def above(value: float, draws: Any) -> bool:
     return bool(value > m.Null(np.asarray(draws)).asdict()["q95"])
 
 
-@positive("Null, value > q95", "{} draws", (20,), (40,), (100,), (200,), (1000,))
-def _(generator: Generator, n: int) -> bool:
-    value, *draws = generator.normal(size=n + 1)
-    return above(value, draws)
+def below(value: float, draws: Any) -> bool:
+    return bool(value < m.Null(draws).asdict()["q05"])
 
 
-@positive("Null, value < q05", "20 draws")
-def _(generator: Generator) -> bool:
-    value, *draws = generator.normal(size=21)
-    return value < m.Null(np.array(draws)).asdict()["q05"]
+def is_small(value: float, draws: Any) -> bool:
+    return m.Null(draws).pvalue(value) < 0.05
 
 
-@positive("Null.pvalue", "{} draws", (20,), (1000,))
-def _(generator: Generator, n: int) -> bool:
-    value, *draws = generator.normal(size=n + 1)
-    return m.Null(np.array(draws)).pvalue(value) < 0.05
+def same(draws: np.ndarray) -> tuple[float, np.ndarray]:
+    """A value, and draws from the same distribution."""
+    return draws[0], draws[1:]
 
 
-@positive("Null.pvalue", "200 draws of shares of 12, many of them equal")
-def _(generator: Generator) -> bool:
-    value, *draws = generator.binomial(12, 0.5, size=201) / 12
-    return m.Null(np.array(draws)).pvalue(value) < 0.05
+positive("Null, value > q95", "{} draws", (20,), (40,), (100,), (200,), (1000,))(
+    lambda g, n: above(*same(g.normal(size=n + 1)))
+)
+positive("Null, value < q05", "20 draws")(lambda g: below(*same(g.normal(size=21))))
+positive("Null.pvalue", "{} draws", (20,), (1000,))(
+    lambda g, n: is_small(*same(g.normal(size=n + 1)))
+)
+positive("Null.pvalue", "200 draws of shares of 12, many of them equal")(
+    lambda g: is_small(*same(g.binomial(12, 0.5, size=201) / 12))
+)
 
 
 def best_of_all(generator: Generator, effect: np.ndarray) -> bool:
@@ -389,24 +374,17 @@ def best_of_all(generator: Generator, effect: np.ndarray) -> bool:
     return bool((p < 0.05).any())
 
 
-@positive(
-    *("max_statistic_pvalues", "{1} heads, {2} prompts"),
-    *((30, 270, 12), (1, 9, 12), (30, 270, 100)),
+MAX = "max_statistic_pvalues"
+positive(
+    *(MAX, "{1} heads, {2} prompts", (30, 270, 12), (1, 9, 12), (30, 270, 100)),
     runs=1000,
+)(lambda g, layers, _, n: best_of_all(g, g.normal(size=(layers, N_HEADS, n))))
+positive(MAX, "270 heads that correlate by 0.9, 12 prompts", runs=1000)(
+    lambda g: best_of_all(g, 3 * g.normal(size=12) + g.normal(size=(N_LAYERS, N_HEADS, 12)))
 )
-def _(generator: Generator, n_layers: int, _: int, n: int) -> bool:
-    return best_of_all(generator, generator.normal(size=(n_layers, N_HEADS, n)))
-
-
-@positive("max_statistic_pvalues", "270 heads that correlate by 0.9, 12 prompts", runs=1000)
-def _(generator: Generator) -> bool:
-    common = 3 * generator.normal(size=12)
-    return best_of_all(generator, common + generator.normal(size=(N_LAYERS, N_HEADS, 12)))
-
-
-@positive("max_statistic_pvalues", "9 heads, 12 prompts, skewed with mean 0 (exponential)")
-def _(generator: Generator) -> bool:
-    return best_of_all(generator, generator.exponential(size=(1, N_HEADS, 12)) - 1)
+positive(MAX, "9 heads, 12 prompts, skewed with mean 0 (exponential)")(
+    lambda g: best_of_all(g, g.exponential(size=(1, N_HEADS, 12)) - 1)
+)
 
 
 def random_heads(generator: Generator, layers: list[int], n_heads: int = 9) -> set[m.Head]:
@@ -430,8 +408,7 @@ def _(generator: Generator) -> bool:
 @positive("spearman, Null.pvalue", "{} items, half of them tied", (8,), (14,), (100,))
 def _(generator: Generator, n: int) -> bool:
     a, b = generator.normal(size=n), generator.normal(size=n).round()
-    value, null = m.spearman(*map(torch.from_numpy, (a, b)), generator)
-    return m.Null(null).pvalue(value) < 0.05
+    return is_small(*m.spearman(*map(torch.from_numpy, (a, b)), generator))
 
 
 @positive(
@@ -504,10 +481,9 @@ def _(generator: Generator) -> bool:
     return above(cosine.diagonal().mean(), draws)
 
 
-@positive("binomial test against 0.1 (claim 2.10)", "120 tokens")
-def _(generator: Generator) -> bool:
-    k = int(generator.binomial(120, 0.1))
-    return stats.binomtest(k, 120, 0.1, alternative="greater").pvalue < 0.05
+positive("binomial test against 0.1 (claim 2.10)", "120 tokens")(
+    lambda g: stats.binomtest(g.binomial(120, 0.1), 120, 0.1, alternative="greater").pvalue < 0.05
+)
 
 
 @positive("atlas.overlap_null, p < 0.05", "roles of 6 and 18 heads, of 9 a layer")

@@ -21,11 +21,8 @@ the recomputed attention, the logits that are read, and what chapters train them
 autoencoders, probes, small networks) stay in float32, as their modules say.
 """
 
-import argparse
 import json
-import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trust import ROOT, TRUST, show, write_table
+from trust import TRUST, run_chapter, show, write_table
 
 CONTROLS = {
     "ioi-circuit-reuse": ("tiny", "planted-ioi"),
@@ -110,23 +107,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def run(paper: str, model: str, how: How, folder: Path, settings: Mapping[str, Any]) -> dict:
-    """The record of one run; RuntimeError with the last line if it did not finish."""
-    start = ["-c", _ELSEWHERE] if how.elsewhere else ["-m", "bookkit.cli"]
-    words = [sys.executable, *start, "run", paper, "--model", model, "--profile", "smoke"]
-    words += ["--device", "cpu", "--dtype", how.dtype, "--out", str(folder)]
-    for name, value in settings.items():
-        words += ["-p", f"{name}={value}"]
-    process = subprocess.run(
-        words,
-        cwd=folder if how.elsewhere else ROOT,
-        env=os.environ | {"REPLIB_THREADS": str(how.threads)},
-        capture_output=True,
-        text=True,
-    )
+def run(paper: str, model: str, how: How, out: Path, settings: Mapping[str, Any]) -> dict | str:
+    """The record of one run; the last line it said if it did not finish."""
+    out.mkdir()
+    more = {"start": ("-c", _ELSEWHERE), "cwd": out} if how.elsewhere else {}
+    dtype = ("--dtype", how.dtype)
+    process = run_chapter(paper, model, settings, out, *dtype, threads=how.threads, **more)
     if process.returncode:
-        raise RuntimeError(process.stderr.strip().splitlines()[-1])
-    return json.loads((folder / paper / model / "record.json").read_text(encoding="utf-8"))
+        return f"cannot: {process.stderr.strip().splitlines()[-1]}"
+    return json.loads((out / paper / model / "record.json").read_text(encoding="utf-8"))
 
 
 def entries(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -158,14 +147,20 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], exact: bool) -> Diffe
     whole = [dict(entries({k: v for k, v in r.items() if k not in TIMES})) for r in (a, b)]
     for one in whole:
         one.pop("calibration.speed", None)
-    measured = [_measured(one) for one in whole]
-    faults, absolute, relative = [], 0.0, 0.0
-    for path in measured[0].keys() | measured[1].keys():
-        x, y = (one.get(path) for one in measured)
+    paths = whole[0].keys() | whole[1].keys()
+    faults, values, absolute, relative, outcomes = [], 0, 0.0, 0.0, 0
+    for path in paths:
+        x, y = (one.get(path, ...) for one in whole)
+        if exact and x != y:
+            faults.append(path)
+        if not (_is_measured(path, x) or _is_measured(path, y)):
+            continue
+        outcomes += path.endswith(".outcome") and x != y
         if not (_is_number(x) and _is_number(y)):
             if x != y:
                 faults.append(path)
             continue
+        values += 1
         apart, size = abs(x - y), max(abs(x), abs(y))
         absolute = max(absolute, apart)
         if size > ABSOLUTE / RELATIVE:
@@ -173,27 +168,15 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], exact: bool) -> Diffe
         both_whole = isinstance(x, int) and isinstance(y, int)
         if apart > (0 if both_whole else ABSOLUTE + RELATIVE * size):
             faults.append(path)
-    if exact:
-        paths = whole[0].keys() | whole[1].keys()
-        faults = [path for path in paths if whole[0].get(path, ...) != whole[1].get(path, ...)]
-    outcomes = sum(
-        measured[0][path] != measured[1].get(path)
-        for path in measured[0]
-        if path.endswith(".outcome")
-    )
-    values = sum(map(_is_number, measured[0].values()))
-    return Difference(values, absolute, relative, outcomes, tuple(sorted(faults)))
+    return Difference(values, absolute, relative, outcomes, tuple(sorted({*faults})))
 
 
-def _measured(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers, outcomes and heads; other texts, such as notes, may hold rounded numbers."""
-    return {
-        path: value
-        for path, value in whole.items()
-        if path.startswith("heads.")
-        or (path.startswith("claims.") and path.endswith(".outcome"))
-        or (path.startswith(("claims.", "measurements.")) and not isinstance(value, str))
-    }
+def _is_measured(path: str, value: Any) -> bool:
+    """A number, outcome or head; other texts, such as notes, may hold rounded numbers."""
+    if path.startswith("claims."):
+        return path.endswith(".outcome") or not isinstance(value, str)
+    is_measurement = path.startswith("measurements.") and not isinstance(value, str)
+    return path.startswith("heads.") or is_measurement
 
 
 def _is_number(value: Any) -> bool:
@@ -209,18 +192,13 @@ def compare_all(
     at_once: int = 2,
 ) -> dict[str, Difference | str]:
     """Each comparison by its name; a text where one of the two runs did not finish."""
-
-    def record(how: How, out: Path) -> dict | str:
-        out.mkdir()
-        try:
-            return run(paper, model, how, out, settings or {})
-        except RuntimeError as error:
-            return f"cannot: {error}"
-
     left = list(dict.fromkeys(COMPARED[name][0] for name in compared))
     wanted = left + [COMPARED[name][1] for name in compared]
     with ThreadPoolExecutor(at_once) as pool:
-        made = list(pool.map(record, wanted, (folder / str(i) for i in range(len(wanted)))))
+        outs = (folder / str(i) for i in range(len(wanted)))
+        made = list(
+            pool.map(lambda how, out: run(paper, model, how, out, settings or {}), wanted, outs)
+        )
     found: dict[str, Difference | str] = {}
     for name, b in zip(compared, made[len(left) :], strict=True):
         a = made[left.index(COMPARED[name][0])]
@@ -241,24 +219,16 @@ def row(paper: str, model: str, name: str, found: Difference | str) -> tuple[lis
     kept = "no" if faults else f"but for {why}" if found.faults else "yes"
     if "float64" in name and paper in NOT_REACHED:
         kept += f"; {NOT_REACHED[paper]}"
-    numbers = [_short(found.absolute), _short(found.relative), found.outcomes]
+    numbers = [*(float(f"{x:.2g}") for x in (found.absolute, found.relative)), found.outcomes]
     return [paper, model, name, found.values, bound, *numbers, kept], faults
 
 
-def _short(x: float) -> float | None:
-    return float(f"{x:.2g}") if math.isfinite(x) else None
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--papers", nargs="+", default=list(CONTROLS), choices=CONTROLS)
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
     rows, n_faults, began = [], 0, time.monotonic()
-    for paper in given.papers:
-        for model in CONTROLS[paper]:
+    for paper, models in CONTROLS.items():
+        for model in models:
             with tempfile.TemporaryDirectory() as folder:
-                found = compare_all(paper, model, Path(folder), at_once=given.at_once)
+                found = compare_all(paper, model, Path(folder), at_once=os.cpu_count() or 1)
             for name, one in found.items():
                 line, faults = row(paper, model, name, one)
                 rows.append(line)
@@ -268,9 +238,8 @@ def main() -> int:
                     print(f"    {path}", flush=True)
     print(show(COLUMNS, rows))
     print(f"{len(rows)} comparisons, {n_faults} bounds broken")
-    if given.papers == list(CONTROLS):
-        what = "Each chapter run again in another way, and how far the two records are apart."
-        write_table(TRUST / "determinism.json", what, COLUMNS, rows, time.monotonic() - began)
+    what = "Each chapter run again in another way, and how far the two records are apart."
+    write_table(TRUST / "determinism.json", what, COLUMNS, rows, time.monotonic() - began)
     return 1 if n_faults else 0
 
 

@@ -35,21 +35,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import psutil
-from tiny_gguf import write_gguf
-from trust import HERE, ROOT, show, write_table
+from trust import HERE, PYTHONPATH, ROOT, show, write_table
 
 from bookkit.records import read_record
 from replib.errors import UsageError
 
 TOLD, FINISHED, SILENT = "failed, told in one line", "finished rightly", "killed, left nothing"
 MB = 1 << 20
-PATIENCE = 15.0  # seconds until a process that is left must have ended
 
 # In every Python process of a fault. It counts what the watching process does with the files of the
 # run, and at the n-th time ends it at once, or lets the operation fail as on a full disk.
@@ -115,10 +113,10 @@ class Place:
     """A project with one small chapter, its runs, and whatever processes were started for it."""
 
     folder: Path
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    out: Path | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    out: Path
     model: str = "tiny"
+    environment: dict[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         shutil.copytree(HERE / "notebooks", self.folder / "notebooks")
@@ -128,15 +126,8 @@ class Place:
         (self.folder / "site" / "sitecustomize.py").write_text(SITE)
         self.notebook = self.folder / "notebooks/toy/toy.ipynb"
         self.whole = self.notebook.read_text()
-        self.out = self.out or self.folder / "out"
-
-    @property
-    def results(self) -> Path:
-        return self.out / "toy"
-
-    @property
-    def result(self) -> Path:
-        return self.results / self.model
+        self.results = self.out / "toy"
+        self.result = self.results / self.model
 
     def edit(self, place: int, code: str, everywhere: str = "") -> None:
         """Put `code` before the source of the place-th code cell after the imports, and
@@ -144,11 +135,13 @@ class Place:
         content = json.loads(self.whole)
         cells = [c for c in content["cells"] if c["cell_type"] == "code"][2:]
         for number, cell in enumerate(cells):
-            text = "".join(cell["source"])
-            before = [everywhere] if everywhere else []
-            before += [code] if number == place % len(cells) else []
-            cell["source"] = "\n".join([*before, text])
+            before = [everywhere, code if number == place % len(cells) else ""]
+            cell["source"] = "\n".join([*filter(None, before), "".join(cell["source"])])
         self.notebook.write_text(json.dumps(content))
+
+    def slowly(self) -> None:
+        """Every cell takes a moment."""
+        self.edit(0, "", everywhere="import time; time.sleep(0.25)")
 
     def mend(self) -> None:
         """The notebook as it was, and no fault in the environment."""
@@ -157,12 +150,8 @@ class Place:
         self.environment = {k: v for k, v in self.environment.items() if k in kept}
 
     def start(self, *words: str, before: Sequence[str] = ()) -> subprocess.Popen:
-        path = [str(self.folder / "site"), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
-            "FAULT": self.mark,
-            "REPLIB_THREADS": "1",
-        }
+        path = f"{self.folder}/site{os.pathsep}{PYTHONPATH}"
+        environment = os.environ | {"PYTHONPATH": path, "FAULT": self.mark, "REPLIB_THREADS": "1"}
         return subprocess.Popen(
             [*before, sys.executable, "-m", "bookkit.cli", *words],
             cwd=self.folder,
@@ -173,18 +162,18 @@ class Place:
             errors="replace",
         )
 
-    def begin(self, *more: str, before: Sequence[str] = (), model: str = "") -> subprocess.Popen:
+    def begin(self, *more: str, model: str = "", before: Sequence[str] = ()) -> subprocess.Popen:
         """Start the run of its chapter."""
         words = ["run", "toy", "--model", model or self.model, "--profile", "smoke"]
         return self.start(*words, "--out", str(self.out), *more, before=before)
 
-    def run(self, *more: str, before: Sequence[str] = (), model: str = "") -> Ended:
-        return wait(self.begin(*more, before=before, model=model))
+    def run(self, *more: str, model: str = "", before: Sequence[str] = ()) -> Ended:
+        return wait(self.begin(*more, model=model, before=before))
 
-    def begin_slowly(self) -> subprocess.Popen:
-        """Start it with a notebook of which every cell takes a moment."""
-        self.edit(0, "", everywhere="import time; time.sleep(0.25)")
-        return self.begin()
+    def load(self, model: str = "") -> Ended:
+        """A run whose last cell loads the model."""
+        self.edit(5, "from replib.models.load import load_model; load_model(model_name)")
+        return self.run(model=model)
 
     def family(self) -> list[psutil.Process]:
         """Every living process that was started for this place."""
@@ -195,22 +184,20 @@ class Place:
                     found.append(process)
         return found
 
-    def find(self, word: str, seconds: float = 20) -> psutil.Process | None:
+    def find(self, word: str, seconds: float = 60) -> psutil.Process:
         """The process with `word` in its command line, as soon as there is one."""
-        for _ in range(int(seconds * 20)):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             for process in self.family():
                 with contextlib.suppress(psutil.Error):
                     if word in " ".join(process.cmdline()):
                         return process
             time.sleep(0.05)
-        return None
+        raise Wrong(f"no process {word}")
 
     def snapshot(self) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(self.result)): path.read_bytes()
-            for path in sorted(self.result.rglob("*"))
-            if path.is_file()
-        }
+        paths = sorted(path for path in self.result.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.result)): path.read_bytes() for path in paths}
 
 
 def wait(process: subprocess.Popen, seconds: float = 180) -> Ended:
@@ -230,21 +217,24 @@ class Wrong(Exception):
     """Something that must never be; the message says what."""
 
 
+def need(true: bool, otherwise: str) -> None:
+    if not true:
+        raise Wrong(otherwise)
+
+
 def told(ended: Ended, *codes: int) -> str:
     """One line about what happened, and one of these codes, or any but 0."""
-    if ended.code == 0:
-        raise Wrong(f"false success: {ended.told.strip()[-200:]}")
-    if codes and ended.code not in codes:
-        raise Wrong(f"ended with {ended.code}: {ended.said[-400:]}")
+    need(ended.code != 0, f"false success: {ended.told.strip()[-200:]}")
+    need(not codes or ended.code in codes, f"ended with {ended.code}: {ended.said[-400:]}")
     lines = ended.lines
-    if len(lines) != 1 or not lines[0].startswith("replib: ") or len(lines[0]) > 2100:
-        raise Wrong(f"not one line: {ended.said[-600:]!r}")
+    is_line = len(lines) == 1 and lines[0].startswith("replib: ") and len(lines[0]) <= 2100
+    need(is_line, f"not one line: {ended.said[-600:]!r}")
     return TOLD
 
 
 def finished(ended: Ended) -> str:
-    if ended.code != 0 or ended.lines:
-        raise Wrong(f"did not finish: {ended.code}, {ended.said[-400:]!r}")
+    is_quiet = ended.code == 0 and not ended.lines
+    need(is_quiet, f"did not finish: {ended.code}, {ended.said[-400:]!r}")
     return FINISHED
 
 
@@ -256,33 +246,32 @@ def either(ended: Ended, *codes: int) -> str:
 def stopped_at(place: Place) -> None:
     """The notebook of the failed run shows one cell that failed."""
     path = place.results / f"{place.model}.failed" / "notebook.ipynb"
-    if not path.is_file():
-        raise Wrong("no notebook of the failed run")
+    need(path.is_file(), "no notebook of the failed run")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     # A cell has two errors where the first cannot be shown.
     kinds = ({output["output_type"] for output in c.get("outputs", ())} for c in notebook.cells)
     cells = sum("error" in some for some in kinds)
-    if cells != 1 or notebook.metadata.papermill.get("exception") is not True:
-        raise Wrong(f"the notebook shows {cells} failed cells, not 1")
+    is_said = notebook.metadata.papermill.get("exception") is True
+    need(cells == 1 and is_said, f"the notebook shows {cells} failed cells, not 1")
     log = (path.parent / "run.log").read_text(errors="replace").strip()
-    if "failed: " not in log.splitlines()[-1]:
-        raise Wrong("the log does not end in the reason")
+    need("failed: " in log.splitlines()[-1], "the log does not end in the reason")
+
+
+def none_left(place: Place, seconds: float = 15) -> None:
+    """Every process ends within this time."""
+    _, alive = psutil.wait_procs(place.family(), timeout=seconds)
+    need(not alive, f"left a process: {alive[:1]}")
 
 
 def undamaged(place: Place, before: dict[str, bytes], replaced: bool = False) -> None:
     """The earlier result as it was; a failed run has no record; every process is gone."""
-    _, alive = psutil.wait_procs(place.family(), timeout=PATIENCE)
-    if alive:
-        raise Wrong(f"left a process: {alive[0]}")
-    if not place.result.is_dir():
-        raise Wrong("the earlier result is gone")
+    none_left(place)
+    need(place.result.is_dir(), "the earlier result is gone")
     if place.snapshot() != before:
-        if not replaced:
-            raise Wrong("the earlier result was changed")
+        need(replaced, "the earlier result was changed")
         read_record(place.result / "record.json")
-    if place.results.is_dir() and list(place.results.glob("*.failed/record.json")):
-        raise Wrong("a failed run has a record")
+    need(not list(place.results.glob("*.failed/record.json")), "a failed run has a record")
 
 
 def recovers(place: Place, before: dict[str, bytes]) -> None:
@@ -292,36 +281,21 @@ def recovers(place: Place, before: dict[str, bytes]) -> None:
         os.utime(left, (0, 0))  # left overs are swept after a minute
     try:
         finished(place.run())
-        record = read_record(place.result / "record.json")
+        claims = read_record(place.result / "record.json")["claims"]
     except (Wrong, UsageError) as error:
         raise Wrong(f"the next run did not recover: {error}") from None
-    if record["claims"] != json.loads(before["record.json"])["claims"]:
-        raise Wrong("the next run measured something else")
+    is_same = claims == json.loads(before["record.json"])["claims"]
+    need(is_same, "the next run measured something else")
     names = sorted(path.name for path in place.results.iterdir())
-    if names != [place.model]:
-        raise Wrong(f"the next run left {names}")
+    need(names == [place.model], f"the next run left {names}")
 
 
 # --- the faults: each puts one into a run and says how that ended ---------------------------------
 
 Fault = Callable[[Place, random.Random, int], str]  # the last: which of its kind
-
-
-def _in_a_cell(codes: Sequence[str], *more: str, says: str = "", memory: bool = False) -> Fault:
-    """One of the codes stands in one of the cells; the notebook shows that this cell failed."""
-
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        place.edit(draw.randrange(6), codes[number % len(codes)])
-        limit = [f"--as={draw.randrange(2500, 5000) * MB}"]
-        ended = place.run(*more, before=["prlimit", *limit] if memory else [])
-        stopped_at(place)
-        if says not in ended.said:
-            raise Wrong(f"does not say {says!r}: {ended.said[-300:]!r}")
-        return told(ended, 1)
-
-    return fault
-
-
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+ENDS = {KILL: -9, TERM: 143, INT: 130}  # how the runner ends
+CHILD = "bookkit.run.child run"
 RAISES = (
     "raise ValueError('on\\npurpose\\n' * 50)",
     "raise KeyboardInterrupt",
@@ -348,43 +322,55 @@ TAKES_MEMORY = (
     "x = [bytearray(64 << 20) for _ in range(1000)]",
     "import numpy as np; x = np.ones((1 << 16, 1 << 16))",
 )
+PRINTS = tuple(
+    f"import sys\nfor _ in range({100 * MB // size}): sys.stdout.write('x' * {size - 1} + '\\n')"
+    for size in (1 << 10, 1 << 16, 100 * MB)
+)
 
 
-def kernel_killed_from_outside(place: Place, draw: random.Random, number: int) -> str:
-    process = place.begin_slowly()
-    kernel = place.find("ipykernel")
-    time.sleep(draw.uniform(0, 2.5))
-    with contextlib.suppress(psutil.Error):
-        kernel.kill()
-    how = either(wait(process), 1)
-    if how == TOLD:
-        stopped = json.loads((place.results / "tiny.failed" / "notebook.ipynb").read_text())
-        if not stopped["metadata"]["papermill"]["exception"]:
-            raise Wrong("the notebook does not say that it failed")
-    return how
+def _in_a_cell(
+    codes: Sequence[str], *more: str, says: str = "", memory: bool = False, may: bool = False
+) -> Fault:
+    """One of the codes stands in one of the cells; the notebook shows that this cell failed, which
+    it must, or else `may`."""
 
-
-def papermill_killed(place: Place, draw: random.Random, number: int) -> str:
-    process = place.begin_slowly()
-    child = place.find("bookkit.run.child run")
-    time.sleep(draw.uniform(0, 3.5))
-    with contextlib.suppress(psutil.Error):
-        child.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
-    return either(wait(process), 1)
-
-
-def _runner(sign: signal.Signals, code: int) -> Fault:
     def fault(place: Place, draw: random.Random, number: int) -> str:
-        process = place.begin_slowly()
-        place.find("bookkit.run.child")  # before, it may not have come to handle signals
-        time.sleep(draw.uniform(0, 4.5))
-        process.send_signal(sign)
+        place.edit(draw.randrange(6), codes[number % len(codes)])
+        limit = ["prlimit", f"--as={draw.randrange(2500, 5000) * MB}"] if memory else []
+        ended = place.run(*more, before=limit)
+        if may and ended.code == 0:
+            return finished(ended)
+        stopped_at(place)
+        need(says in ended.said, f"does not say {says!r}: {ended.said[-300:]!r}")
+        return told(ended, 1)
+
+    return fault
+
+
+def _signal(word: str, seconds: float, *signs: signal.Signals) -> Fault:
+    """One of the signals reaches the process with `word` in its command line, or without a word the
+    runner, at some moment."""
+
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        place.slowly()
+        process = place.begin()
+        victim = place.find(word or CHILD)  # when it has a child, the runner handles signals
+        time.sleep(draw.uniform(0, seconds))
+        sign = draw.choice(signs)
+        with contextlib.suppress(psutil.Error):
+            (victim if word else process).send_signal(sign)
         ended = wait(process)
         if ended.code == 0:
             return finished(ended)
-        if ended.code != code or "Traceback" in ended.said:
-            raise Wrong(f"ended with {ended.code}: {ended.said[-300:]!r}")
-        return SILENT if sign == signal.SIGKILL else TOLD
+        if not word:
+            is_expected = ended.code == ENDS[sign] and "Traceback" not in ended.said
+            need(is_expected, f"ended with {ended.code}: {ended.said[-300:]!r}")
+            return SILENT if sign == KILL else TOLD
+        if word == "ipykernel":
+            stopped = nbformat.read(place.results / "tiny.failed/notebook.ipynb", as_version=4)
+            is_said = stopped.metadata.papermill.exception
+            need(is_said, "the notebook does not say that it failed")
+        return told(ended, 1)
 
     return fault
 
@@ -396,46 +382,32 @@ def _at_a_file(how: str) -> Fault:
         at = {"FAULT_AT": str(number + 1), "FAULT_UNDER": str(place.out), "FAULT_HOW": how}
         place.environment |= at
         ended = place.run()
-        if how == "kill" and ended.code != 0:
-            if ended.code != -signal.SIGKILL:
-                raise Wrong(f"ended with {ended.code}: {ended.said[-300:]!r}")
+        if how == "kill" and ended.code == -signal.SIGKILL:
             return SILENT
-        return either(ended)  # fewer such moments than that; or one that nothing depends on
+        # Finished: fewer such moments than that; or one that nothing depends on.
+        return finished(ended) if how == "kill" else either(ended)
 
     return fault
 
 
-def prints_100_mb(place: Place, draw: random.Random, number: int) -> str:
-    size = draw.choice((1 << 10, 1 << 16, 100 * MB))
-    line = f"sys.stdout.write('x' * {size - 1} + '\\n')"
-    text = f"import sys\nfor _ in range({100 * MB // size}): {line}"
-    place.edit(draw.randrange(6), text)
-    how = either(place.run(), 1)
-    if how == TOLD:
-        stopped_at(place)
-    return how
-
-
 def not_a_number(place: Place, draw: random.Random, number: int) -> str:
     bad = draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
-    content = json.loads(place.whole)
-    for cell in content["cells"]:
-        text = "".join(cell["source"])
-        where = draw.choice(("values.mean()", "values.std()", "(0, 1)"))
-        new = f"(0, abs({bad}))" if where == "(0, 1)" else bad
-        cell["source"] = text.replace(where, new, 1)
-    place.notebook.write_text(json.dumps(content))
+    sound = draw.choice(("values.mean()", "values.std()", "(0, 1)"))
+    new = f"(0, abs({bad}))" if sound == "(0, 1)" else bad
+    place.notebook.write_text(place.whole.replace(sound, new, 1))
     ended = finished(place.run())
     claim = read_record(place.result / "record.json")["claims"][0]
-    if claim["outcome"] != "not_testable" or not claim["reason"]:
-        raise Wrong(f"{bad} gave {claim['outcome']}")
+    is_untested = claim["outcome"] == "not_testable" and claim["reason"]
+    need(is_untested, f"{bad} gave {claim['outcome']}")
     return ended
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, options: str = "size=4M") -> Iterator[Path]:
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+def mounted(folder: Path, *ways: str) -> Iterator[Path]:
+    """Mount something there in these ways, each the words of one command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for way in ways:
+        subprocess.run(["mount", *way.split(), folder], check=True)
     try:
         yield folder
     finally:
@@ -447,14 +419,14 @@ def disk_full(place: Place, draw: random.Random, number: int) -> str:
     filler = place.out / "filler"
     filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
     try:
-        ended = place.run()
+        return either(place.run())
     finally:
         filler.unlink()
-    return either(ended)
 
 
 def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
-    with small_disk(place.folder / "tmp", f"size=8k,nr_inodes={number + 1}") as folder:
+    way = f"-t tmpfs -o size=8k,nr_inodes={number + 1} tmpfs"
+    with mounted(place.folder / "tmp", way) as folder:
         place.environment["TMPDIR"] = str(folder)
         return either(place.run())
 
@@ -462,8 +434,8 @@ def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
 def _at_once(n: int) -> Fault:
     def fault(place: Place, draw: random.Random, number: int) -> str:
         processes = [place.begin() for _ in range(n)]
-        for ended in [wait(process) for process in processes]:
-            finished(ended)
+        for process in processes:
+            finished(wait(process))
         return FINISHED
 
     return fault
@@ -474,12 +446,13 @@ def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
     clock = place.folder / "clock"
     clock.write_text("0")
     place.environment["FAULT_CLOCK"] = str(clock)
-    process = place.begin_slowly()
+    place.slowly()
+    process = place.begin()
     time.sleep(draw.uniform(0.5, 4))
     clock.write_text(str(-draw.choice((10, 3600, 86400, 400 * 86400))))
     ended = finished(wait(process))
-    if not 0 < read_record(place.result / "record.json")["wall_time_s"] < 60:
-        raise Wrong("the time that the run took is wrong")
+    took = read_record(place.result / "record.json")["wall_time_s"]
+    need(0 < took < 60, "the time that the run took is wrong")
     for path in (place.result, *place.result.iterdir()):
         os.utime(path, (time.time() + 86400,) * 2)
     return ended
@@ -487,42 +460,36 @@ def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
 
 def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
     """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
-    place.edit(0, "", everywhere="import time; time.sleep(0.25)")
+    place.slowly()
     sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
     (place.folder / "three.yaml").write_text(sweep)
     words = ["sweep", "three.yaml", "--jobs", "2"]
     process = place.start(*words)
-    which = draw.choice(("snakemake", "bookkit.cli sweep"))
-    victim = place.find(which)
+    victim = place.find(draw.choice(("snakemake", "bookkit.cli sweep")))
     time.sleep(draw.uniform(0, 12))
     with contextlib.suppress(psutil.Error):
         victim.kill()
     first = wait(process)
-    _, alive = psutil.wait_procs(place.family(), timeout=30)
-    if alive:
-        raise Wrong(f"left a process: {alive[0]}")
+    none_left(place, 30)
     out = place.folder / "build" / "sweeps" / "three"
     for path in out.glob("*/toy/tiny/record.json"):
         read_record(path)
     second = wait(place.start(*words))
-    if second.code != 0:
-        raise Wrong(f"the same command did not go on: {second.said[-500:]}")
+    need(second.code == 0, f"the same command did not go on: {second.said[-500:]}")
     seeds = sorted(read_record(path)["seed"] for path in out.glob("*/toy/tiny/record.json"))
-    if seeds != [0, 1, 2]:
-        raise Wrong(f"the sweep ended with the seeds {seeds}")
+    need(seeds == [0, 1, 2], f"the sweep ended with the seeds {seeds}")
     return FINISHED if first.code == 0 else SILENT
 
 
 # --- weights and the hub --------------------------------------------------------------------------
 
-LOADS = "from replib.models.load import load_model; load_model(model_name)"
-
 
 def _toy_weights(place: Place) -> None:
     """An embedded model of the name `toy` in two packages."""
-    whole_file = place.folder / "whole.gguf"
-    write_gguf(whole_file)
-    whole = whole_file.read_bytes()
+    from tiny_gguf import write_gguf
+
+    write_gguf(place.folder / "whole.gguf")
+    whole = (place.folder / "whole.gguf").read_bytes()
     for number, piece in enumerate((whole[:1000], whole[1000:]), 1):
         package = place.folder / "site" / f"toy_part{number}"
         package.mkdir()
@@ -531,49 +498,35 @@ def _toy_weights(place: Place) -> None:
     source = {"requirements": ["toy==1.0"], "note": "toy"}
     source["parts"] = [f"toy_part{number}/piece" for number in (1, 2)]
     source["sha256"] = hashlib.sha256(whole).hexdigest()
-    cache = str(place.folder / "cache")
-    place.environment |= {"FAULT_SOURCE": json.dumps(source), "REPLIB_CACHE": cache}
+    place.environment["FAULT_SOURCE"] = json.dumps(source)
+    place.environment["REPLIB_CACHE"] = str(place.folder / "cache")
 
 
-def _loading(place: Place, model: str = "") -> Ended:
-    place.edit(5, LOADS)
-    return place.run(model=model)
+def _damaged(content: bytes, draw: random.Random, cut: bool) -> bytes:
+    """Cut off somewhere, or with one bit flipped."""
+    at = draw.randrange(len(content))
+    flipped = content[at] ^ 1 << draw.randrange(8)
+    return content[:at] if cut else content[:at] + bytes([flipped]) + content[at + 1 :]
 
 
-def _made_again(place: Place) -> str:
-    """A run, which must make the cache again."""
-    ended = _loading(place)
-    if ended.code != 0:
-        raise Wrong(f"did not make the cache again: {ended.said[-400:]}")
-    return FINISHED
+def _cache_damaged(cut: bool) -> Fault:
+    """The weights of `toy`, unpacked by the first run; another run must unpack them again."""
 
+    def fault(place: Place, draw: random.Random, number: int) -> str:
+        weights = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
+        sound, times = weights.read_bytes(), weights.stat()
+        if cut and draw.random() < 0.5:
+            draw.choice(sorted(weights.parent.iterdir())).unlink()
+        else:
+            weights.write_bytes(_damaged(sound, draw, cut))
+            if number % 2 and not cut:  # as a bad disk does it
+                os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+        ended = place.load()
+        need(ended.code == 0, f"did not make the cache again: {ended.said[-400:]}")
+        need(weights.read_bytes() == sound, "false success: the altered weights were used")
+        return FINISHED
 
-def _weights(place: Place) -> Path:
-    """The weights of `toy`, unpacked by the first run."""
-    return next((place.folder / "cache" / "models").glob("*/model.safetensors"))
-
-
-def cache_flipped(place: Place, draw: random.Random, number: int) -> str:
-    """One bit, with the file's time as it was half of the times, as a bad disk does it."""
-    path = _weights(place)
-    content, times = bytearray(path.read_bytes()), path.stat()
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-    if number % 2:
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    how = _made_again(place)
-    if path.read_bytes() == content:
-        raise Wrong("false success: the altered weights were used")
-    return how
-
-
-def cache_half_written(place: Place, draw: random.Random, number: int) -> str:
-    path = _weights(place)
-    if draw.random() < 0.5:
-        path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
-    else:
-        draw.choice(sorted(path.parent.iterdir())).unlink()
-    return _made_again(place)
+    return fault
 
 
 def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
@@ -581,27 +534,17 @@ def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
     unpacked = number % 2 == 0
     if not unpacked:
         shutil.rmtree(cache)
-        cache.mkdir()
-    subprocess.run(["mount", "--bind", cache, cache], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True)
-    try:
-        ended = _loading(place)
-    finally:
-        subprocess.run(["umount", "-l", cache], check=True)
+    with mounted(cache, f"--bind {cache}", "-o remount,bind,ro"):
+        ended = place.load()
     return finished(ended) if unpacked else told(ended)
 
 
 def embedded_weights_altered(place: Place, draw: random.Random, number: int) -> str:
     shutil.rmtree(place.folder / "cache")
     piece = place.folder / "site" / "toy_part2" / "piece"
-    content = bytearray(piece.read_bytes())
-    if draw.random() < 0.5:
-        del content[draw.randrange(len(content)) :]
-    else:
-        content[draw.randrange(len(content))] ^= 1
     whole = piece.read_bytes()
-    piece.write_bytes(content)
-    ended = _loading(place)
+    piece.write_bytes(_damaged(whole, draw, cut=draw.random() < 0.5))
+    ended = place.load()
     piece.write_bytes(whole)
     return told(ended, 2)
 
@@ -619,22 +562,19 @@ def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str
     """A folder of the user's own, saved whole, then broken."""
     folder = place.folder / "mine"
     shutil.copytree(_saved_model(), folder)
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    match draw.randrange(5):
-        case 0:
-            del content[draw.randrange(len(content)) :]
-        case 1:
-            content[:8] = (1 << 60).to_bytes(8, "little")  # a header longer than the file
-        case 2:
-            content = bytearray(b"not a tensor in sight")
-        case 3:
-            config = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-        case 4:
-            (folder / "config.json").write_text('{"model_type": ')
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    sound = weights.read_bytes()
+    path, content = draw.choice(
+        (
+            (weights, _damaged(sound, draw, cut=True)),
+            (weights, (1 << 60).to_bytes(8, "little") + sound[8:]),  # a header beyond the file
+            (weights, b"not a tensor in sight"),
+            (config, json.dumps(json.loads(config.read_text()) | {"hidden_size": 64}).encode()),
+            (config, b'{"model_type": '),
+        )
+    )
     path.write_bytes(content)
-    return told(_loading(place, str(folder)), 2)
+    return told(place.load(str(folder)), 2)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -668,16 +608,13 @@ def hub_fails(place: Place, draw: random.Random, number: int) -> str:
     server.answer = HUB[number % len(HUB)]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = 9 if server.answer == "unreachable" else server.server_port
-    place.environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-        "HF_HOME": str(place.folder / "hub"),
-    }
+    place.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{port}"
+    place.environment["HF_HOME"] = str(place.folder / "hub")
     started = time.monotonic()
     ended = place.run(model="someone/small")
     server.shutdown()
     server.server_close()
-    if time.monotonic() - started > 60:
-        raise Wrong("waited for more than a minute")
+    need(time.monotonic() - started < 60, "waited for more than a minute")
     return told(ended, 2)
 
 
@@ -686,82 +623,81 @@ def hub_fails(place: Place, draw: random.Random, number: int) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table: `count` faults in the long form; what it needs of the machine."""
+    """A row of the table: `count` faults in the long form, and what is special about them."""
 
     name: str
     fault: Fault
     count: int
-    needs: str = ""  # root
+    replaces: bool = True  # the run may finish, and put its result in the place of the earlier
+    root: bool = False  # needs root
     disk: bool = False  # the runs stand on a small disk of their own
     weights: bool = False  # with the embedded model `toy`
-    replaces: bool = False  # the run may finish, and put its result in the place of the earlier
 
 
+KILLS_ITSELF = ["import os; os.kill(os.getpid(), 9)"]
+HANGING = _in_a_cell(HANGS, "--time-limit", "9", says=TIME_UP)
 KINDS = (
-    Kind("kernel killed by its own cell", _in_a_cell(["import os; os.kill(os.getpid(), 9)"]), 12),
-    Kind("kernel killed from outside", kernel_killed_from_outside, 12, replaces=True),
-    Kind("papermill's process killed", papermill_killed, 12, replaces=True),
-    Kind("runner killed (SIGKILL)", _runner(signal.SIGKILL, -9), 15, replaces=True),
-    Kind("runner ended (SIGTERM)", _runner(signal.SIGTERM, 143), 8, replaces=True),
-    Kind("runner interrupted (Ctrl-C)", _runner(signal.SIGINT, 130), 8, replaces=True),
-    Kind("runner killed at its n-th file", _at_a_file("kill"), 24, replaces=True),
-    Kind("disk full at the runner's n-th file", _at_a_file("full"), 24, replaces=True),
-    Kind("disk full (tmpfs)", disk_full, 12, needs="root", disk=True, replaces=True),
-    Kind("folder for temporary files full", temporary_disk_full, 5, needs="root", replaces=True),
-    Kind("a cell raises", _in_a_cell(RAISES), len(RAISES)),
-    Kind("a cell hangs past the limit", _in_a_cell(HANGS, "--time-limit", "9", says=TIME_UP), 8),
-    Kind("a cell prints 100 MB", prints_100_mb, 3, replaces=True),
-    Kind("a measured value is not finite", not_a_number, 8, replaces=True),
-    Kind("memory limit hit", _in_a_cell(TAKES_MEMORY, memory=True), 8),
-    Kind("Snakemake or the sweep killed", workflow_killed, 8),
-    Kind("cache with one flipped bit", cache_flipped, 6, weights=True, replaces=True),
-    Kind("cache half-written", cache_half_written, 6, weights=True, replaces=True),
-    Kind("cache read-only", cache_read_only, 4, needs="root", weights=True, replaces=True),
-    Kind("embedded weights altered", embedded_weights_altered, 4, weights=True),
-    Kind("weights of a folder broken", folder_weights_broken, 10),
-    Kind("hub unreachable, slow or wrong", hub_fails, len(HUB)),
-    Kind("two runs of one pair at once", _at_once(2), 5, replaces=True),
-    Kind("eight runs of one pair at once", _at_once(8), 2, replaces=True),
-    Kind("clock set back", clock_set_back, 6, replaces=True),
+    Kind("kernel killed by its own cell", _in_a_cell(KILLS_ITSELF), 12, replaces=False),
+    Kind("kernel killed from outside", _signal("ipykernel", 2.5, KILL), 12),
+    Kind("papermill's process killed", _signal(CHILD, 3.5, KILL, TERM, signal.SIGSEGV), 12),
+    Kind("runner killed (SIGKILL)", _signal("", 4.5, KILL), 15),
+    Kind("runner ended (SIGTERM)", _signal("", 4.5, TERM), 8),
+    Kind("runner interrupted (Ctrl-C)", _signal("", 4.5, INT), 8),
+    Kind("runner killed at its n-th file", _at_a_file("kill"), 24),
+    Kind("disk full at the runner's n-th file", _at_a_file("full"), 24),
+    Kind("disk full (tmpfs)", disk_full, 12, root=True, disk=True),
+    Kind("folder for temporary files full", temporary_disk_full, 5, root=True),
+    Kind("a cell raises", _in_a_cell(RAISES), len(RAISES), replaces=False),
+    Kind("a cell hangs past the limit", HANGING, 8, replaces=False),
+    Kind("a cell prints 100 MB", _in_a_cell(PRINTS, may=True), 3),
+    Kind("a measured value is not finite", not_a_number, 8),
+    Kind("memory limit hit", _in_a_cell(TAKES_MEMORY, memory=True), 8, replaces=False),
+    Kind("Snakemake or the sweep killed", workflow_killed, 8, replaces=False),
+    Kind("cache with one flipped bit", _cache_damaged(cut=False), 6, weights=True),
+    Kind("cache half-written", _cache_damaged(cut=True), 6, weights=True),
+    Kind("cache read-only", cache_read_only, 4, root=True, weights=True),
+    Kind("embedded weights altered", embedded_weights_altered, 4, replaces=False, weights=True),
+    Kind("weights of a folder broken", folder_weights_broken, 10, replaces=False),
+    Kind("hub unreachable, slow or wrong", hub_fails, len(HUB), replaces=False),
+    Kind("two runs of one pair at once", _at_once(2), 5),
+    Kind("eight runs of one pair at once", _at_once(8), 2),
+    Kind("clock set back", clock_set_back, 6),
 )
-
-
 COLUMNS = ("fault", "injected", TOLD, FINISHED, SILENT, "wrong")
 
 
 def lacks(kind: Kind) -> str:
     """What this machine lacks for a kind of fault; empty if nothing."""
-    if kind.needs == "root" and os.geteuid() != 0:
-        return "needs root"
-    return ""
+    return "needs root" if kind.root and os.geteuid() != 0 else ""
 
 
 def inject(kind: Kind, number: int, seed: int = 0) -> str:
     """Put the number-th fault of a kind into a run; how it ended, or `wrong: ...`."""
-    folder = Path(tempfile.mkdtemp(prefix="fault-"))
     draw = random.Random(f"{kind.name} {number} {seed}")
-    try:
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context(small_disk(folder / "disk")) if kind.disk else None
-            place = Place(folder / "p", out=out)
-            if kind.weights:
-                place.model = "toy"
-                _toy_weights(place)
-            try:
-                finished(place.run())
-                before = place.snapshot()
-                how = kind.fault(place, draw, number)
-                undamaged(place, before, kind.replaces and how != TOLD)
-                recovers(place, before)
-            except Wrong as error:
-                return f"wrong: {error}"
-            finally:
-                for process in place.family():
-                    with contextlib.suppress(psutil.Error):
-                        process.kill()
-            return how
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as name,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = Path(name)
+        out = folder / "p/out"
+        if kind.disk:
+            out = stack.enter_context(mounted(folder / "disk", "-t tmpfs -o size=4M tmpfs"))
+        place = Place(folder / "p", out, "toy" if kind.weights else "tiny")
+        if kind.weights:
+            _toy_weights(place)
+        try:
+            finished(place.run())
+            before = place.snapshot()
+            how = kind.fault(place, draw, number)
+            undamaged(place, before, kind.replaces and how != TOLD)
+            recovers(place, before)
+        except Wrong as error:
+            return f"wrong: {error}"
+        finally:
+            for process in place.family():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        return how
 
 
 def main() -> int:
@@ -769,39 +705,41 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of each kind's count, at least 1")
-    parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="part of a name")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="KIND", help="part of a name")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     given = parser.parse_args()
     # A shell's background job ignores Ctrl-C and passes that on; who handles it does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    started, rows, missing, bad = time.monotonic(), [], [], []
-    for kind in KINDS:
-        if given.only and not any(word in kind.name for word in given.only):
-            continue
-        if lack := lacks(kind):
-            missing.append(f"{kind.name}: {lack}")
-            print(f"{kind.name}: not injected, {lack}", flush=True)
-            continue
-        count = max(1, round(kind.count * given.share))
-        begun = time.monotonic()
-        with ThreadPoolExecutor(given.jobs) as pool:
-            ends = list(pool.map(partial(inject, kind, seed=given.seed), range(count)))
-        counts = Counter("wrong" if end.startswith("wrong") else end for end in ends)
-        wrong = [(n, end) for n, end in enumerate(ends) if end.startswith("wrong")]
-        bad += [f"{kind.name}, number {n}: {end}" for n, end in wrong]
-        rows.append([kind.name, count, *(counts[how] for how in (TOLD, FINISHED, SILENT, "wrong"))])
-        print(f"{kind.name}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
-        for line in bad[-counts["wrong"] :] if counts["wrong"] else []:
-            print(f"  {line[:1000]}", flush=True)
-    seconds = time.monotonic() - started
+    started, rows = time.monotonic(), []
+    chosen = [kind for kind in KINDS if any(word in kind.name for word in given.only)]
+    missing = [f"{kind.name}: {lacks(kind)}" for kind in chosen if lacks(kind)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        put = {
+            kind: [
+                pool.submit(inject, kind, number, given.seed)
+                for number in range(max(1, round(kind.count * given.share)))
+            ]
+            for kind in chosen
+            if not lacks(kind)
+        }
+        for kind, waiting in put.items():
+            ends = [one.result() for one in waiting]
+            counts = Counter(end.partition(":")[0] for end in ends)
+            rows.append([kind.name, len(ends), *(counts[how] for how in COLUMNS[2:])])
+            print(f"{kind.name}: {dict(counts)}", flush=True)
+            for number, end in enumerate(ends):
+                if end.startswith("wrong"):
+                    print(f"  number {number}: {end[:1000]}", flush=True)
+    seconds, n_wrong = time.monotonic() - started, sum(row[-1] for row in rows)
     print(show(COLUMNS, rows))
-    print(f"{sum(row[1] for row in rows)} faults, {len(bad)} wrong, {seconds:.0f} s")
+    print(f"{sum(row[1] for row in rows)} faults, {n_wrong} wrong, {seconds:.0f} s")
+    print(*(f"not injected: {lack}" for lack in missing), sep="\n")
     if given.out:
         what = "Faults put into real runs, and how each ended; wrong would be a false success, a "
         what += "damaged or lost result, a process left behind, more or less than one line, or a "
         what += "next run that does not recover."
         write_table(given.out, what, COLUMNS, rows, seconds, not_injected=missing)
-    return 1 if bad else 0
+    return 1 if n_wrong else 0
 
 
 if __name__ == "__main__":

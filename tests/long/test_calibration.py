@@ -14,7 +14,7 @@ QUICK = [
     *(("wilson", f"{n} prompts, true share {p}") for n in (20, 100) for p in (0.5, 0.98)),
     ("seeds_mean", "5 seeds, normal"),
     ("seeds_difference", "5 and 3 seeds, normal, spreads 1 and 4"),
-    ("bootstrap", "100 prompts, normal"),
+    ("bootstrap", "20 prompts, normal"),
     ("logistic", "60 countries × 2 prompts, 60 cities, both clustered"),
     *(("Null, value > q95", f"{n} draws") for n in (20, 1000)),
     ("Null.pvalue", "20 draws"),

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import re
 
 import pytest
-from determinism import CONTROLS, ROOT, compare_all, row
+from determinism import CONTROLS, compare_all, row
+from trust import ROOT
 
 from bookkit.project import list_papers
 
@@ -39,87 +41,48 @@ def test_the_long_form_has_every_chapter():
 
 # --- Random draws ---------------------------------------------------------------------------------
 
-# Draws from torch's global generator unless they are given another.
-DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
-DRAWS += tuple(f"{name}_like" for name in ("rand", "randn", "randint"))
-IN_PLACE = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_")
-IN_PLACE += ("geometric_", "log_normal_", "trunc_normal_", "orthogonal_", "sparse_")
-IN_PLACE += tuple(f"{who}_{how}_" for who in ("xavier", "kaiming") for how in ("normal", "uniform"))
-# Generators of their own, which need a seed.
-SEEDED = ("random.Random", "numpy.random.default_rng", "numpy.random.SeedSequence")
-SEEDED += tuple(f"numpy.random.{bits}" for bits in ("PCG64", "MT19937", "Philox", "RandomState"))
-SEEDED += ("numpy.random.Generator", "torch.Generator.manual_seed")
+# From torch's global generator unless they are given another.
+TORCH = r"torch\.((rand|randn|randint)(_like)?|randperm|normal|bernoulli|multinomial|poisson)"
+IN_PLACE = r"(.*\.)?((xavier|kaiming)_)?(normal|uniform|random|bernoulli|exponential|cauchy"
+IN_PLACE += "|geometric|log_normal|trunc_normal|orthogonal|sparse)_"
+# Generators of their own, which need a seed; and those of everybody.
+SEEDED = r"random\.Random|np\.random\.(default_rng|SeedSequence|Generator|PCG64|MT19937|Philox)"
+GLOBAL = r"random\.\w+|np\.random\.\w+|torch(\.\w+)*\.manual_seed(_all)?"
+GLOBAL += r"|(.*\.)?(seed|seed_all|set_seed|seed_everything)"
 
 # What peft and Transformers draw while a network is made comes from the global generator, which
 # nobody can change from outside. So it is seeded inside torch.random.fork_rng, which puts back what
 # it was: nothing else sees it.
 ALLOWED = {
-    ("src/replib/chapters/copying_mamba/networks.py", "torch.manual_seed"),  # initialisation
-    ("src/replib/chapters/context_knob/training.py", "torch.manual_seed"),  # an adapter's first
+    ("src/replib/chapters/copying_mamba/networks.py", "torch.manual_seed", True),  # initialisation
+    ("src/replib/chapters/context_knob/training.py", "torch.manual_seed", True),  # an adapter's
 }
 
 
-def dotted(node, names):
-    """`torch.random.manual_seed`, with what names were imported as; empty for other expressions."""
-    match node:
-        case ast.Name(id=name):
-            return names.get(name, "")
-        case ast.Attribute(value=value, attr=attr):
-            before = dotted(value, names)
-            return f"{before}.{attr}" if before else ""
-    return ""
-
-
-def imported(tree):
-    names = {}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=some):
-                for one in some:
-                    names[one.asname or one.name.split(".")[0]] = (
-                        one.name if one.asname else one.name.split(".")[0]
-                    )
-            case ast.ImportFrom(module=str(module), names=some):
-                names |= {one.asname or one.name: f"{module}.{one.name}" for one in some}
-    return names
-
-
 def global_draws(code):
-    """(line, name, is it inside fork_rng?) of each seeding of, or draw from, a generator that
-    belongs to everybody, or of one without a seed."""
-    tree = ast.parse(code)
-    names, found = imported(tree), []
-
-    def is_global(call):
-        name = dotted(call.func, names)
-        attr = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-        given = {keyword.arg for keyword in call.keywords}
-        if name in SEEDED:
-            return not (call.args or call.keywords)
-        if name.startswith(("random.", "numpy.random.")):
-            return True
-        if name.startswith("torch.") and name.split(".")[-1] in DRAWS:
-            return "generator" not in given
-        if attr in IN_PLACE:
-            return "generator" not in given
-        return name.split(".")[-1] in ("seed", "seed_all", "set_seed", "seed_everything") or (
-            name.startswith("torch.") and name.split(".")[-1] in ("manual_seed", "manual_seed_all")
-        )
-
-    def visit(node, forked):
-        if isinstance(node, ast.With):
-            calls = [item.context_expr for item in node.items]
-            forked = forked or any(
-                isinstance(c, ast.Call) and dotted(c.func, names) == "torch.random.fork_rng"
-                for c in calls
-            )
-        if isinstance(node, ast.Call) and is_global(node):
-            found.append((node.lineno, dotted(node.func, names) or node.func.attr, forked))
-        for child in ast.iter_child_nodes(node):
-            visit(child, forked)
-
-    visit(tree, False)
-    return found
+    """(name, is it inside fork_rng?) of each seeding of, or draw from, a generator that belongs to
+    everybody, or of one without a seed; and of imports that hide such names."""
+    nodes = list(ast.walk(ast.parse(code)))
+    forks = [
+        node
+        for node in nodes
+        if isinstance(node, ast.With)
+        and any("fork_rng" in ast.unparse(item) for item in node.items)
+    ]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in ("random", "numpy.random"):
+            yield node.module, False
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if re.fullmatch(SEEDED, name):
+            is_global = not (node.args or node.keywords)
+        elif re.fullmatch(f"{TORCH}|{IN_PLACE}", name):
+            is_global = "generator" not in {keyword.arg for keyword in node.keywords}
+        else:
+            is_global = re.fullmatch(GLOBAL, name)
+        if is_global:
+            yield name, any(fork.lineno <= node.lineno <= fork.end_lineno for fork in forks)
 
 
 def sources():
@@ -134,11 +97,6 @@ def sources():
 
 
 def test_every_random_draw_comes_from_a_generator_of_the_run():
-    found = {
-        (path, name): (line, forked)
-        for path, code in sources()
-        for line, name, forked in global_draws(code)
-    }
-    assert set(found) == ALLOWED, found
-    assert all(forked for _, forked in found.values()), found
+    found = {(path, *draw) for path, code in sources() for draw in global_draws(code)}
+    assert found == ALLOWED
     assert len(list(sources())) > 50

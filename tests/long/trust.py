@@ -1,7 +1,10 @@
-"""The tables of the long forms (`make faults`, `fuzz`, ...), as files that a page is made from."""
+"""What the long forms share: their runs, and their tables, as files that a page is made from."""
 
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,9 @@ from bookkit.book.reports import trust_hash
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # a project of its own, with the paper `toy`
 TRUST = ROOT / "results" / "trust"
+sys.path.append(str(HERE))  # pytest has it there; a script has its own folder only
+# Runs are of this checkout, even where another one is installed.
+PYTHONPATH = os.pathsep.join(filter(None, [f"{ROOT}/src", os.environ.get("PYTHONPATH")]))
 
 
 def write_table(
@@ -38,3 +44,22 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         "  ".join(cell.ljust(n) for cell, n in zip(row, width, strict=True)).rstrip()
         for row in cells
     )
+
+
+def run_chapter(
+    paper: str,
+    model: str,
+    settings: Mapping[str, Any],
+    out: Path,
+    *more: str,
+    start: Sequence[str] = ("-m", "bookkit.cli"),
+    cwd: Path = ROOT,
+    threads: int = 1,
+) -> subprocess.CompletedProcess[str]:
+    """One run on the CPU through the command line, in the profile `smoke` with these parameters."""
+    words = [sys.executable, *start, "run", paper, "--model", model, "--profile", "smoke"]
+    words += ["--device", "cpu", "--out", str(out), *more]
+    for name, value in settings.items():
+        words += ["-p", f"{name}={value}"]
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "REPLIB_THREADS": str(threads)}
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
