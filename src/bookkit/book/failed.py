@@ -41,7 +41,6 @@ class FailedRun:
 
     @property
     def key(self) -> str:
-        """`paper/model.failed`, which also names its page."""
         return f"{self.paper}/{self.page}"
 
 
@@ -71,11 +70,8 @@ def find_failed(runs: Path) -> list[FailedRun]:
 
 def failed_links(failed: Iterable[FailedRun]) -> str:
     """A list for the chapter's first page, as MyST."""
-    lines = [
-        f"- [{run.model}]({run.page}.md): the run **failed**: {as_myst(run.reason)}\n"
-        for run in failed
-    ]
-    return "".join(lines)
+    said = "the run **failed**"
+    return "".join(f"- [{r.model}]({r.page}.md): {said}: {as_myst(r.reason)}\n" for r in failed)
 
 
 def page(run: FailedRun, title: str, switch: str) -> str:
@@ -89,18 +85,11 @@ def page(run: FailedRun, title: str, switch: str) -> str:
     model, *profile = (said[1], "--profile", said[2]) if said else (run.model,)
     again = ["replib", "run", run.paper, "--model", model, *profile]
     shown = [_COLOUR.sub("", line) for line in run.end.strip().splitlines()[-SHOWN:]]
-    about = render(
-        "failed.html",
-        run=run,
-        place=places[-1] if places else "after its last cell",
-        again=shlex.join(again),
-        parameters=(said and said[3]) or "",
-        source=source,
-        error=cut(_COLOUR.sub("", error)),
-        log=cut("\n".join(shown)),
-    )
-    head = f"# {as_myst(title)} ({run.model}, failed)\n\n"
-    return head + raw_html(f"{switch}\n{about}")
+    where = {"place": places[-1] if places else "after its last cell", "again": shlex.join(again)}
+    where |= {"parameters": (said and said[3]) or "", "source": source}
+    told = {"error": cut(_COLOUR.sub("", error)), "log": cut("\n".join(shown))}
+    about = render("failed.html", run=run, **where, **told)
+    return f"# {as_myst(title)} ({run.model}, failed)\n\n" + raw_html(f"{switch}\n{about}")
 
 
 def _stopped_in(run: FailedRun) -> tuple[str | None, str]:
@@ -112,11 +101,9 @@ def _stopped_in(run: FailedRun) -> tuple[str | None, str]:
             errors = [o for o in cell.get("outputs", ()) if o["output_type"] == "error"]
             stopped = cell["metadata"].get("papermill", {}).get("status") == "failed"
             if errors or stopped:
-                lines = [
-                    line
-                    for error in errors
-                    for line in error.get("traceback") or [f"{error['ename']}: {error['evalue']}"]
-                ]
+                lines: list[str] = []
+                for error in errors:
+                    lines += error.get("traceback") or [f"{error['ename']}: {error['evalue']}"]
                 return source_of(cell), "\n".join(lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass

@@ -66,9 +66,6 @@ def finish_all(app: Any, exception: Exception | None) -> None:
         path.write_text(page, encoding="utf-8")
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-
 def name_parts(page: str) -> str:
     """The page with names for parts that the theme leaves without; done twice, it is as once."""
     page = page.replace(_LIST, '<div class="citation-list">').replace(SIDE_BAR, NAMED_BAR)
@@ -78,9 +75,6 @@ def name_parts(page: str) -> str:
 def _name_table(match: re.Match[str]) -> str:
     label = f'role="region" tabindex="0" aria-label="{match[2].capitalize()}"'
     return f'<div class="table-scroll" {label}>{match[1]}'
-
-
-# --- the policy -----------------------------------------------------------------------------------
 
 
 def own_scripts(page: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The runs that the book shows."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,7 @@ class Run:
         record = read_record(folder / "record.json")
         if record["paper"] != paper:
             raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
-        sha256 = sha256_file(folder / "record.json")
-        return cls(paper, model, record, sha256, folder)
+        return cls(paper, model, record, sha256_file(folder / "record.json"), folder)
 
     @property
     def key(self) -> str:
@@ -65,7 +65,6 @@ class Run:
 
     @property
     def is_method(self) -> bool:
-        """Is it of a page of the method, and of no paper?"""
         return self.record["arxiv"] is None
 
     @property
@@ -76,9 +75,8 @@ class Run:
     @property
     def tally(self) -> str:
         """`3 holds, 1 fails, …` in the order of OUTCOMES, without those that do not occur."""
-        outcomes = [claim["outcome"] for claim in self.record["claims"]]
-        counts = [(outcomes.count(outcome), outcome) for outcome in OUTCOMES]
-        return ", ".join(f"{count} {outcome_word(outcome)}" for count, outcome in counts if count)
+        found = Counter(claim["outcome"] for claim in self.record["claims"])
+        return ", ".join(f"{found[name]} {outcome_word(name)}" for name in OUTCOMES if found[name])
 
     @property
     def last_verified(self) -> str:
@@ -112,20 +110,15 @@ def find_runs(
         expected = finished(runs)
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
-    pairs = [pair.split("/", 1) for pair in expected]
-    if bad := [pair for pair in pairs if len(pair) != 2 or not all(map(_is_name, pair))]:
-        raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
+    for pair in expected:
+        if not re.fullmatch(r"[^./][^/]{0,199}/[^./][^/]{0,199}", pair):  # two folders' names
+            raise UsageError(f"a run is named paper/model, not {pair!r}")
     found = []
-    for paper, model in pairs:
-        here = (runs / paper / model / "record.json").is_file()
-        there = certified and (certified / paper / model / "record.json").is_file()
-        found.append(Run.read(certified if there and not here else runs, paper, model))
+    for pair in expected:
+        here = (runs / pair / "record.json").is_file()
+        there = certified and (certified / pair / "record.json").is_file()
+        found.append(Run.read(certified if there and not here else runs, *pair.split("/")))
     return found
-
-
-def _is_name(part: str) -> bool:
-    """Can it be the name of a folder, and of no other place?"""
-    return bool(part) and not part.startswith(".") and "/" not in part and len(part) <= 200
 
 
 def named_in_prose(book: Path) -> list[str]:
