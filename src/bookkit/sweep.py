@@ -103,11 +103,8 @@ class Sweep:
 
 
 def read_sweep(root: Path, path: str | Path) -> Sweep:
-    """A sweep with every job planned and checked; nothing is written.
-
-    Raises UsageError for a file that does not fit its schema, an unknown paper, model or parameter,
-    and for two jobs that would be one.
-    """
+    """A sweep with every job planned and checked; nothing is written. UsageError for a file that
+    does not fit its schema, an unknown paper, model or parameter, and one job that comes twice."""
     where = f"sweep file {path}"
     content = fit(SweepFile, read_yaml(read_text(path, "sweep file"), where), where)
     profile, device = content.profile, content.device
@@ -163,10 +160,8 @@ def refusals(sweep: Sweep) -> dict[str, str]:
 def command(
     root: Path, path: Path, sweep: Sweep, profile: str, n_jobs: int | None, extra: Sequence[str]
 ) -> list[str]:
-    """Snakemake's command line for a sweep.
-
-    Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
-    """
+    """Snakemake's command line for a sweep; UsageError for a profile that is neither one of
+    PROFILES nor a folder with config.yaml."""
     own = root / "workflow/profiles"
     try:
         chosen = own / profile if profile in PROFILES else Path(profile).expanduser()
@@ -203,14 +198,11 @@ def run_sweep(root: Path, sweep: Sweep, words: Sequence[str]) -> int:
 
 
 def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
-    """The jobs that would run, by name, each with the reason; nothing is run.
-
-    Raises UsageError with Snakemake's last line when it cannot plan.
-    """
+    """The jobs that would run, by name, each with the reason; nothing is run. UsageError with
+    Snakemake's last line when it cannot plan."""
     words = [*words, "--dry-run", "--nolock", "--quiet", "host"]
-    process = subprocess.run(
-        words, cwd=root, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.run(words, cwd=root, check=False, text=True, **both)
     if process.returncode != 0:
         raise UsageError(f"the sweep cannot be planned: {process.stdout.strip().splitlines()[-1]}")
     found = {}
@@ -260,11 +252,8 @@ def refusal(stamp: Path) -> str:
 
 
 def drop_stale_stamps(stamps: Iterable[tuple[Path, Path]]) -> None:
-    """Remove every stamp, (stamp, the run's folder), that says nothing.
-
-    A stamp says that the record was made by its job, or holds the reason of a refusal. Without the
-    record, or with one that was written later by hand, it says nothing.
-    """
+    """Remove every stamp, (stamp, the run's folder), that says nothing: one without the reason of a
+    refusal, and with no record or one that was written later by hand."""
     for stamp, folder in stamps:
         record = folder / "record.json"
         if not stamp.exists() or refusal(stamp):

@@ -1,8 +1,5 @@
-"""`replib train PAPER ...`: train again what a chapter keeps stored.
-
-What can be asked of a chapter, and how it is trained, stands in its own module `stored`
-(see `replib.chapters.stored`).
-"""
+"""`replib train PAPER ...`: train again what a chapter keeps stored. What can be asked of it, and
+how it is trained, stands in the chapter's own module `stored` (see `replib.chapters.stored`)."""
 
 import argparse
 import os
@@ -20,11 +17,8 @@ from replib.errors import UsageError, one_line
 
 def train(root: Path, paper: str, words: Sequence[str], say: Callable[[str], None]) -> int:
     """Train what `words`, the options on the command line, ask for; without any, all that is
-    missing, as jobs of Snakemake. Returns the exit code.
-
-    Raises:
-        UsageError: a paper without stored trainings, an option that its chapter does not have.
-    """
+    missing, as jobs of Snakemake. Returns the exit code. UsageError for a paper without stored
+    trainings, and for an option that its chapter does not have."""
     names = sorted(one.name for one in pkgutil.iter_modules(chapters.__path__) if one.ispkg)
     having = {stored.PAPER: stored for name in names if (stored := stored_module(name))}
     if paper not in having:

@@ -29,11 +29,8 @@ _REFERRED = (
 
 
 def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
-    """Append `-suffix` to every label that the notebook defines, and to its references to it.
-
-    One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
-    the whole book.
-    """
+    """Append `-suffix` to every label that the notebook defines, and to its references to it: one
+    notebook becomes a page a model, and Sphinx wants a label once in the whole book."""
     texts = [source_of(cell) for cell in cells if cell["cell_type"] == "markdown"]
     figures = [cell["metadata"].get("mystnb", {}).get("figure") or {} for cell in cells]
     defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
@@ -59,11 +56,9 @@ def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
 
 
 def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
-    """Put each figure's alternative text where myst-nb reads it.
-
-    It is that of the output (`display(fig, metadata={"image/png": {"alt": ...}})`), else that of
-    the cell (`mystnb.image.alt`). UsageError for a picture with neither, or two in one cell.
-    """
+    """Put each figure's alternative text where myst-nb reads it: that of the output (its metadata,
+    `{"image/png": {"alt": ...}}`), else that of the cell (`mystnb.image.alt`). UsageError for a
+    picture with neither, or two in one cell."""
     for number, cell in enumerate(cells, 1):
         outputs = cell["outputs"] if cell["cell_type"] == "code" else ()
         shown = [(mime, output) for output in outputs for mime in output.get("data", {})]

@@ -1,7 +1,5 @@
-"""`replib book ...`: the steps from finished runs to a checked book, for make and Snakemake.
-
-What goes wrong here is a line that begins with the step's name, and exit code 1.
-"""
+"""`replib book ...`: the steps from finished runs to a checked book, for make and Snakemake. What
+goes wrong here is a line that begins with the step's name, and exit code 1."""
 
 import sys
 from collections.abc import Callable, Sequence

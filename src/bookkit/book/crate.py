@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from bookkit.book import citations
 from bookkit.book.failed import FailedRun
+from bookkit.book.runs import RECORDS
 
 FILE = "ro-crate-metadata.json"
 # RO-Crate 1.1 has no word for a sha256; schema.org has.
@@ -30,17 +31,12 @@ Entity = dict[str, Any]
 quote = partial(percent_encode, errors="replace")
 
 
-def write(
-    root: Path, book: Path, records: str, pages: Sequence[str], failed: Sequence[FailedRun]
-) -> None:
-    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages.
-
-    `records` is the folder of records in it, `pages` are named as in the table of contents. Title
-    and author are those of `root`'s CITATION.cff.
-    """
-    paths = sorted((book / records).glob("*/*.json"))
+def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedRun]) -> None:
+    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages;
+    `pages` are named as in the table of contents."""
+    paths = sorted((book / RECORDS).glob("*/*.json"))
     files = {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in paths}
-    content = crate(citations.about(root), f"_{records}", files, pages, failed)
+    content = crate(citations.about(root), files, pages, failed)
     (book / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -57,14 +53,9 @@ class Graph:
 
 
 def crate(
-    about: citations.About,
-    folder: str,
-    files: Mapping[str, bytes],
-    pages: Sequence[str],
-    failed: Sequence[FailedRun],
+    about: citations.About, files: Mapping[str, bytes], pages: Sequence[str], failed: Sequence
 ) -> Entity:
-    """The metadata of a book; `files` are its records as they are on disk, by `paper/model`, and
-    `folder` is where they stand among the built pages."""
+    """The metadata of a book; `files` are its records as they are on disk, by `paper/model`."""
     graph = Graph()
     add = graph.add
     agents = [add(f"#author/{quote(name)}", "Organization", name=name) for name in about.authors]
@@ -75,7 +66,7 @@ def crate(
     actions, papers, dates = [], [], [run.started for run in failed if run.started]
     for key, file in files.items():
         record = json.loads(file)
-        path, name = f"{folder}/{quote(key)}.json", f"record of {_name(record)}"
+        path, name = f"_{RECORDS}/{quote(key)}.json", f"record of {_name(record)}"
         facts = {"sha256": hashlib.sha256(file).hexdigest(), "contentSize": str(len(file))}
         made = [add(path, "File", name=name, encodingFormat="application/json", **facts)]
         parts += made

@@ -78,12 +78,9 @@ def _name_table(match: re.Match[str]) -> str:
 
 
 def own_scripts(page: str) -> list[str]:
-    """The inline scripts in a page's head; in the whole page if it has no article, as the search's,
-    where no text of a chapter or a record stands.
-
-    The head ends before any such text begins, so nothing in the text can pass for one of these,
-    however broken it is.
-    """
+    """The inline scripts in a page's head, which ends before any text of a chapter or a record
+    begins, so nothing there can pass for one of these, however broken it is. If the page has no
+    article, as the search's, and so no such text, those in the whole page."""
     head, _, rest = page.partition("</head>")
     part = head if "<article" in rest else page
     return [body for attributes, body in _SCRIPT.findall(part) if " src=" not in attributes]

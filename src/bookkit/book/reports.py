@@ -46,11 +46,8 @@ START, END = "<!-- scorecard -->\n", "<!-- end of scorecard -->\n"
 
 
 def write(root: Path, out: Path, runs: Sequence[Run]) -> None:
-    """Fill in the marks on every page at the root of the staged book `out`, and draw the figure.
-
-    Raises:
-        UsageError: if a report is missing or broken, or lacks what a page names.
-    """
+    """Fill in the marks on every page at the root of the staged book `out`, and draw the figure;
+    UsageError if a report is missing or broken, or lacks what a page names."""
     report = cache(partial(read_benchmarks, root))
     for path in sorted(out.glob("*.md")):
         text = path.read_text(encoding="utf-8")
@@ -203,13 +200,11 @@ def readme_table(root: Path) -> str:
     for paper in list_papers(root):
         claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         link = f"[{claims.title}](https://arxiv.org/abs/{claims.arxiv})"
-        for model in EMBEDDED:
-            path = root / FOLDER / paper / model / "record.json"
-            if not path.is_file():
-                continue
+        paths = [root / FOLDER / paper / model / "record.json" for model in EMBEDDED]
+        for path in filter(Path.is_file, paths):
             outcomes = [claim["outcome"] for claim in read_record(path)["claims"]]
             counts = " | ".join(str(outcomes.count(outcome)) for outcome in OUTCOMES)
-            lines.append(f"| {link} | {model} | {counts} |")
+            lines.append(f"| {link} | {path.parent.name} | {counts} |")
             link = ""
     return "\n".join(lines) + "\n"
 

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bookkit.book.html import outcome_word
 from bookkit.project import words
-from bookkit.records import read_record, record_value
+from bookkit.records import FOLDER, read_record, record_value
 from bookkit.run.chapter import find_chapter
 from bookkit.run.plan import changed_since
 from replib.claims.rules import OUTCOMES
@@ -121,10 +121,22 @@ def find_runs(
     return found
 
 
-def named_in_prose(book: Path) -> list[str]:
-    """The runs, `paper/model`, whose numbers the pages that are no chapters show."""
-    text = "".join(path.read_text() for path in sorted(book.rglob("*.md")))
-    return sorted(set(re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)))
+def find_shown(
+    root: Path, runs: Path, expected: Sequence[str] | None, *, may_be_none: bool = False
+) -> list[Run]:
+    """The expected runs, or all that finished, and the certified ones of which the prose shows
+    numbers. Each knows what has changed since."""
+    if expected is None:
+        expected = finished(runs)
+        if not expected and not may_be_none:
+            find_runs(runs, None)  # says that there is none
+    certified = root / FOLDER
+    text = "".join(path.read_text() for path in (root / "book").rglob("*.md"))
+    named = sorted({*re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)} - {*expected})
+    pairs = [*expected, *(pair for pair in named if (certified / pair / "record.json").is_file())]
+    found = find_runs(runs, pairs, certified) if pairs else []
+    changes = [changed_since(run.record, find_chapter(root, run.paper)) for run in found]
+    return [replace(run, stale=tuple(of)) for run, of in zip(found, changes, strict=True)]
 
 
 def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -149,8 +161,3 @@ def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 def first_run(members: Sequence[Run]) -> Run:
     """The run whose page stands for a method: on a model, if there is one, not on a control."""
     return kinds(members)[0][1][0]
-
-
-def find_changes(root: Path, run: Run) -> tuple[str, ...]:
-    """What has changed since a run, by hash; nothing is loaded."""
-    return tuple(changed_since(run.record, find_chapter(root, run.paper)))

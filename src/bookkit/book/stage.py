@@ -7,7 +7,7 @@ table of contents. Every number on a page comes from a record, so nothing is com
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,9 @@ from bookkit.book import atlas, citations, contents, crate, failed, pdf, reports
 from bookkit.book.failed import FailedRun
 from bookkit.book.markup import as_myst, raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
-from bookkit.book.runs import (
-    RECORDS,
-    STALE,
-    Run,
-    by_paper,
-    find_changes,
-    find_runs,
-    finished,
-    first_run,
-    named_in_prose,
-)
+from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_shown, first_run
 from bookkit.course import classroom
 from bookkit.project import chapter_folder, list_chapters, words
-from bookkit.records import FOLDER
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import read_yaml
@@ -61,7 +50,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     was, when a run is missing, unfinished or cannot be shown.
     """
     stopped = failed.find_failed(runs) if expected is None else []
-    shown = find_shown(root, runs, expected, stopped)
+    shown = find_shown(root, runs, expected, may_be_none=bool(stopped))
     chapters = find_chapters(root, shown, stopped)
     part = out.with_name(out.name + ".part")
     copy_prose(root, part)
@@ -77,26 +66,10 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     for page in pages:
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
-    crate.write(root, part, RECORDS, pages, stopped)
+    crate.write(root, part, pages, stopped)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return shown
-
-
-def find_shown(
-    root: Path, runs: Path, expected: Sequence[str] | None, stopped: Sequence[FailedRun]
-) -> list[Run]:
-    """The expected runs, or all that finished, and the certified ones of which the prose shows
-    numbers. Each knows what has changed since."""
-    certified = root / FOLDER
-    if expected is None:
-        expected = finished(runs)
-        if not expected and not stopped:
-            find_runs(runs, None)  # says that there is none
-    more = [pair for pair in named_in_prose(root / "book") if pair not in expected]
-    more = [pair for pair in more if (certified / pair / "record.json").is_file()]
-    found = find_runs(runs, [*expected, *more], certified) if [*expected, *more] else []
-    return [replace(run, stale=find_changes(root, run)) for run in found]
 
 
 def find_chapters(root: Path, runs: Sequence[Run], stopped: Sequence[FailedRun]) -> list[Chapter]:

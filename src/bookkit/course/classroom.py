@@ -92,10 +92,8 @@ def notebook(
     repository: str | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> nbformat.NotebookNode:
-    """A notebook for class; `figures` are pictures (PNG, base64) by label.
-
-    Cells that hold a check carry the tag `check`, the cell with the model's name `parameters`.
-    """
+    """A notebook for class; `figures` are pictures (PNG, base64) by label. Cells that hold a check
+    carry the tag `check`, the cell with the model's name `parameters`."""
     total = sum(exercise.minutes for exercise in exercises)
     who = "instructor" if instructor else "student"
     cells = [
@@ -210,8 +208,8 @@ def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
 def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
     """Write pages and notebooks into a staged book; returns the pages' names.
 
-    `runs` are those of the book. A part none of whose papers was run has no page. The button that
-    opens a notebook on Colab needs the repository's address, and its tag of this version.
+    A part none of whose papers is among `runs` has no page. The button that opens a notebook on
+    Colab needs the repository's address, and its tag of this version.
     """
     repository, made = find_repository(root), []
     pairs = [run.key for run in runs if not run.control]

@@ -100,11 +100,8 @@ def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]
 
 
 def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
-    """What the numbers of a record depend on and what is another now, in words; empty if nothing.
-
-    Nothing is loaded, so the weights of a hub model, and of one made in memory, are not looked at;
-    a revision is a commit and stays what it is.
-    """
+    """What the numbers of a record depend on and what is another now, in words. Nothing is loaded,
+    so the weights of a hub model, and of one made in memory, are not looked at."""
     then = record["hashes"]
     weights = weights_hash(record["model"]["name"])
     now = {
@@ -127,9 +124,8 @@ def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
 def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     """Find the models, the device and the user's rows, in a process that may load the libraries.
 
-    The runs with their device as it is here; without those whose embedded model is not installed,
-    if `skip_missing`. Embedded models are unpacked now, with messages in the terminal. Raises
-    UsageError as the loading of models and of prompts does.
+    The runs with their device as it is here, if `skip_missing` without those whose embedded model
+    is not installed. Raises UsageError as the loading of models and of prompts does.
     """
     quick = [
         run.model in MADE_IN_MEMORY
@@ -165,10 +161,8 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     )
     if process.returncode != 0:
         how = "killed, or out of memory" if process.returncode < 0 else "its message stands above"
-        raise UsageError(
-            f"{runs[0].name}: the process that looks at the model ended with "
-            f"{process.returncode} ({how})"
-        )
+        ended = f"the process that looks at the model ended with {process.returncode} ({how})"
+        raise UsageError(f"{runs[0].name}: {ended}")
     answer = json.loads(process.stdout.splitlines()[-1])
     if "usage" in answer:
         raise UsageError(answer["usage"])

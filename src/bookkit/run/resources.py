@@ -84,10 +84,8 @@ class Estimate:
 
 
 def folder_size(folder: Path) -> Size:
-    """The size of a saved model, from the headers of its files and its configuration.
-
-    Raises UsageError when neither can be read.
-    """
+    """The size of a saved model, from the headers of its files and its configuration; UsageError
+    when they cannot be read."""
     from transformers import AutoConfig
 
     tensors = sorted(folder.glob("*.safetensors"))
@@ -219,9 +217,7 @@ def estimate(
     speed: float | None = None,
 ) -> Estimate:
     """Memory and time of a run; `work` is its profile's size, the laptop profile's being 1.
-
-    Raises UsageError when it cannot fit even in the smallest batches.
-    """
+    UsageError when it cannot fit even in the smallest batches."""
     on_gpu = device.startswith("cuda")
     needs = {scale: needed(size, dtype, on_gpu, known, scale) for scale in SCALES}
     roomy = on_gpu and known is not None
