@@ -85,10 +85,10 @@ def page(run: FailedRun, title: str, switch: str) -> str:
     model, *profile = (said[1], "--profile", said[2]) if said else (run.model,)
     again = ["replib", "run", run.paper, "--model", model, *profile]
     shown = [_COLOUR.sub("", line) for line in run.end.strip().splitlines()[-SHOWN:]]
-    where = {"place": places[-1] if places else "after its last cell", "again": shlex.join(again)}
-    where |= {"parameters": (said and said[3]) or "", "source": source}
-    told = {"error": cut(_COLOUR.sub("", error)), "log": cut("\n".join(shown))}
-    about = render("failed.html", run=run, **where, **told)
+    place = places[-1] if places else "after its last cell"
+    told = {"place": place, "parameters": (said and said[3]) or "", "source": source}
+    told |= {"error": cut(_COLOUR.sub("", error)), "log": cut("\n".join(shown))}
+    about = render("failed.html", run=run, again=shlex.join(again), **told)
     return f"# {as_myst(title)} ({run.model}, failed)\n\n" + raw_html(f"{switch}\n{about}")
 
 

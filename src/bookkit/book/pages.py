@@ -30,21 +30,21 @@ def model_switch(shown: str, siblings: Sequence[Run], failed: Sequence[FailedRun
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """The command that gives this run again; `chosen` holds the values that need no flag."""
-    words = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
-    words += ["--profile", record["profile"]]
+    line = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
+    line += ["--profile", record["profile"]]
     for name, value in record["parameters"].items():
         if name in ("model_name", "device", "profile"):
             continue
         if name not in chosen or chosen[name] != value:
             text = json.dumps(value) if isinstance(value, bool | list) else str(value)
-            words += ["-p", f"{name}={text}"]
-    return shlex.join(words)
+            line += ["-p", f"{name}={text}"]
+    return shlex.join(line)
 
 
 def _about(run: Run, paper_model: str, again: str) -> str:
     """Whether the page is stale, and how it was computed: from the record."""
     model, of_run = run.record["model"], ("model_name", "profile")
-    size = f"{model['n_params']:,} parameters" if isinstance(model.get("n_params"), int) else ""
+    size = f"{model['n_params']:,} parameters" if "n_params" in model else ""
     if size and model.get("dtype"):
         size += f", {model['dtype']}"
     given = {k: json.dumps(v) for k, v in run.record["parameters"].items() if k not in of_run}

@@ -4,8 +4,6 @@ One source makes all three: notebooks/<part>/exercises.yaml. A student's noteboo
 the code to begin with and the checks; an instructor's the solutions, times and common mistakes too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,8 +25,12 @@ METHOD = "method"  # the exercises of the method pages together
 FOLDER = "classroom"  # in the repository, the students' notebooks that Colab opens
 STATIC = "class"  # among the book's static files, all of them
 COLAB = "https://colab.research.google.com/github"
-KINDS = {"predict": "Predict", "reason": "Think", "code": "Write code"}
-KINDS |= {"research": "Small research question"}
+KINDS = {
+    "predict": "Predict",
+    "reason": "Think",
+    "code": "Write code",
+    "research": "Small research question",
+}
 
 
 def page_of(part: str) -> str:
