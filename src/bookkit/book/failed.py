@@ -7,7 +7,6 @@ so an earlier good run of the model keeps its own. Nothing in a failed run is a 
 import json
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +65,6 @@ def find_failed(runs: Path) -> list[FailedRun]:
         time = started[1] if started else ""
         found.append(FailedRun(folder.parent.name, model, folder, reasons[-1], time, begin, end))
     return found
-
-
-def failed_links(failed: Iterable[FailedRun]) -> str:
-    """A list for the chapter's first page, as MyST."""
-    said = "the run **failed**"
-    return "".join(f"- [{r.model}]({r.page}.md): {said}: {as_myst(r.reason)}\n" for r in failed)
 
 
 def page(run: FailedRun, title: str, switch: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bookkit.book import cells as parts
-from bookkit.book.failed import FailedRun, failed_links
+from bookkit.book.failed import FailedRun
 from bookkit.book.html import macro, png, render
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book.markup import raw_html
 from bookkit.book.runs import RECORDS, Run, kinds
 from bookkit.book.tables import outcome_tables
 from bookkit.project import words
@@ -119,12 +119,4 @@ def landing_page(
     runs: Sequence[Run], claims: Claims, prose: str, failed: Sequence[FailedRun] = ()
 ) -> str:
     """A chapter's first page: citation, the way to each model, outcomes from the records."""
-    link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
-    models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {run.tally}" for run in runs)
-    return (
-        f"# {as_myst(claims.title)}\n\nA replication of *{as_myst(claims.title)}*, {link}. "
-        f"The paper's own model is {as_myst(claims.model)}.\n\n{prose}\n\n"
-        f"## Read it on a model\n\n{models}\n{failed_links(failed)}\n"
-        f"## Every claim, on every model\n\n{raw_html(outcome_tables(runs, ''))}\n"
-        "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
-    )
+    return macro("chapter.html", "landing", claims, prose, runs, failed, outcome_tables(runs, ""))

@@ -16,7 +16,8 @@ import yaml
 
 from bookkit.book import atlas, citations, contents, crate, failed, pdf, reports
 from bookkit.book.failed import FailedRun
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book.html import macro
+from bookkit.book.markup import raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_shown, first_run
 from bookkit.course import classroom
@@ -123,27 +124,15 @@ def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
         page = failed.page(run, claims.title, switch)
         (part / "chapters" / f"{run.key}.md").write_text(page, encoding="utf-8")
     if not chapter.runs:
-        (folder / "index.md").write_text(not_run_page(chapter))
+        # So that links to it lead somewhere.
+        page = macro("chapter.html", "not_run", chapter.name, claims, chapter.failed)
+        (folder / "index.md").write_text(page)
     elif not claims.is_method:
         prose = root / "book" / "chapters" / f"{chapter.name}.md"
         text = prose.read_text() if prose.is_file() else ""
         page = landing_page(chapter.runs, claims, text, chapter.failed)
         page += raw_html(pdf.place(chapter.name)) + citations.line(chapter.name, "../../")
         (folder / "index.md").write_text(page)
-
-
-def not_run_page(chapter: Chapter) -> str:
-    """The first page of a chapter without finished runs, so that links to it lead somewhere."""
-    claims, links = chapter.claims, failed.failed_links(chapter.failed)
-    label, what = "", "chapter"
-    cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
-    if claims.is_method:
-        label, what, cited = f"({chapter.name})=\n", "page", ""
-    said = f"No run of this {what} finished" if links else f"This {what} was not run"
-    return (
-        f"{label}# {as_myst(claims.title)}\n\n{cited}{said} for this book: "
-        f"`replib run {chapter.name}`.\n\n{links}"
-    )
 
 
 def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:

@@ -16,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import replib
 from bookkit.book.html import render
-from bookkit.book.markup import as_myst, raw_html
 from bookkit.course.exercises import NAME, ByOptions, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
 from replib.files import write_whole
@@ -173,25 +172,9 @@ def page(
     up = "../" * page_of(part).count("/")
     files = f"{up}_static/{STATIC}/{part}"
     total = sum(exercise.minutes for exercise in exercises)
-    downloads = raw_html(render("class_notebooks.html", files=files, launch=launch))
-    text = (
-        f"# Exercises: {as_myst(title)}\n\n{downloads}\n"
-        f"{len(exercises)} exercises, about {total} minutes. Answers are checked against the "
-        "record of the model in use, without a network:\n\n"
-        f'```python\nimport replib\n\nreplib.check("{exercises[0].id}", answer)\n```\n\n'
-        "The notebooks hold the same exercises with the code to begin with.\n\n"
-    )
-    for exercise in exercises:
-        code = exercise.start.strip()
-        start = "" if code == "answer = ..." else f"\n\n```python\n{code}\n```"
-        text += (
-            f"`````{{exercise}} {as_myst(exercise.title)}\n:label: {exercise.id}\n\n"
-            f"*{KINDS[exercise.kind]}, about {exercise.minutes} minutes:* "
-            f"`{_check(exercise)}`\n\n{_question(exercise)}{start}\n`````\n\n"
-            f"`````{{solution}} {exercise.id}\n:class: dropdown\n\n"
-            f"{_solution(exercise, pairs)}\n`````\n\n"
-        )
-    return text
+    asked = [(one, KINDS[one.kind], _question(one), _solution(one, pairs)) for one in exercises]
+    about = {"title": title, "files": files, "launch": launch, "total": total}
+    return render("exercises.html", exercises=asked, **about)
 
 
 def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
