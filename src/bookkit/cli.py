@@ -96,10 +96,11 @@ def _wrong(error: typer.TyperException) -> str:
     return f"{text.replace('Value error, ', '')} (see {where} --help)"
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(f"replib {replib.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
