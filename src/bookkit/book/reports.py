@@ -86,7 +86,8 @@ def read_benchmarks(root: Path) -> dict[str, Any]:
             raise UsageError(f"{path} is missing; make it with: make {target}") from None
         except ValueError as error:
             raise UsageError(f"{path} is not JSON: {error}") from None
-    report, training = read["bench"] | read, read["training"]
+    report = read.pop("bench") | read
+    training = report["training"]
     report["is_old"] = report.get("code_sha256") != code_hash(MEASURED)
     code_sha256 = stored_module(training["chapter"]).code_sha256()
     training["is_old"] = training["code_sha256"] != code_sha256
