@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -59,7 +59,8 @@ WHERE = f"{', '.join(PROFILES)}, or a folder."
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    # As after an interrupt: a run's processes and its hidden folder go with us.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         own = list(sys.argv[1:] if arguments is None else arguments)
         extra: list[str] = []
@@ -244,8 +245,8 @@ def sweep(
         return 1
     for name, reason in refusals(planned).items():
         print(f"{name}: refused: {reason}")
-    count = len(planned.jobs)
-    print(f"sweep {planned.name}: all {count} jobs are done: {planned.folder}", flush=True)
+    done = f"all {len(planned.jobs)} jobs are done: {planned.folder}"
+    print(f"sweep {planned.name}: {done}", flush=True)
     return 0
 
 
@@ -301,7 +302,7 @@ def train(
     options: Annotated[list[str], Argument(metavar="OPTION", help="PAPER --help lists them.")] = (),
 ) -> int:
     """Train again what a chapter keeps stored, in place of the old."""
-    return training.train(find_root(), paper, list(options))
+    return training.train(find_root(), paper, list(options), _say)
 
 
 @contextlib.contextmanager
@@ -311,11 +312,9 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
         from rich import progress
         from rich.console import Console
 
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            *(progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()),
-        )
-        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        about = progress.TextColumn("{task.description}", markup=False)
+        rest = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+        with progress.Progress(about, *rest, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(name, total=None)
             yield lambda begun, total: bar.update(task, completed=begun - 1, total=total)
         return
@@ -332,11 +331,6 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
 
 def _say(text: str) -> None:
     print(f"replib: {one_line(text, 2000)}", file=sys.stderr, flush=True)
-
-
-def _terminate(signal_number: int, frame: object) -> NoReturn:
-    """Leave as after an interrupt: a run's processes and its hidden folder go with us."""
-    raise SystemExit(128 + signal_number)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ TEMPLATES = Path(__file__).with_name("templates") / "chapter"
 
 def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
     """Write the files of a new chapter and enter it in the table of contents; what was written.
-
-    Raises UsageError, and writes nothing, for a name that is taken or is no slug, a title or number
-    that cannot stand in the files, and a table of contents without chapters.
-    """
+    UsageError, and nothing written, for a name, title or number that cannot stand in the files, for
+    a name that is taken, and for a table of contents without chapters."""
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or len(slug) > 60:
         raise UsageError(f"{slug!r} cannot name a paper; use words-like-this")
     if slug in list_chapters(root):

@@ -2,16 +2,14 @@
 certified, and compared with certified ones.
 
 A record carries a seal, the sha256 of everything else in it, so that a number that was changed
-afterwards, by hand or by a bad disk, is found whenever the record is read. A seal is no signature:
-who recomputes it is found only by the run's notebook, which holds the same claims
-(`differences`), or by the history of the repository.
-
-`results/<paper>/<model>/record.json` holds one certified record for each paper and model.
+afterwards is found whenever the record is read. A seal is no signature: who recomputes it is found
+only by the run's notebook, which holds the same claims (`differences`), or by the repository's
+history. `results/<paper>/<model>/record.json` holds one certified record for each paper and model.
 """
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -157,15 +155,10 @@ def check_record(record: Any, where: str) -> None:
         )
 
 
-def read_bundle(notebook: Path) -> dict[str, Any]:
-    """The claims that an executed notebook's last cell holds; UsageError if there are none."""
-    try:
-        cells = json.loads(read_text(notebook, "notebook"))["cells"]
-        outputs = [output for cell in cells for output in cell.get("outputs", ())]
-        (bundle,) = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"notebook {notebook} does not hold one table of verdicts") from None
-    return bundle
+def bundles(cells: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Every table of verdicts in a notebook: the cell that put it out, and its claims."""
+    outputs = [(cell, output) for cell in cells for output in cell.get("outputs", ())]
+    return [(cell, one["data"][MIME]) for cell, one in outputs if MIME in one.get("data", {})]
 
 
 def differences(record: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterator[str]:
@@ -189,8 +182,7 @@ def differences(record: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterato
 
 
 def record_value(record: Mapping[str, Any], key: str) -> str | int | float | bool | None:
-    """What a page calls `key`: `claims.1.8.value`, `claims.1.8.null.q95`, `claims.1.8.<name>`,
-    `measurements.ioi_accuracy.high`, `model.name`, `wall_time_s`.
+    """What a page calls `key`: `claims.1.8.null.q95`, `measurements.ioi_accuracy.n`, `model.name`.
 
     None: the number was not finite, or the claim was not measured. UsageError: no such key.
     """
@@ -210,29 +202,24 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
     for claim in record["claims"]:
         measured = claim["measured"] or {"value": None, "unit": "", "note": ""}
         low, high = claim["interval"] or (None, None)
-        own = {name: claim[name] for name in ("statement", "reported", "outcome", "reason")}
-        own |= measured | {"low": low, "high": high, "n": claim["n"], "scope": claim["scope"]}
-        own |= {f"null.{name}": x for name, x in (claim["null"] or {}).items()}
-        own |= {"source.mark": claim["source"]["mark"], "source.where": claim["source"]["where"]}
-        own |= {f"decision_rule.{name}": x for name, x in claim["decision_rule"].items()}
-        values |= {f"claims.{claim['id']}.{name}": x for name, x in own.items()}
+        own = {k: v for k, v in claim.items() if k not in ("id", "measured", "interval")}
+        own |= {**measured, "low": low, "high": high, "null": claim["null"] or {}}
+        values |= _flat(f"claims.{claim['id']}", own)
     for key, entry in record["measurements"].items():
         low, high = entry["interval"] or (None, None)
-        own = {"value": entry["value"], "n": entry["n"], "unit": entry["unit"]}
-        own |= {"low": low, "high": high}
-        values |= {f"measurements.{key}.{name}": x for name, x in own.items()}
-    skipped = ("claims", "measurements", "changes", "heads")
-    rest = {k: v for k, v in record.items() if k not in skipped}
-    for key, entry in rest.items():
-        values |= _flat(key, entry)
+        own = {k: v for k, v in entry.items() if k != "interval"}
+        values |= _flat(f"measurements.{key}", own | {"low": low, "high": high})
+    for key, entry in record.items():
+        if key not in ("claims", "measurements", "changes", "heads"):
+            values |= _flat(key, entry)
     return values
 
 
 def _flat(key: str, entry: Any) -> dict[str, Any]:
-    if isinstance(entry, Mapping):
-        parts = [_flat(f"{key}.{name}", value) for name, value in entry.items()]
-        return {name: value for part in parts for name, value in part.items()}
-    return {} if isinstance(entry, list) else {key: entry}
+    if not isinstance(entry, Mapping):
+        return {} if isinstance(entry, list) else {key: entry}
+    parts = [_flat(f"{key}.{name}", value) for name, value in entry.items()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 # --- certified records ----------------------------------------------------------------------------
@@ -248,10 +235,7 @@ class Verdict:
 
 
 def find_run(run: str, out: Path) -> Path:
-    """The folder of a run: a path, or PAPER/MODEL among the runs in `out`.
-
-    Raises UsageError when there is no finished run.
-    """
+    """The folder of a finished run: a path, or PAPER/MODEL among the runs in `out`."""
     with contextlib.suppress(OSError, RuntimeError):  # a path that cannot be looked at
         for folder in (Path(run).expanduser(), out / run):
             if (folder / "record.json").is_file():
@@ -267,9 +251,8 @@ def certified_path(root: Path, record: Mapping[str, Any]) -> Path:
 def certify(root: Path, folder: Path, changes: Sequence[str]) -> Path:
     """Put a run's record into the project's results, in place of an earlier one.
 
-    `changes` is what the record depends on and what is another now: `plan.changed_since`.
-    UsageError when there is any, when the record was altered, and when its model is a folder of
-    this machine or it read a file of it, which nobody else has.
+    UsageError when there are `changes` since (`plan.changed_since`), when the record was altered,
+    and when its model or a file that it read is of this machine, which nobody else has.
     """
     record = read_record(folder / "record.json")
     name = record["model"]["name"]
@@ -282,20 +265,17 @@ def certify(root: Path, folder: Path, changes: Sequence[str]) -> Path:
         )
     if Path(name).is_absolute():
         raise UsageError(f"{name} is a folder of this machine; certify a model that others can get")
-    if files := [
-        key for key, value in record["parameters"].items() if key.endswith("_file") and value
-    ]:
-        raise UsageError(f"the run read a file of yours ({files[0]}); certify one without")
+    for key, value in record["parameters"].items():
+        if key.endswith("_file") and value:
+            raise UsageError(f"the run read a file of yours ({key}); certify one without")
     path = certified_path(root, record)
     write_record(path, record)
     return path
 
 
 def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
-    """(what the two runs do not have in common, a verdict for every claim).
-
-    Raises UsageError when there is no certified record of this paper and model.
-    """
+    """(what a run and the certified one do not have in common, a verdict for every claim);
+    UsageError when there is no certified record of this paper and model."""
     fresh = read_record(folder / "record.json")
     path = certified_path(root, fresh)
     if not path.is_file():
@@ -312,22 +292,15 @@ def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
     ]
     before = {claim["id"]: claim for claim in old["claims"]}
     verdicts = [
-        Verdict(claim["id"], claim["outcome"], _disagreement(claim, before.get(claim["id"])))
+        Verdict(claim["id"], claim["outcome"], _disagreement(claim, before.pop(claim["id"], None)))
         for claim in fresh["claims"]
     ]
-    ids = {claim["id"] for claim in fresh["claims"]}
-    verdicts += [
-        Verdict(id, "missing", "certified, not in this run") for id in before if id not in ids
-    ]
-    return apart, verdicts
+    return apart, verdicts + [Verdict(id, "missing", "certified, not in this run") for id in before]
 
 
 def alterations(folder: Path) -> list[str]:
-    """What shows that a run's record is not what the run wrote, beyond its seal; none if nothing.
-
-    Outcomes that do not follow from the record's own rules and numbers; and, where the executed
-    notebook stands beside the record, everything in which the two differ.
-    """
+    """What shows that a run's record is not what the run wrote, beyond its seal: outcomes that do
+    not follow from its own rules and numbers, and every difference from the notebook beside it."""
     record = read_record(folder / "record.json")
     found = [
         f"claim {claim['id']} is {claim['outcome']!r}, by its own rule and numbers {ruled!r}"
@@ -336,7 +309,11 @@ def alterations(folder: Path) -> list[str]:
     ]
     path = folder / "notebook.ipynb"
     if path.is_file():
-        found += differences(record, read_bundle(path))
+        try:
+            ((_, bundle),) = bundles(json.loads(read_text(path, "notebook"))["cells"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f"notebook {path} does not hold one table of verdicts") from None
+        found += differences(record, bundle)
     return found
 
 
@@ -346,24 +323,18 @@ def _disagreement(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> st
     if fresh["outcome"] != old["outcome"]:
         return f"outcome {fresh['outcome']}, certified {old['outcome']}"
     if fresh["measured"] is None or old["measured"] is None:
-        same = (fresh["measured"] is None) == (old["measured"] is None)
+        same = fresh["measured"] == old["measured"]
         return "" if same else "measured in one of the two only"
     a, b = fresh["measured"]["value"], old["measured"]["value"]
-    if a is None or b is None:
-        return "" if a == b else f"value {_show(a)}, certified {_show(b)}"
+    shown = ["not finite" if x is None else f"{x:.4g}" for x in (a, b)]
+    said = f"value {shown[0]}, certified {shown[1]}"
     spans = [claim["interval"] for claim in (fresh, old)]
-    if all(span is not None and None not in span for span in spans):
+    if a is None or b is None:
+        apart = a != b
+    elif all(span is not None and None not in span for span in spans):
         (low, high), (low_old, high_old) = spans
-        if low > high_old or high < low_old:
-            return (
-                f"interval [{_show(low)}, {_show(high)}], "
-                f"certified [{_show(low_old)}, {_show(high_old)}]"
-            )
-        return ""
-    if abs(a - b) > TOLERANCE * max(abs(a), abs(b)):
-        return f"value {_show(a)}, certified {_show(b)}"
-    return ""
-
-
-def _show(number: int | float | None) -> str:
-    return "not finite" if number is None else f"{number:.4g}"
+        apart = low > high_old or high < low_old
+        said = f"interval [{low:.4g}, {high:.4g}], certified [{low_old:.4g}, {high_old:.4g}]"
+    else:
+        apart = abs(a - b) > TOLERANCE * max(abs(a), abs(b))
+    return said if apart else ""

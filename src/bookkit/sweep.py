@@ -7,12 +7,10 @@
     profile: laptop
     parameters: {n_prompts: [50, 100]}
 
-A job is one `replib run`; those with one seed and the same parameters stand in one folder, which is
-a folder of runs like any other: `make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it.
-
-The second part is what a job of any workflow depends on, and the stamps that say it is done.
-Snakemake watches files and parameters. Package versions and weights are neither, so their marks are
-given to it as parameters.
+A job is one `replib run`; those with one seed and the same parameters stand in one folder of runs:
+`make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it. The second part is what a job of
+any workflow depends on, and the stamps that say it is done. Snakemake watches files and parameters;
+package versions and weights are neither, so their marks are given to it as parameters.
 """
 
 import itertools
@@ -31,7 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field
 
 from bookkit.project import chapter_folder, stored_module
-from bookkit.run.chapter import find_chapter
+from bookkit.run.chapter import find_chapter, to_text
 from bookkit.run.gpus import visible_gpus
 from bookkit.run.plan import Run, plan
 from replib.chapters.stored import NotStored
@@ -105,60 +103,48 @@ class Sweep:
 
 
 def read_sweep(root: Path, path: str | Path) -> Sweep:
-    """A sweep with every job planned and checked; nothing is written.
-
-    Raises UsageError for a file that does not fit its schema, an unknown paper, model or parameter,
-    and for two jobs that would be one.
-    """
+    """A sweep with every job planned and checked; nothing is written. UsageError for a file that
+    does not fit its schema, an unknown paper, model or parameter, and one job that comes twice."""
     where = f"sweep file {path}"
     content = fit(SweepFile, read_yaml(read_text(path, "sweep file"), where), where)
     profile, device = content.profile, content.device
     folder = root / FOLDER / content.name
-    axes = _axes(content)
+    axes: dict[str, list[Any]] = {"seed": content.seeds}
+    for key, values in content.parameters.items():
+        axes[key] = values if isinstance(values, list) else [values]
     n_jobs = math.prod(map(len, [content.papers, content.models, *axes.values()]))
     if n_jobs > MOST_JOBS:
         raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
     jobs: dict[str, Job] = {}
     left_out: dict[str, str] = {}
-    for paper in content.papers:
-        chapter = find_chapter(root, paper)
-        for variant, settings in _variants(axes):
-            for model in content.models:
-                try:
-                    run = plan(
-                        chapter, model, profile, settings, out=folder / variant, device=device
-                    )
-                except NotStored as error:
-                    left_out[f"{variant}/{paper}/{model}"] = str(error)
-                    continue
-                job = Job(run, variant, settings)
-                if job.name in jobs:
-                    raise UsageError(f"{where}: {job.name} is there twice")
-                jobs[job.name] = job
+    chapters = [find_chapter(root, paper) for paper in content.papers]
+    for chapter, settings, model in itertools.product(chapters, _variants(axes), content.models):
+        variant = _slug(settings)
+        try:
+            run = plan(chapter, model, profile, settings, out=folder / variant, device=device)
+        except NotStored as error:
+            left_out[f"{variant}/{chapter.paper}/{model}"] = str(error)
+            continue
+        job = Job(run, variant, settings)
+        if job.name in jobs:
+            raise UsageError(f"{where}: {job.name} is there twice")
+        jobs[job.name] = job
     if not jobs:
         raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
     memory = round(1000 * content.memory_gb)
     return Sweep(content.name, folder, profile, device, content.threads, memory, jobs, left_out)
 
 
-def _axes(content: SweepFile) -> dict[str, list[Any]]:
-    """The values to be tried of each parameter, the seed first."""
-    axes: dict[str, list[Any]] = {"seed": content.seeds}
-    for key, values in content.parameters.items():
-        axes[key] = values if isinstance(values, list) else [values]
-    return axes
-
-
-def _variants(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(folder's name, settings) of every choice of seed and parameters."""
-    for choice in itertools.product(*axes.values()):
-        texts = (str(value).lower() if isinstance(value, bool) else str(value) for value in choice)
-        settings = dict(zip(axes, texts, strict=True))
-        yield _slug(settings), settings
+def _variants(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, str]]:
+    """The settings of every choice of seed and parameters."""
+    texts = [[to_text(value) for value in values] for values in axes.values()]
+    for choice in itertools.product(*texts):
+        yield dict(zip(axes, choice, strict=True))
 
 
 def _slug(settings: Mapping[str, str]) -> str:
-    """`seed-0,n_prompts-50`; with odd characters, or too long, eight digits of a hash as well."""
+    """The name of the folder of these settings: `seed-0,n_prompts-50`; with odd characters, or too
+    long, eight digits of a hash as well."""
     plain = ",".join(f"{key}-{text}" for key, text in settings.items())
     if re.fullmatch(r"[A-Za-z0-9_.,-]{1,100}", plain) and ".." not in plain:
         return plain
@@ -168,17 +154,14 @@ def _slug(settings: Mapping[str, str]) -> str:
 
 def refusals(sweep: Sweep) -> dict[str, str]:
     """The jobs that were refused, such as a chapter about heads on a model without any."""
-    reasons = {name: refusal(sweep.stamp(name)) for name in sweep.jobs}
-    return {name: reason for name, reason in reasons.items() if reason}
+    return {name: why for name in sweep.jobs if (why := refusal(sweep.stamp(name)))}
 
 
 def command(
     root: Path, path: Path, sweep: Sweep, profile: str, n_jobs: int | None, extra: Sequence[str]
 ) -> list[str]:
-    """Snakemake's command line for a sweep.
-
-    Raises UsageError for a profile that is neither one of PROFILES nor a folder with config.yaml.
-    """
+    """Snakemake's command line for a sweep; UsageError for a profile that is neither one of
+    PROFILES nor a folder with config.yaml."""
     own = root / "workflow/profiles"
     try:
         chosen = own / profile if profile in PROFILES else Path(profile).expanduser()
@@ -215,14 +198,11 @@ def run_sweep(root: Path, sweep: Sweep, words: Sequence[str]) -> int:
 
 
 def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
-    """The jobs that would run, by name, each with the reason; nothing is run.
-
-    Raises UsageError with Snakemake's last line when it cannot plan.
-    """
+    """The jobs that would run, by name, each with the reason; nothing is run. UsageError with
+    Snakemake's last line when it cannot plan."""
     words = [*words, "--dry-run", "--nolock", "--quiet", "host"]
-    process = subprocess.run(
-        words, cwd=root, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.run(words, cwd=root, check=False, text=True, **both)
     if process.returncode != 0:
         raise UsageError(f"the sweep cannot be planned: {process.stdout.strip().splitlines()[-1]}")
     found = {}
@@ -272,16 +252,11 @@ def refusal(stamp: Path) -> str:
 
 
 def drop_stale_stamps(stamps: Iterable[tuple[Path, Path]]) -> None:
-    """Remove every stamp, (stamp, the run's folder), that says nothing.
-
-    A stamp says that the record was made by its job, or holds the reason of a refusal. Without the
-    record, or with one that was written later by hand, it says nothing.
-    """
+    """Remove every stamp, (stamp, the run's folder), that says nothing: one without the reason of a
+    refusal, and with no record or one that was written later by hand."""
     for stamp, folder in stamps:
         record = folder / "record.json"
-        if (
-            stamp.exists()
-            and not refusal(stamp)
-            and not (record.exists() and record.stat().st_mtime <= stamp.stat().st_mtime)
-        ):
+        if not stamp.exists() or refusal(stamp):
+            continue
+        if not record.exists() or record.stat().st_mtime > stamp.stat().st_mtime:
             stamp.unlink()

@@ -5,8 +5,6 @@ null draws each role's heads at random within their layers, because heads of one
 in the same layers. Its distribution is exact: hypergeometric in a layer, added up over layers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ import numpy as np
 from scipy import stats
 
 from bookkit.book.html import macro, png
-from bookkit.book.markup import raw_html
 from replib.claims.file import ROLES
 from replib.errors import UsageError
 
@@ -46,15 +43,14 @@ class Role:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two roles of one model. `expected` and `pvalue` (of as many common heads, or more) are those
-    of the null."""
+    """Two roles of one model."""
 
     a: str
     b: str
     common: int
     jaccard: float
-    expected: float
-    pvalue: float
+    expected: float  # by the null
+    pvalue: float  # of as many common heads, or more
 
 
 def roles_of(records: Sequence[Mapping[str, Any]]) -> list[Role]:
@@ -65,7 +61,7 @@ def roles_of(records: Sequence[Mapping[str, Any]]) -> list[Role]:
     found: dict[str, Role] = {}
     for record in records:
         n_layers, n_heads = record["model"].get("n_layers"), record["model"].get("n_heads")
-        if record["heads"] and not (isinstance(n_layers, int) and isinstance(n_heads, int)):
+        if record["heads"] and (n_layers is None or n_heads is None):
             raise UsageError(
                 f"{record['paper']} on {record['model']['name']}: the record has heads, but not how"
                 " many layers and heads the model has"
@@ -102,16 +98,10 @@ def overlaps(roles: Sequence[Role], n_heads: int) -> list[Overlap]:
         if len(null) == 1:
             continue
         common = len(a.heads & b.heads)
-        found.append(
-            Overlap(
-                a.name,
-                b.name,
-                common,
-                common / len(a.heads | b.heads),
-                float(null @ np.arange(len(null))),
-                min(1.0, float(null[common:].sum())),
-            )
-        )
+        jaccard = common / len(a.heads | b.heads)
+        expected = float(null @ np.arange(len(null)))
+        pvalue = min(1.0, float(null[common:].sum()))
+        found.append(Overlap(a.name, b.name, common, jaccard, expected, pvalue))
     return found
 
 
@@ -119,49 +109,18 @@ def _label(head: Head) -> str:
     return f"L{head[0]}H{head[1]}"
 
 
+def _by_head(roles: Sequence[Role]) -> dict[Head, list[Role]]:
+    """The roles of each head that plays any, in the order of heads."""
+    heads = sorted({head for role in roles for head in role.heads})
+    return {head: [role for role in roles if head in role.heads] for head in heads}
+
+
 def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapters/") -> str:
     """The model's page, as MyST. Its figure is `<model>.png` beside it."""
-    roles = roles_of(records)
-    n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
-    several = Counter(head for role in roles for head in role.heads)
-    shared = sorted(head for head, n in several.items() if n > 1)
-    lines = [
-        f"- **{_label(head)}**: {', '.join(role.name for role in roles if head in role.heads)}"
-        for head in shared
-    ]
-    found = overlaps(roles, n_heads)
-    level = ALPHA / max(len(found), 1)
-    beyond = [f"{o.a} and {o.b} ({o.common} in common)" for o in found if o.pvalue < level]
-    said = "; ".join(beyond) or "no pair of roles shares more heads than chance within layers gives"
-    where = "; ".join(f"{role.name} {role.labels}" for role in roles)
-    return f"""# Head atlas of {model}
-
-{n_layers} layers × {n_heads} heads = {n_layers * n_heads} heads; {len(several)} of them play a
-role in at least one chapter, {len(shared)} in more than one. A role without heads is a result: no
-head passed its rule.
-
-{raw_html(macro("atlas.html", "roles", roles, model, link))}
-
-```{{figure}} {model}.png
-:alt: Grid of {n_layers} layers and {n_heads} heads with the letters of their roles: {where}.
-
-**Where the heads of each role are**: a letter for each role, the letters of a head side by side.
-```
-
-## Heads with more than one role
-
-{chr(10).join(lines) or "None."}
-
-## Are the heads of one paper the heads of another?
-
-For each pair of roles: heads in common, Jaccard index (common heads over all heads of the two), the
-number in common that chance within layers would give, and the probability of as many or more. The
-star marks {ALPHA:g} divided by the number of pairs ({len(found)}). Roles without a layer in common
-are left out.
-
-**Beyond chance:** {said}.
-
-{raw_html(macro("atlas.html", "overlaps", found, level))}"""
+    roles, size = roles_of(records), records[0]["model"]
+    playing = {_label(head): of_head for head, of_head in _by_head(roles).items()}
+    found = overlaps(roles, size["n_heads"])
+    return macro("atlas.html", "page", model, link, size, roles, playing, found, ALPHA)
 
 
 def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -172,24 +131,15 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     import matplotlib.pyplot as plt
 
     n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
-    letters: dict[Head, str] = {}
-    for role in roles_of(records):
-        for head in role.heads:
-            letters[head] = letters.get(head, "") + role.letter
     fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * n_layers))
-    ax.set(
-        xlim=(-0.5, n_heads - 0.5),
-        ylim=(n_layers - 0.5, -0.5),
-        xlabel="head",
-        ylabel="layer",
-        xticks=range(n_heads),
-        yticks=range(0, n_layers, 2 if n_layers > 12 else 1),
-    )
+    ax.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5), xlabel="head", ylabel="layer")
+    ax.set(xticks=range(n_heads), yticks=range(0, n_layers, 2 if n_layers > 12 else 1))
     ax.set_xticks(np.arange(-0.5, n_heads), minor=True)
     ax.set_yticks(np.arange(-0.5, n_layers), minor=True)
     ax.grid(which="minor", color="0.85", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
-    for (layer, head), text in letters.items():
+    for (layer, head), roles in _by_head(roles_of(records)).items():
+        text = "".join(role.letter for role in roles)
         ax.text(head, layer, text, ha="center", va="center", fontsize=9, fontweight="bold")
     fig.tight_layout()
     return png(fig, dpi=150)

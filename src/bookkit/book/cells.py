@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replib.claims.file import MIME
@@ -28,20 +28,13 @@ _REFERRED = (
 )
 
 
-def _figures(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = (cell["metadata"].get("mystnb", {}).get("figure") for cell in cells)
-    return [figure for figure in found if isinstance(figure, dict)]
-
-
 def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
-    """Append `-suffix` to every label that the notebook defines, and to its references to it.
-
-    One notebook becomes one page a model, several may use a name, and Sphinx wants a label once in
-    the whole book.
-    """
+    """Append `-suffix` to every label that the notebook defines, and to its references to it: one
+    notebook becomes a page a model, and Sphinx wants a label once in the whole book."""
     texts = [source_of(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    figures = [cell["metadata"].get("mystnb", {}).get("figure") or {} for cell in cells]
     defined = {match[2] for text in texts for rule in _DEFINED for match in rule.finditer(text)}
-    defined |= {figure["name"] for figure in _figures(cells) if "name" in figure}
+    defined |= {figure["name"] for figure in figures if "name" in figure}
 
     def rename(match: re.Match[str]) -> str:
         name = f"{match[2]}-{suffix}" if match[2] in defined else match[2]
@@ -55,7 +48,7 @@ def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
     for cell in cells:
         if cell["cell_type"] == "markdown":
             cell["source"] = localise(source_of(cell))
-    for figure in _figures(cells):
+    for figure in figures:
         if "caption" in figure:
             figure["caption"] = localise(figure["caption"])
         if "name" in figure:
@@ -63,20 +56,13 @@ def localise_labels(cells: Sequence[dict[str, Any]], suffix: str) -> None:
 
 
 def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
-    """Put each figure's alternative text where myst-nb reads it.
-
-    It is that of the output (`display(fig, metadata={"image/png": {"alt": ...}})`), else that of
-    the cell (`mystnb.image.alt`). UsageError for a picture with neither, or two in one cell.
-    """
+    """Put each figure's alternative text where myst-nb reads it: that of the output (its metadata,
+    `{"image/png": {"alt": ...}}`), else that of the cell (`mystnb.image.alt`). UsageError for a
+    picture with neither, or two in one cell."""
     for number, cell in enumerate(cells, 1):
-        if cell["cell_type"] != "code":
-            continue
-        pictures = [
-            (mime, output)
-            for output in cell["outputs"]
-            for mime in output.get("data", {})
-            if mime.startswith("image/")
-        ]
+        outputs = cell["outputs"] if cell["cell_type"] == "code" else ()
+        shown = [(mime, output) for output in outputs for mime in output.get("data", {})]
+        pictures = [(mime, output) for mime, output in shown if mime.startswith("image/")]
         if not pictures:
             continue
         if len(pictures) > 1:
@@ -89,24 +75,15 @@ def lift_alt_text(cells: Sequence[dict[str, Any]], where: str) -> None:
         options["alt"] = " ".join(alt.split())
 
 
-def drop_claims(cells: Sequence[dict[str, Any]]) -> None:
-    """Leave the claims bundle to the runner: the page shows the table beside it, and the record."""
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop(MIME, None)
-
-
 def fold_parameters(cells: Sequence[dict[str, Any]]) -> None:
     """Fold the cell of defaults; leave the values of this run open, under a plain heading."""
     for cell in cells:
         tags = cell["metadata"].setdefault("tags", []) if cell["cell_type"] == "code" else []
         if "parameters" in tags:
             tags.append("hide-input")
-            words = {
-                "code_prompt_show": "Show the parameters, their defaults and their meaning",
-                "code_prompt_hide": "Hide the parameters",
-            }
-            cell["metadata"].setdefault("mystnb", {}).update(words)
+            prompts = cell["metadata"].setdefault("mystnb", {})
+            prompts["code_prompt_show"] = "Show the parameters, their defaults and their meaning"
+            prompts["code_prompt_hide"] = "Hide the parameters"
         if "injected-parameters" in tags:
             values = re.sub(r"\A# Parameters\n", "", source_of(cell))
             cell["source"] = f"# Set for this run\n{values}"
@@ -125,9 +102,11 @@ def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shorten_outputs(cells: Sequence[dict[str, Any]]) -> None:
-    """Cut what a cell printed where nobody would read it all; the executed notebook has it."""
+    """Cut what a cell printed where nobody would read it all, and leave out the claims bundle: the
+    page shows the table beside it. The executed notebook has both."""
     for cell in cells:
         for output in cell.get("outputs", []):
+            output.get("data", {}).pop(MIME, None)
             if "text" in output:
                 output["text"] = cut("".join(output["text"]))
 

@@ -58,10 +58,9 @@ def write(root: Path, out: Path, claims: Mapping[str, Claims], year: str) -> Non
     for name, entry in entries.items():
         text = BibliographyData({entry.key or name: entry}).to_string("bibtex")
         (out / FOLDER / f"{name}.bib").write_text(text, encoding="utf-8")
-    if (out / PAGE).is_file():
-        text = (out / PAGE).read_text(encoding="utf-8")
-        text = text.replace("<!-- citations -->", table(entries))
-        (out / PAGE).write_text(text, encoding="utf-8")
+    if (page := out / PAGE).is_file():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace("<!-- citations -->", table(entries)), encoding="utf-8")
 
 
 def book_entry(about: About, year: str) -> Entry:

@@ -1,31 +1,28 @@
-"""`replib book ...`: the steps from finished runs to a checked book, for make and Snakemake.
-
-What goes wrong here is a line that begins with the step's name, and exit code 1.
-"""
+"""`replib book ...`: the steps from finished runs to a checked book, for make and Snakemake. What
+goes wrong here is a line that begins with the step's name, and exit code 1."""
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from replib.errors import UsageError
 from replib.files import find_root
 from replib.markup import visible
 
-app = typer.Typer(rich_markup_mode=None, help="Build and check the book, step by step.")
+app = Typer(rich_markup_mode=None, help="Build and check the book, step by step.")
 
-Runs = Annotated[Path, typer.Option(metavar="DIR", help="Finished runs.")]
-Book = Annotated[Path, typer.Option(metavar="DIR", help="The book's source folder.")]
-Html = Annotated[Path, typer.Option(metavar="DIR", help="The built book.")]
-Stamps = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Of jobs; one that was refused is left out.")
-]
-Pairs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PAPER/MODEL", help="The runs to show; default: every finished one."),
-]
+SHOWN = "The runs to show; default: every finished one."
+REFUSED = "Of jobs; one that was refused is left out."
+Runs = Annotated[Path, Option(metavar="DIR", help="Finished runs.")]
+Book = Annotated[Path, Option(metavar="DIR", help="The book's source folder.")]
+Html = Annotated[Path, Option(metavar="DIR", help="The built book.")]
+Root = Annotated[Path, Option(metavar="DIR", help="The project.")]
+Certified = Annotated[Path, Option(metavar="DIR", help="Certified records.")]
+Stamps = Annotated[Path | None, Option(metavar="DIR", help=REFUSED)]
+Pairs = Annotated[list[str] | None, Argument(metavar="PAPER/MODEL", help=SHOWN)]
 
 
 @app.command()
@@ -34,7 +31,7 @@ def stage(
     runs: Runs = Path("build/runs"),
     out: Book = Path("build/book"),
     stamps: Stamps = None,
-    root: Annotated[Path, typer.Option(metavar="DIR", help="The project.")] = Path(),
+    root: Root = Path(),
 ) -> int:
     """Write the book's source folder from finished runs."""
     from bookkit.book.stage import stage
@@ -49,9 +46,7 @@ def gate(
     runs: Runs = Path("build/runs"),
     book: Book = Path("build/book"),
     stamps: Stamps = None,
-    certified: Annotated[Path, typer.Option(metavar="DIR", help="Certified records.")] = Path(
-        "results"
-    ),
+    certified: Certified = Path("results"),
 ) -> int:
     """Check a built book; one line for each fault."""
     from bookkit.book.gate import faults
@@ -63,7 +58,7 @@ def gate(
 def pdf(
     html: Html = Path("_build/html"),
     book: Book = Path("build/book"),
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For the files.")] = Path("_build/pdf"),
+    out: Annotated[Path, Option(metavar="DIR", help="For the files.")] = Path("_build/pdf"),
 ) -> int:
     """Print book and chapters as PDF, if there is a Chromium."""
     from bookkit.book.pdf import write_all
@@ -73,8 +68,8 @@ def pdf(
 
 @app.command()
 def failed(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")],
-    since: Annotated[Path, typer.Argument(metavar="FILE", help="Made when they began.")],
+    runs: Annotated[Path, Argument(metavar="RUNS", help="A folder of runs.")],
+    since: Annotated[Path, Argument(metavar="FILE", help="Made when they began.")],
 ) -> int:
     """Name the runs that failed since: the last line of `make book`."""
     from bookkit.book.failed import last_line
@@ -85,7 +80,7 @@ def failed(
 
 @app.command()
 def classroom(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Their folder.")] = Path("classroom"),
+    out: Annotated[Path, Option(metavar="DIR", help="Their folder.")] = Path("classroom"),
 ) -> int:
     """Write the students' notebooks, as they are committed."""
     from bookkit.course.classroom import write_notebooks

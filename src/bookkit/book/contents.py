@@ -40,10 +40,8 @@ def chapter_entry(
 
 def atlas_entry(pages: Sequence[str]) -> Entry:
     """The atlas with a page for each model of which heads are known."""
-    return {
-        "file": "atlas/index",
-        "sections": [{"file": page, "title": page.split("/")[1]} for page in pages],
-    }
+    sections = [{"file": page, "title": page.split("/")[1]} for page in pages]
+    return {"file": "atlas/index", "sections": sections}
 
 
 def fill(toc: Mapping[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from bookkit.book import citations
 from bookkit.book.failed import FailedRun
+from bookkit.book.runs import RECORDS
 
 FILE = "ro-crate-metadata.json"
 # RO-Crate 1.1 has no word for a sha256; schema.org has.
@@ -30,19 +31,12 @@ Entity = dict[str, Any]
 quote = partial(percent_encode, errors="replace")
 
 
-def write(
-    root: Path, book: Path, records: str, pages: Sequence[str], failed: Sequence[FailedRun]
-) -> None:
-    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages.
-
-    `records` is the folder of records in it, `pages` are named as in the table of contents. Title
-    and author are those of `root`'s CITATION.cff.
-    """
-    files = {
-        path.relative_to(book / records).as_posix().removesuffix(".json"): path.read_bytes()
-        for path in sorted((book / records).glob("*/*.json"))
-    }
-    content = crate(citations.about(root), f"_{records}", files, pages, failed)
+def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedRun]) -> None:
+    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages;
+    `pages` are named as in the table of contents."""
+    paths = sorted((book / RECORDS).glob("*/*.json"))
+    files = {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in paths}
+    content = crate(citations.about(root), files, pages, failed)
     (book / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -59,14 +53,9 @@ class Graph:
 
 
 def crate(
-    about: citations.About,
-    folder: str,
-    files: Mapping[str, bytes],
-    pages: Sequence[str],
-    failed: Sequence[FailedRun],
+    about: citations.About, files: Mapping[str, bytes], pages: Sequence[str], failed: Sequence
 ) -> Entity:
-    """The metadata of a book; `files` are its records as they are on disk, by `paper/model`, and
-    `folder` is where they stand among the built pages."""
+    """The metadata of a book; `files` are its records as they are on disk, by `paper/model`."""
     graph = Graph()
     add = graph.add
     agents = [add(f"#author/{quote(name)}", "Organization", name=name) for name in about.authors]
@@ -74,27 +63,23 @@ def crate(
     add(CODE_LICENCE, "CreativeWork", name="MIT License")
     profile = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
     parts = [add(_address(page), "File", name=page, encodingFormat="text/html") for page in pages]
-    records = {key: json.loads(file) for key, file in files.items()}
-    actions = []
-    for key, record in records.items():
-        path, page = f"{folder}/{quote(key)}.json", f"chapters/{key}"
-        name = f"record of {record['paper']} on {record['model']['name']}"
-        sha256, size = hashlib.sha256(files[key]).hexdigest(), str(len(files[key]))
-        facts = {"sha256": sha256, "contentSize": size}
-        parts.append(add(path, "File", name=name, encodingFormat="application/json", **facts))
-        made = [{"@id": path}] + [{"@id": _address(page)}] * (page in pages)
+    actions, papers, dates = [], [], [run.started for run in failed if run.started]
+    for key, file in files.items():
+        record = json.loads(file)
+        path, name = f"_{RECORDS}/{quote(key)}.json", f"record of {_name(record)}"
+        facts = {"sha256": hashlib.sha256(file).hexdigest(), "contentSize": str(len(file))}
+        made = [add(path, "File", name=name, encodingFormat="application/json", **facts)]
+        parts += made
+        if f"chapters/{key}" in pages:
+            made.append({"@id": _address(f"chapters/{key}")})
         actions.append(_finished(graph, key, record, made, agents))
+        dates.append(record["started"])
+        if record["arxiv"] is not None:
+            papers.append(_paper(graph, record))
     actions += [_stopped(graph, run, agents) for run in failed]
-    papers = [_paper(graph, record) for record in records.values() if record["arxiv"] is not None]
-    dates = [record["started"] for record in records.values()]
-    dates += [run.started for run in failed if run.started]
     newest = max(map(datetime.fromisoformat, dates), default=datetime.now(UTC))
-    descriptor = {
-        "@id": FILE,
-        "@type": "CreativeWork",
-        "conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"},
-        "about": {"@id": "./"},
-    }
+    of = {"conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"}, "about": {"@id": "./"}}
+    descriptor = {"@id": FILE, "@type": "CreativeWork", **of}
     book = {
         "name": about.title,
         "description": about.abstract,
@@ -129,7 +114,7 @@ def _finished(
     return graph.add(
         f"#run/{quote(key)}",
         "CreateAction",
-        name=f"{record['paper']} on {record['model']['name']}",
+        name=_name(record),
         description=f"Profile {record['profile']}, seed {record['seed']}, on {record['device']}; "
         "the record has all parameters.",
         instrument=notebook,
@@ -142,17 +127,20 @@ def _finished(
     )
 
 
+def _name(record: Mapping[str, Any]) -> str:
+    return f"{record['paper']} on {record['model']['name']}"
+
+
 def _stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> Entity:
     """A run that failed."""
     started = datetime.fromisoformat(run.started).isoformat() if run.started else None
+    notebook = graph.add(f"#notebook/{run.paper}", "SoftwareSourceCode", **_notebook(run.paper))
     return graph.add(
         f"#run/{quote(run.key)}",
         "CreateAction",
         name=f"{run.paper} on {run.model}, failed",
         description="This run stopped before its end and has no result but its page.",
-        instrument=graph.add(
-            f"#notebook/{run.paper}", "SoftwareSourceCode", **_notebook(run.paper)
-        ),
+        instrument=notebook,
         result=[{"@id": _address(f"chapters/{run.key}")}],
         startTime=started,
         agent=agents,
@@ -218,11 +206,8 @@ def _inputs(graph: Graph, record: Mapping[str, Any]) -> list[Entity]:
         about["description"] = "made in memory by the run"
     elif re.fullmatch("[0-9a-f]{64}", weights):
         about["sha256"] = weights
-    return [
-        graph.add(f"#claims/{claims}", "CreativeWork", name=file, sha256=claims),
-        graph.add(f"#weights/{quote(weights or model, safe='')}", "CreativeWork", **about),
-        *(
-            graph.add(f"#input/{sha256}", "CreativeWork", name=name, sha256=sha256)
-            for name, sha256 in record["hashes"]["inputs"].items()
-        ),
-    ]
+    entities = {f"#claims/{claims}": {"name": file, "sha256": claims}}
+    entities[f"#weights/{quote(weights or model, safe='')}"] = about
+    for name, sha256 in record["hashes"]["inputs"].items():
+        entities[f"#input/{sha256}"] = {"name": name, "sha256": sha256}
+    return [graph.add(id, "CreativeWork", **facts) for id, facts in entities.items()]

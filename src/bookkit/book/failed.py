@@ -7,7 +7,6 @@ so an earlier good run of the model keeps its own. Nothing in a failed run is a 
 import json
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,6 @@ class FailedRun:
 
     @property
     def key(self) -> str:
-        """`paper/model.failed`, which also names its page."""
         return f"{self.paper}/{self.page}"
 
 
@@ -69,15 +67,6 @@ def find_failed(runs: Path) -> list[FailedRun]:
     return found
 
 
-def failed_links(failed: Iterable[FailedRun]) -> str:
-    """A list for the chapter's first page, as MyST."""
-    lines = [
-        f"- [{run.model}]({run.page}.md): the run **failed**: {as_myst(run.reason)}\n"
-        for run in failed
-    ]
-    return "".join(lines)
-
-
 def page(run: FailedRun, title: str, switch: str) -> str:
     """The run's page, as MyST: why, where, the cell with its error, and the end of the log.
 
@@ -89,18 +78,11 @@ def page(run: FailedRun, title: str, switch: str) -> str:
     model, *profile = (said[1], "--profile", said[2]) if said else (run.model,)
     again = ["replib", "run", run.paper, "--model", model, *profile]
     shown = [_COLOUR.sub("", line) for line in run.end.strip().splitlines()[-SHOWN:]]
-    about = render(
-        "failed.html",
-        run=run,
-        place=places[-1] if places else "after its last cell",
-        again=shlex.join(again),
-        parameters=(said and said[3]) or "",
-        source=source,
-        error=cut(_COLOUR.sub("", error)),
-        log=cut("\n".join(shown)),
-    )
-    head = f"# {as_myst(title)} ({run.model}, failed)\n\n"
-    return head + raw_html(f"{switch}\n{about}")
+    place = places[-1] if places else "after its last cell"
+    told = {"place": place, "parameters": (said and said[3]) or "", "source": source}
+    told |= {"error": cut(_COLOUR.sub("", error)), "log": cut("\n".join(shown))}
+    about = render("failed.html", run=run, again=shlex.join(again), **told)
+    return f"# {as_myst(title)} ({run.model}, failed)\n\n" + raw_html(f"{switch}\n{about}")
 
 
 def _stopped_in(run: FailedRun) -> tuple[str | None, str]:
@@ -112,11 +94,9 @@ def _stopped_in(run: FailedRun) -> tuple[str | None, str]:
             errors = [o for o in cell.get("outputs", ()) if o["output_type"] == "error"]
             stopped = cell["metadata"].get("papermill", {}).get("status") == "failed"
             if errors or stopped:
-                lines = [
-                    line
-                    for error in errors
-                    for line in error.get("traceback") or [f"{error['ename']}: {error['evalue']}"]
-                ]
+                lines: list[str] = []
+                for error in errors:
+                    lines += error.get("traceback") or [f"{error['ename']}: {error['evalue']}"]
                 return source_of(cell), "\n".join(lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
@@ -23,8 +22,8 @@ from bookkit.book.html import number_of, outcome_word
 from bookkit.book.html_policy import DATA_TYPES, is_protected, own_scripts, pages_of
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_runs, finished, of_papers
 from bookkit.book.sphinx_ext import text_of_value
-from bookkit.records import differences
-from replib.claims.file import MIME
+from bookkit.records import bundles, differences
+from replib.claims.tables import show_number
 from replib.errors import UsageError
 from replib.markup import visible
 
@@ -42,24 +41,20 @@ def faults(
 ) -> list[str]:
     """Everything wrong with the book in `html`, staged in `book` from `runs`; empty when right.
 
-    `expected` names the runs (`paper/model`) that it must show, all of them finished; without it,
-    all that finished, and a page for each that failed. It also shows those of `certified` that its
-    pages name.
+    `expected` names the runs (`paper/model`) that it must show; without it, all that finished, and
+    a page for each that failed. It also shows those of `certified` that its pages name.
     """
     if not (html / "index.html").is_file():
         return [f"no book in {html}: index.html is missing"]
     if not (book / "_toc.yml").is_file():
         return [f"no staged book in {book}: _toc.yml is missing"]
+    stopped = find_failed(runs) if expected is None else ()
+    failed = {f"chapters/{run.key}": run for run in stopped}
+    staged = {f"{p.parent.name}/{p.stem}" for p in (book / RECORDS).glob("*/*.json")}
+    stale = json.loads((book / STALE).read_text())
     found: list[str] = []
     shown: dict[str, Run] = {}
-    failed: dict[str, FailedRun] = {}
-    if expected is None:
-        failed = {f"chapters/{run.key}": run for run in find_failed(runs)}
-        expected = finished(runs)
-    staged = (path.relative_to(book / RECORDS) for path in (book / RECORDS).glob("*/*.json"))
-    expected = sorted({*expected, *(path.as_posix().removesuffix(".json") for path in staged)})
-    stale = json.loads((book / STALE).read_text())
-    for pair in expected:
+    for pair in sorted(staged.union(finished(runs) if expected is None else expected)):
         try:
             (run,) = find_runs(runs, [pair], certified)
         except UsageError as error:
@@ -88,7 +83,6 @@ def notebook_faults(run: Run) -> list[str]:
     except ValueError as error:
         return [f"{path} is not a notebook: {error}"]
     found = []
-    bundles = []
     for number, cell in enumerate(notebook["cells"], 1):
         where = f"{path}, cell {number}"
         if cell["cell_type"] != "code":
@@ -96,21 +90,18 @@ def notebook_faults(run: Run) -> list[str]:
         if "".join(cell["source"]).strip() and cell["execution_count"] is None:
             found.append(f"{where} never ran")
         for output in cell["outputs"]:
-            data = output.get("data", {})
             if output["output_type"] == "error":
                 found.append(f"{where} ended in {output['ename']}: {output['evalue']}")
             elif ERROR_TEXT.search(json.dumps(output)):
                 found.append(f"{where} shows an error")
-            if "application/vnd.jupyter.widget-view+json" in data:
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                 found.append(f"{where} shows a widget, which the book cannot")
-            if MIME in data:
-                bundles.append(data[MIME])
     if notebook["metadata"].get("papermill", {}).get("exception"):
         found.append(f"{path} was left by a run that failed")
-    if len(bundles) != 1:
-        return [*found, f"{path} has {len(bundles)} outputs of verdicts, not one"]
-    found += [f"{path}: {text}" for text in differences(run.record, bundles[0])]
-    return found
+    verdicts = bundles(notebook["cells"])
+    if len(verdicts) != 1:
+        return [*found, f"{path} has {len(verdicts)} outputs of verdicts, not one"]
+    return [*found, *(f"{path}: {text}" for text in differences(run.record, verdicts[0][1]))]
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -136,14 +127,8 @@ class Page:
     @cached_property
     def faults_of_itself(self) -> list[str]:
         """What is wrong with it whatever was run."""
-        soup = self.soup
-        found = (leak_faults(soup), image_faults(soup), leaving_faults(soup))
-        return [*(fault for some in found for fault in some), *script_faults(soup, self.text)]
-
-
-@cache
-def _read(path: Path, changed: int, size: int) -> Page:
-    return Page(path, path.read_text(encoding="utf-8", errors="replace"))
+        found = [*leak_faults(self.soup), *image_faults(self.soup), *leaving_faults(self.soup)]
+        return [*found, *script_faults(self.soup, self.text)]
 
 
 def read_page(path: Path) -> Page:
@@ -152,19 +137,20 @@ def read_page(path: Path) -> Page:
     return _read(path, status.st_mtime_ns, status.st_size)
 
 
+@cache
+def _read(path: Path, changed: int, size: int) -> Page:
+    return Page(path, path.read_text(encoding="utf-8", errors="replace"))
+
+
 def page_faults(
     html: Path, path: Path, runs: Mapping[str, Run], failed: Mapping[str, FailedRun]
 ) -> list[str]:
     """Everything wrong with one page; only those named in `failed` may show an error."""
     page = read_page(path)
     name = path.relative_to(html).as_posix().removesuffix(".html")
-    found = [
-        *(failed_faults(page.soup, failed[name]) if name in failed else error_faults(page.soup)),
-        *number_faults(page.soup, runs),
-        *outcome_faults(page.soup, name, runs),
-        *page.faults_of_itself,
-        *link_faults(html, page),
-    ]
+    state = failed_faults(page.soup, failed[name]) if name in failed else error_faults(page.soup)
+    found = [*state, *number_faults(page.soup, runs), *outcome_faults(page.soup, name, runs)]
+    found += [*page.faults_of_itself, *link_faults(html, page)]
     return [f"{name}.html: {fault}" for fault in found]
 
 
@@ -242,21 +228,14 @@ def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> I
         shown, right = mark.get_text().strip(), outcome_word(claim["outcome"])
         if shown != right or f"outcome-{claim['outcome']}" not in mark["class"]:
             yield f"says that claim {id} {shown}, the record of {run.key} says {right}"
-        if "data-record" not in mark.attrs:
+        if "data-record" not in mark.attrs and claim["measured"] is not None:
             text = " ".join(row.get_text(" ").split())
-            for number in _numbers(claim):
+            numbers = (claim["measured"]["value"], *(claim["interval"] or ()), claim["n"])
+            for number in (show_number(x) for x in numbers if x is not None):
                 if number not in text:
                     yield f"does not show {number} for claim {id}, as the record of {run.key} does"
     for id in sorted(missing):
         yield f"shows no verdict on claim {id}"
-
-
-def _numbers(claim: Mapping[str, Any]) -> list[str]:
-    """The numbers of a claim in the form in which the notebook's table has them."""
-    if claim["measured"] is None:
-        return []
-    numbers = [claim["measured"]["value"], *(claim["interval"] or ()), claim["n"]]
-    return [f"{x:.3g}" if isinstance(x, float) else str(x) for x in numbers if x is not None]
 
 
 def summary_faults(html: Path, runs: Mapping[str, Run], listed: Sequence[str]) -> Iterator[str]:

@@ -5,7 +5,9 @@ from io import BytesIO
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from bookkit.book.markup import as_myst, raw_html
 from replib.claims.rules import OUTCOMES
 from replib.claims.tables import number_format, show_number
 from replib.markup import visible
@@ -70,6 +72,8 @@ _TEMPLATES.filters |= {
     "outcome_word": outcome_word,
     "duration": duration,
     "as_date": as_date,
+    "as_myst": lambda text: Markup(as_myst(text)),
+    "raw_html": lambda text: Markup(raw_html(text)),
 }
 
 

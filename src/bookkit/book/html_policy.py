@@ -66,9 +66,6 @@ def finish_all(app: Any, exception: Exception | None) -> None:
         path.write_text(page, encoding="utf-8")
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-
 def name_parts(page: str) -> str:
     """The page with names for parts that the theme leaves without; done twice, it is as once."""
     page = page.replace(_LIST, '<div class="citation-list">').replace(SIDE_BAR, NAMED_BAR)
@@ -80,16 +77,10 @@ def _name_table(match: re.Match[str]) -> str:
     return f'<div class="table-scroll" {label}>{match[1]}'
 
 
-# --- the policy -----------------------------------------------------------------------------------
-
-
 def own_scripts(page: str) -> list[str]:
-    """The inline scripts in a page's head; in the whole page if it has no article, as the search's,
-    where no text of a chapter or a record stands.
-
-    The head ends before any such text begins, so nothing in the text can pass for one of these,
-    however broken it is.
-    """
+    """The inline scripts in a page's head, which ends before any text of a chapter or a record
+    begins, so nothing there can pass for one of these, however broken it is. If the page has no
+    article, as the search's, and so no such text, those in the whole page."""
     head, _, rest = page.partition("</head>")
     part = head if "<article" in rest else page
     return [body for attributes, body in _SCRIPT.findall(part) if " src=" not in attributes]

@@ -9,18 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bookkit.book.cells import (
-    defaults,
-    drop_claims,
-    fold_parameters,
-    lift_alt_text,
-    localise_labels,
-    shorten_outputs,
-    source_of,
-)
-from bookkit.book.failed import FailedRun, failed_links
+from bookkit.book import cells as parts
+from bookkit.book.failed import FailedRun
 from bookkit.book.html import macro, png, render
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book.markup import raw_html
 from bookkit.book.runs import RECORDS, Run, kinds
 from bookkit.book.tables import outcome_tables
 from bookkit.project import words
@@ -38,37 +30,29 @@ def model_switch(shown: str, siblings: Sequence[Run], failed: Sequence[FailedRun
 
 def command(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """The command that gives this run again; `chosen` holds the values that need no flag."""
-    words = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
-    words += ["--profile", record["profile"]]
+    line = ["replib", "run", record["paper"], "--model", record["model"]["name"]]
+    line += ["--profile", record["profile"]]
     for name, value in record["parameters"].items():
         if name in ("model_name", "device", "profile"):
             continue
         if name not in chosen or chosen[name] != value:
             text = json.dumps(value) if isinstance(value, bool | list) else str(value)
-            words += ["-p", f"{name}={text}"]
-    return shlex.join(words)
+            line += ["-p", f"{name}={text}"]
+    return shlex.join(line)
 
 
 def _about(run: Run, paper_model: str, again: str) -> str:
     """Whether the page is stale, and how it was computed: from the record."""
     model, of_run = run.record["model"], ("model_name", "profile")
-    size = f"{model['n_params']:,} parameters" if isinstance(model.get("n_params"), int) else ""
+    size = f"{model['n_params']:,} parameters" if "n_params" in model else ""
     if size and model.get("dtype"):
         size += f", {model['dtype']}"
     given = {k: json.dumps(v) for k, v in run.record["parameters"].items() if k not in of_run}
     own = run.record["claims"][0]["scope"] == "replication"
     paper = "the paper’s own model" if own else f"the paper used {paper_model}"
-    scope = f"{run.scope} ({paper})"
-    return render(
-        "run_box.html",
-        run=run,
-        again=again,
-        size=size,
-        parameters=given,
-        scope=scope,
-        changed=words(run.stale) if run.stale else "",
-        records=f"../../_{RECORDS}",
-    )
+    about = {"size": size, "parameters": given, "scope": f"{run.scope} ({paper})", "again": again}
+    changed = words(run.stale) if run.stale else ""
+    return render("run_box.html", run=run, changed=changed, records=f"../../_{RECORDS}", **about)
 
 
 def unexecuted(run: Run, root: Path) -> dict[str, Any]:
@@ -105,30 +89,22 @@ def _not_kept() -> str:
 
 
 def chapter_page(
-    root: Path,
-    run: Run,
-    switch: str,
-    paper_model: str,
-    profiles: Mapping[str, Any],
-    first: bool = False,
+    root: Path, run: Run, switch: str, paper_model: str, profiles: Mapping, first: bool = False
 ) -> dict[str, Any]:
     """The run's notebook as a page: switcher and box under the title, labels made unique.
 
     On the `first` page of a method stands the label that other pages link to, its name.
     """
     path = run.folder / "notebook.ipynb"
-    notebook = (
-        json.loads(path.read_text(encoding="utf-8")) if run.executed else unexecuted(run, root)
-    )
+    notebook = json.loads(path.read_bytes()) if run.executed else unexecuted(run, root)
     cells = notebook["cells"]
-    lift_alt_text(cells, str(path))
-    drop_claims(cells)
-    shorten_outputs(cells)
+    parts.lift_alt_text(cells, str(path))
+    parts.shorten_outputs(cells)
     profile = (profiles.get(run.record["profile"]) or {}).get("parameters") or {}
-    again = command(run.record, defaults(cells) | profile)
-    fold_parameters(cells)
-    localise_labels(cells, f"{run.paper}-{run.model}")
-    text = source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
+    again = command(run.record, parts.defaults(cells) | profile)
+    parts.fold_parameters(cells)
+    parts.localise_labels(cells, f"{run.paper}-{run.model}")
+    text = parts.source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
     title, _, rest = text.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
@@ -143,12 +119,4 @@ def landing_page(
     runs: Sequence[Run], claims: Claims, prose: str, failed: Sequence[FailedRun] = ()
 ) -> str:
     """A chapter's first page: citation, the way to each model, outcomes from the records."""
-    link = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv})"
-    models = "\n".join(f"- [{run.model}]({run.model}.ipynb): {run.tally}" for run in runs)
-    return (
-        f"# {as_myst(claims.title)}\n\nA replication of *{as_myst(claims.title)}*, {link}. "
-        f"The paper's own model is {as_myst(claims.model)}.\n\n{prose}\n\n"
-        f"## Read it on a model\n\n{models}\n{failed_links(failed)}\n"
-        f"## Every claim, on every model\n\n{raw_html(outcome_tables(runs, ''))}\n"
-        "The numbers behind these words are in [the scorecard](../../scorecard.md).\n"
-    )
+    return macro("chapter.html", "landing", claims, prose, runs, failed, outcome_tables(runs, ""))

@@ -56,12 +56,10 @@ def write(html: Path, pages: Sequence[str], out: Path) -> list[Path]:
             parts.setdefault(match[1], []).append(page)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    for name, members in parts.items():
-        join(html, {page: printed[page] for page in members}, out / f"{name}.pdf")
-    return [out / f"{name}.pdf" for name in parts]
-
-
-# --- the browser ----------------------------------------------------------------------------------
+    files = {out / f"{name}.pdf": members for name, members in parts.items()}
+    for path, members in files.items():
+        join(html, {page: printed[page] for page in members}, path)
+    return list(files)
 
 
 def find_chromium() -> str | None:
@@ -72,10 +70,7 @@ def find_chromium() -> str | None:
 @contextmanager
 def chromium(*flags: str) -> Iterator[Any]:
     """A browser of playwright, one process for all that is done with it, that reaches no network.
-
-    Raises:
-        UsageError: if there is no Chromium on this machine.
-    """
+    UsageError if there is no Chromium on this machine."""
     path = find_chromium()
     if path is None:
         raise UsageError(f"no Chromium on this machine; looked for {', '.join(NAMES)}")

@@ -16,7 +16,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from jinja2 import UndefinedError
 
 from bookkit.book.html import duration, macro, macros, png
@@ -47,17 +46,12 @@ START, END = "<!-- scorecard -->\n", "<!-- end of scorecard -->\n"
 
 
 def write(root: Path, out: Path, runs: Sequence[Run]) -> None:
-    """Fill in the marks on every page at the root of the staged book `out`, and draw the figure.
-
-    Raises:
-        UsageError: if a report is missing or broken, or lacks what a page names.
-    """
+    """Fill in the marks on every page at the root of the staged book `out`, and draw the figure;
+    UsageError if a report is missing or broken, or lacks what a page names."""
     report = cache(partial(read_benchmarks, root))
     for path in sorted(out.glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        filled = fill(text, root, runs, report)
-        if filled != text:
-            path.write_text(filled, encoding="utf-8")
+        path.write_text(fill(text, root, runs, report), encoding="utf-8")
         if FIGURE in text:
             (out / FIGURE).write_bytes(growth(report()["growth"]))
 
@@ -81,9 +75,6 @@ def fill(
     return MARK.sub(value, text)
 
 
-# --- benchmarks -----------------------------------------------------------------------------------
-
-
 def read_benchmarks(root: Path) -> dict[str, Any]:
     """What `make bench` and its siblings wrote, and whether it is older than the code."""
     read = {}
@@ -96,10 +87,10 @@ def read_benchmarks(root: Path) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"{path} is not JSON: {error}") from None
     report = read.pop("bench") | read
-    report["is_old"] = report.get("code_sha256") != code_hash(MEASURED)
     training = report["training"]
-    stored = stored_module(training["chapter"])
-    training["is_old"] = training["code_sha256"] != stored.code_sha256()
+    report["is_old"] = report.get("code_sha256") != code_hash(MEASURED)
+    code_sha256 = stored_module(training["chapter"]).code_sha256()
+    training["is_old"] = training["code_sha256"] != code_sha256
     return report
 
 
@@ -137,9 +128,6 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return png(fig, dpi=160)
 
 
-# --- trust ----------------------------------------------------------------------------------------
-
-
 def trust_table(root: Path, name: str) -> str:
     """What a long test wrote, with its date, its time and how to make it again, as MyST."""
     path = root / FOLDER / "trust" / f"{name}.json"
@@ -157,26 +145,21 @@ def trust_hash(root: Path, name: str) -> str:
     """sha256 of what a table depends on: the script tests/long/NAME.py, and what of the library it
     or a notebook reaches."""
     script = (root / "tests/long" / f"{name}.py").read_text(encoding="utf-8")
-    cells = [nbformat.v4.new_code_cell(script)]  # what it reaches is found as for a notebook
+    cells = [{"cell_type": "code", "source": script}]  # its hash is found as a notebook's
+    alone = json.dumps({"cells": cells})
     for path in sorted(root.glob("notebooks/*/*.ipynb")):
-        cells += nbformat.read(path, 4).cells
-    every = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
-    alone = nbformat.writes(nbformat.v4.new_notebook(cells=cells[:1]))
-    return sha256_text(notebook_hash(alone) + library_hash(every))
-
-
-# --- runs -----------------------------------------------------------------------------------------
+        cells += json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return sha256_text(notebook_hash(alone) + library_hash(json.dumps({"cells": cells})))
 
 
 def totals(runs: Sequence[Run]) -> str:
     """How many runs and claims, what they took together, and how many are verified."""
     if not runs:
         return "No run."
-    records = [run.record for run in runs]
-    claims = sum(len(record["claims"]) for record in records)
+    claims = sum(len(run.record["claims"]) for run in runs)
     verified = sum(not run.stale for run in runs)
-    time = duration(sum(record["wall_time_s"] for record in records))
-    memory = max(record["peak_memory_mb"] for record in records)
+    time = duration(sum(run.record["wall_time_s"] for run in runs))
+    memory = max(run.record["peak_memory_mb"] for run in runs)
     return (
         f"**Together:** {len(runs)} runs decide {claims} claims in {time}; the largest needs "
         f"{memory:.0f} MB. {verified} of the {len(runs)} were computed with the code as it is."
@@ -191,18 +174,17 @@ def paper_profiles(root: Path) -> str:
 
 
 def _paper_rows(chapter: Chapter) -> Iterator[list[str]]:
-    profile = chapter.profile("paper")
+    profile, published = chapter.profile("paper"), resources.PUBLISHED
     known = resources.certified_reference(chapter.root, chapter.paper)
-    defaults = {name: parameter.default for name, parameter in chapter.parameters.items()}
-    values = defaults | dict(profile.parameters)
+    values = chapter.values("paper")
     dtype = "bfloat16" if values["dtype"] == "auto" else values["dtype"]
     for name in profile.models:
         size = memory = time = "?"
         # With a second model, both are loaded, one after the other: the larger decides.
         names = [name, values["against"]] if values.get("against") else [name]
-        if all(one in resources.PUBLISHED for one in names):
-            largest = max((resources.PUBLISHED[one] for one in names), key=lambda x: x.n_params)
-            size = f"{resources.PUBLISHED[name].n_params / 1e6:,.0f} million"
+        if all(one in published for one in names):
+            largest = max((published[one] for one in names), key=lambda x: x.n_params)
+            size = f"{published[name].n_params / 1e6:,.0f} million"
             needed = resources.needed(largest, dtype, True, known)
             memory = f"{resources.gigabytes(needed)} ({dtype})"
             if known:
@@ -212,9 +194,6 @@ def _paper_rows(chapter: Chapter) -> Iterator[list[str]]:
         yield [chapter.paper, name, size, memory, time, command]
 
 
-# --- the front page -------------------------------------------------------------------------------
-
-
 def readme_table(root: Path) -> str:
     """How many claims of each paper have which outcome on the embedded models, as Markdown."""
     head = [outcome.replace("_", " ") for outcome in OUTCOMES]
@@ -222,13 +201,11 @@ def readme_table(root: Path) -> str:
     for paper in list_papers(root):
         claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         link = f"[{claims.title}](https://arxiv.org/abs/{claims.arxiv})"
-        for model in EMBEDDED:
-            path = root / FOLDER / paper / model / "record.json"
-            if not path.is_file():
-                continue
+        paths = [root / FOLDER / paper / model / "record.json" for model in EMBEDDED]
+        for path in filter(Path.is_file, paths):
             outcomes = [claim["outcome"] for claim in read_record(path)["claims"]]
             counts = " | ".join(str(outcomes.count(outcome)) for outcome in OUTCOMES)
-            lines.append(f"| {link} | {model} | {counts} |")
+            lines.append(f"| {link} | {path.parent.name} | {counts} |")
             link = ""
     return "\n".join(lines) + "\n"
 
@@ -237,8 +214,7 @@ def write_readme(root: Path) -> None:
     """Put the scorecard between its marks in README.md, if the project has such a file."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if START not in text or END not in text:
-        return
-    before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    write_whole(path, f"{before}{START}{readme_table(root)}{END}{after}".encode())
+    if START in text and END in text:
+        before, _, rest = text.partition(START)
+        after = rest.partition(END)[2]
+        write_whole(path, f"{before}{START}{readme_table(root)}{END}{after}".encode())

@@ -1,14 +1,15 @@
 """The runs that the book shows."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bookkit.book.html import outcome_word
 from bookkit.project import words
-from bookkit.records import read_record, record_value
+from bookkit.records import FOLDER, read_record, record_value
 from bookkit.run.chapter import find_chapter
 from bookkit.run.plan import changed_since
 from replib.claims.rules import OUTCOMES
@@ -46,8 +47,7 @@ class Run:
         record = read_record(folder / "record.json")
         if record["paper"] != paper:
             raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
-        sha256 = sha256_file(folder / "record.json")
-        return cls(paper, model, record, sha256, folder)
+        return cls(paper, model, record, sha256_file(folder / "record.json"), folder)
 
     @property
     def key(self) -> str:
@@ -65,7 +65,6 @@ class Run:
 
     @property
     def is_method(self) -> bool:
-        """Is it of a page of the method, and of no paper?"""
         return self.record["arxiv"] is None
 
     @property
@@ -76,9 +75,8 @@ class Run:
     @property
     def tally(self) -> str:
         """`3 holds, 1 fails, …` in the order of OUTCOMES, without those that do not occur."""
-        outcomes = [claim["outcome"] for claim in self.record["claims"]]
-        counts = [(outcomes.count(outcome), outcome) for outcome in OUTCOMES]
-        return ", ".join(f"{count} {outcome_word(outcome)}" for count, outcome in counts if count)
+        found = Counter(claim["outcome"] for claim in self.record["claims"])
+        return ", ".join(f"{found[name]} {outcome_word(name)}" for name in OUTCOMES if found[name])
 
     @property
     def last_verified(self) -> str:
@@ -112,26 +110,33 @@ def find_runs(
         expected = finished(runs)
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
-    pairs = [pair.split("/", 1) for pair in expected]
-    if bad := [pair for pair in pairs if len(pair) != 2 or not all(map(_is_name, pair))]:
-        raise UsageError(f"a run is named paper/model, not {'/'.join(bad[0])!r}")
+    for pair in expected:
+        if not re.fullmatch(r"[^./][^/]{0,199}/[^./][^/]{0,199}", pair):  # two folders' names
+            raise UsageError(f"a run is named paper/model, not {pair!r}")
     found = []
-    for paper, model in pairs:
-        here = (runs / paper / model / "record.json").is_file()
-        there = certified and (certified / paper / model / "record.json").is_file()
-        found.append(Run.read(certified if there and not here else runs, paper, model))
+    for pair in expected:
+        here = (runs / pair / "record.json").is_file()
+        there = certified and (certified / pair / "record.json").is_file()
+        found.append(Run.read(certified if there and not here else runs, *pair.split("/")))
     return found
 
 
-def _is_name(part: str) -> bool:
-    """Can it be the name of a folder, and of no other place?"""
-    return bool(part) and not part.startswith(".") and "/" not in part and len(part) <= 200
-
-
-def named_in_prose(book: Path) -> list[str]:
-    """The runs, `paper/model`, whose numbers the pages that are no chapters show."""
-    text = "".join(path.read_text() for path in sorted(book.rglob("*.md")))
-    return sorted(set(re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)))
+def find_shown(
+    root: Path, runs: Path, expected: Sequence[str] | None, *, may_be_none: bool = False
+) -> list[Run]:
+    """The expected runs, or all that finished, and the certified ones of which the prose shows
+    numbers. Each knows what has changed since."""
+    if expected is None:
+        expected = finished(runs)
+        if not expected and not may_be_none:
+            find_runs(runs, None)  # says that there is none
+    certified = root / FOLDER
+    text = "".join(path.read_text() for path in (root / "book").rglob("*.md"))
+    named = sorted({*re.findall(r"\{record\}`([^\s`]+/[^\s`]+) ", text)} - {*expected})
+    pairs = [*expected, *(pair for pair in named if (certified / pair / "record.json").is_file())]
+    found = find_runs(runs, pairs, certified) if pairs else []
+    changes = [changed_since(run.record, find_chapter(root, run.paper)) for run in found]
+    return [replace(run, stale=tuple(of)) for run, of in zip(found, changes, strict=True)]
 
 
 def by_paper(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -156,8 +161,3 @@ def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 def first_run(members: Sequence[Run]) -> Run:
     """The run whose page stands for a method: on a model, if there is one, not on a control."""
     return kinds(members)[0][1][0]
-
-
-def find_changes(root: Path, run: Run) -> tuple[str, ...]:
-    """What has changed since a run, by hash; nothing is loaded."""
-    return tuple(changed_since(run.record, find_chapter(root, run.paper)))

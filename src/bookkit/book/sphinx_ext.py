@@ -49,13 +49,7 @@ def text_of_value(run: Run, key: str, spec: str) -> str:
 
 
 def record_role(
-    name: str,
-    rawtext: str,
-    text: str,
-    lineno: int,
-    inliner: Any,
-    options: Any = None,
-    content: Any = (),
+    name: str, rawtext: str, text: str, lineno: int, inliner: Any, *unused: Any, **more: Any
 ) -> tuple[list[nodes.Node], list[nodes.Node]]:
     """{record}`KEY:FORMAT` on a chapter's page, {record}`PAPER/MODEL KEY:FORMAT` on any other.
 
@@ -71,9 +65,9 @@ def record_role(
             raise UsageError("write KEY:FORMAT or PAPER/MODEL KEY:FORMAT")
         pair, key, spec = match[1], match[2], match[3] or ""
         if pair is None:
-            if not (own := re.fullmatch(r"chapters/([^/]+/.+)", page)) or page.endswith("/index"):
+            if not re.fullmatch(r"chapters/[^/]+/.+", page) or page.endswith("/index"):
                 raise UsageError("this page shows no single run; name it: PAPER/MODEL KEY:FORMAT")
-            pair = own[1]
+            pair = page.removeprefix("chapters/")
         shown = text_of_value(_staged_run(app, pair), key, spec)
     except (UsageError, ValueError) as error:
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None

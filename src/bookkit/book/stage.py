@@ -7,39 +7,21 @@ table of contents. Every number on a page comes from a record, so nothing is com
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bookkit.book import (
-    atlas,
-    citations,
-    contents,
-    crate,
-    failed,
-    pdf,
-    reports,
-)
+from bookkit.book import atlas, citations, contents, crate, failed, pdf, reports
 from bookkit.book.failed import FailedRun
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book.html import macro
+from bookkit.book.markup import raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
-from bookkit.book.runs import (
-    RECORDS,
-    STALE,
-    Run,
-    by_paper,
-    find_changes,
-    find_runs,
-    finished,
-    first_run,
-    named_in_prose,
-)
+from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_shown, first_run
 from bookkit.course import classroom
 from bookkit.project import chapter_folder, list_chapters, words
-from bookkit.records import FOLDER
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 from replib.files import read_yaml
@@ -55,10 +37,11 @@ class Chapter:
     runs: Sequence[Run]
     failed: Sequence[FailedRun]
 
-    @property
-    def switch_needed(self) -> bool:
-        """A method that ran once has one page, and nothing to switch to."""
-        return not self.claims.is_method or len(self.runs) + len(self.failed) > 1
+    def switch(self, key: str) -> str:
+        """The way from a run's page to the others; nothing where a method has one page only."""
+        if self.claims.is_method and len(self.runs) + len(self.failed) < 2:
+            return ""
+        return model_switch(key, self.runs, self.failed)
 
 
 def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = None) -> list[Run]:
@@ -68,7 +51,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     was, when a run is missing, unfinished or cannot be shown.
     """
     stopped = failed.find_failed(runs) if expected is None else []
-    shown = find_shown(root, runs, expected, stopped)
+    shown = find_shown(root, runs, expected, may_be_none=bool(stopped))
     chapters = find_chapters(root, shown, stopped)
     part = out.with_name(out.name + ".part")
     copy_prose(root, part)
@@ -84,54 +67,31 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     for page in pages:
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
-    crate.write(root, part, RECORDS, pages, stopped)
+    crate.write(root, part, pages, stopped)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return shown
 
 
-def find_shown(
-    root: Path, runs: Path, expected: Sequence[str] | None, stopped: Sequence[FailedRun]
-) -> list[Run]:
-    """The expected runs, or all that finished, and the certified ones of which the prose shows
-    numbers. Each knows what has changed since."""
-    certified = root / FOLDER
-    if expected is None:
-        expected = finished(runs)
-        if not expected and not stopped:
-            find_runs(runs, None)  # says that there is none
-    more = [pair for pair in named_in_prose(root / "book") if pair not in expected]
-    more = [pair for pair in more if (certified / pair / "record.json").is_file()]
-    found = find_runs(runs, [*expected, *more], certified) if [*expected, *more] else []
-    return [replace(run, stale=find_changes(root, run)) for run in found]
-
-
 def find_chapters(root: Path, runs: Sequence[Run], stopped: Sequence[FailedRun]) -> list[Chapter]:
     """Those that were run, in the order of the runs, then the others."""
     papers = by_paper(runs)
-    names = dict.fromkeys([*papers, *(run.paper for run in stopped), *list_chapters(root)])
-    return [
-        Chapter(
-            name,
-            chapter_folder(root, name),
-            Claims.load(chapter_folder(root, name) / "claims.yaml"),
-            papers.get(name, []),
-            [run for run in stopped if run.paper == name],
-        )
-        for name in names
-    ]
+    found = []
+    for name in dict.fromkeys([*papers, *(run.paper for run in stopped), *list_chapters(root)]):
+        folder = chapter_folder(root, name)
+        mine = [run for run in stopped if run.paper == name]
+        claims = Claims.load(folder / "claims.yaml")
+        found.append(Chapter(name, folder, claims, papers.get(name, []), mine))
+    return found
 
 
 def copy_prose(root: Path, part: Path) -> None:
     """The pages of `book/` but the chapters' prose, the static files, and the configuration with
     the title and the authors of CITATION.cff."""
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        return {"_static", "chapters"} if Path(folder) == root / "book" else set()
-
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(root / "book", part, ignore=left_out)
-    shutil.copytree(root / "book" / "_static", part / "static")
+    shutil.copytree(root / "book", part)
+    shutil.rmtree(part / "chapters", ignore_errors=True)
+    (part / "_static").rename(part / "static")
     about = citations.about(root)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config |= {"title": about.title, "author": words(about.authors)}
@@ -140,16 +100,12 @@ def copy_prose(root: Path, part: Path) -> None:
 
 def keep_records(part: Path, runs: Sequence[Run]) -> None:
     """The records, and which of them are stale: for {record}, the scorecard and the reader."""
+    (part / RECORDS).mkdir(parents=True)
     for run in runs:
-        record = part / RECORDS / f"{run.key}.json"
-        record.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run.folder / "record.json", record)
+        (part / RECORDS / run.paper).mkdir(exist_ok=True)
+        shutil.copy(run.folder / "record.json", part / RECORDS / f"{run.key}.json")
     stale = {run.key: list(run.stale) for run in runs if run.stale}
-    (part / RECORDS).mkdir(parents=True, exist_ok=True)
     (part / STALE).write_text(json.dumps(stale))
-
-
-# --- chapters -------------------------------------------------------------------------------------
 
 
 def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
@@ -157,45 +113,26 @@ def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
     folder = part / "chapters" / chapter.name
     folder.mkdir(parents=True, exist_ok=True)
     claims = chapter.claims
-
-    def switch(key: str) -> str:
-        return model_switch(key, chapter.runs, chapter.failed) if chapter.switch_needed else ""
-
     profiles_file = chapter.folder / "profiles.yaml"
     profiles = read_yaml(profiles_file.read_text(), str(profiles_file)) if chapter.runs else {}
     for run in chapter.runs:
         first = claims.is_method and run is first_run(chapter.runs)
-        page = chapter_page(root, run, switch(run.key), claims.model, profiles, first)
+        page = chapter_page(root, run, chapter.switch(run.key), claims.model, profiles, first)
         (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
     for run in chapter.failed:
-        shown = model_switch(run.key, chapter.runs, chapter.failed)
-        page = failed.page(run, claims.title, shown)
+        switch = model_switch(run.key, chapter.runs, chapter.failed)
+        page = failed.page(run, claims.title, switch)
         (part / "chapters" / f"{run.key}.md").write_text(page, encoding="utf-8")
     if not chapter.runs:
-        (folder / "index.md").write_text(not_run_page(chapter))
+        # So that links to it lead somewhere.
+        page = macro("chapter.html", "not_run", chapter.name, claims, chapter.failed)
+        (folder / "index.md").write_text(page)
     elif not claims.is_method:
         prose = root / "book" / "chapters" / f"{chapter.name}.md"
         text = prose.read_text() if prose.is_file() else ""
         page = landing_page(chapter.runs, claims, text, chapter.failed)
         page += raw_html(pdf.place(chapter.name)) + citations.line(chapter.name, "../../")
         (folder / "index.md").write_text(page)
-
-
-def not_run_page(chapter: Chapter) -> str:
-    """The first page of a chapter without finished runs, so that links to it lead somewhere."""
-    claims, links = chapter.claims, failed.failed_links(chapter.failed)
-    label, what = "", "chapter"
-    cited = f"[arXiv:{claims.arxiv}](https://arxiv.org/abs/{claims.arxiv}). "
-    if claims.is_method:
-        label, what, cited = f"({chapter.name})=\n", "page", ""
-    said = f"No run of this {what} finished" if links else f"This {what} was not run"
-    return (
-        f"{label}# {as_myst(claims.title)}\n\n{cited}{said} for this book: "
-        f"`replib run {chapter.name}`.\n\n{links}"
-    )
-
-
-# --- the book's other pages -----------------------------------------------------------------------
 
 
 def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
@@ -212,19 +149,13 @@ def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
 
 
 def write_contents(
-    root: Path,
-    part: Path,
-    chapters: Sequence[Chapter],
-    lessons: Sequence[str],
-    heads: Sequence[str],
+    root: Path, part: Path, chapters: Sequence[Chapter], lessons: Sequence[str], heads: list[str]
 ) -> list[str]:
     """Write the table of contents; its pages, in order."""
-    made = {
-        f"chapters/{one.name}/index": contents.chapter_entry(
-            one.name, one.runs, one.failed, lessons
-        )
-        for one in chapters
-    }
+    made = {}
+    for one in chapters:
+        entry = contents.chapter_entry(one.name, one.runs, one.failed, lessons)
+        made[f"chapters/{one.name}/index"] = entry
     if contents.METHOD_EXERCISES in lessons:
         made[contents.METHOD_EXERCISES] = {"file": contents.METHOD_EXERCISES, "sections": []}
     if heads:

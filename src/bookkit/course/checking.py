@@ -1,8 +1,5 @@
-"""Checks an answer to an exercise, against the record of the model in use, without a network.
-
-import replib
-replib.check("ioi-1", 0.25)   # right, or not yet, with a hint
-"""
+"""`replib.check("ioi-1", 0.25)` checks an answer to an exercise, against the record of the model in
+use, without a network."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from bookkit.course.exercises import ByOptions, ByRecord, ByTest, Exercise, find
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError, one_line
 from replib.files import find_root
-from replib.models.sources import model_slug
+from replib.models.sources import available_embedded, model_slug
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -25,12 +22,9 @@ RUNS = ("build/runs", "results")  # where records are looked for: the user's own
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of an answer; true if it is right.
+    """What became of an answer; true if it is right."""
 
-    `outcome` is right, wrong, unanswered, or unchecked where the model's record cannot decide.
-    """
-
-    outcome: str
+    outcome: str  # right, wrong, unanswered; unchecked where the model's record cannot decide
     text: str
 
     def __bool__(self) -> bool:
@@ -40,28 +34,25 @@ class Verdict:
         return f"{self.outcome}: {self.text}"
 
 
-# --- the model in use, and its record -------------------------------------------------------------
-
-
-def model_in_use() -> str:
-    """The name of the model that was loaded last, else of the first embedded one."""
+def name_of(model: str | TransformerBridge | None) -> str:
+    """A model's name; without one that of the model loaded last, else of the first embedded one."""
+    if isinstance(model, str):
+        return model
     from replib.models.bridge import last_loaded, model_info
-    from replib.models.sources import available_embedded
 
-    model = last_loaded()
+    model = last_loaded() if model is None else model
     if model is not None:
         return model_info(model).name
-    if not (names := available_embedded()):
-        raise UsageError("no model was loaded, and none is embedded; load one with load_model")
-    return names[0]
+    if names := available_embedded():
+        return names[0]
+    raise UsageError("no model was loaded, and none is embedded; load one with load_model")
 
 
 def find_record(paper: str, model: str | None = None) -> dict[str, Any]:
     """The record of a chapter on a model: of the user's own run if there is one, else certified."""
-    model = model or model_in_use()
-    root = find_root()
+    model = name_of(model)
     for runs in RUNS:
-        path = root / runs / paper / model_slug(model) / "record.json"
+        path = find_root() / runs / paper / model_slug(model) / "record.json"
         if path.is_file():
             return read_record(path)
     raise UsageError(
@@ -82,9 +73,6 @@ def measured(key: str, paper: str | None = None, model: str | None = None) -> An
     return record_value(find_record(paper, model), key)
 
 
-# --- checking -------------------------------------------------------------------------------------
-
-
 def check(id: str, answer: Any = ..., model: str | TransformerBridge | None = None) -> Verdict:
     """Is this answer right? `model` is a name, or a loaded model; without it, the one loaded last.
 
@@ -93,17 +81,14 @@ def check(id: str, answer: Any = ..., model: str | TransformerBridge | None = No
     exercise = find_exercise(id)
     if answer is ... or answer is None:
         return Verdict("unanswered", f"put your answer to {id} in place of ...")
-    if isinstance(model, str) or model is None:
-        name, loaded = model or model_in_use(), None
-    else:
-        from replib.models.bridge import model_info
-
-        name, loaded = model_info(model).name, model
-    if isinstance(exercise.check, ByRecord):
-        return _against_record(exercise, exercise.check, answer, name)
-    if isinstance(exercise.check, ByOptions):
-        return _against_options(exercise.check, answer)
-    return _against_test(exercise, exercise.check, answer, name, loaded)
+    name = name_of(model)
+    match exercise.check:
+        case ByRecord():
+            return _against_record(exercise, answer, name)
+        case ByOptions() as rule:
+            return _against_options(rule, answer)
+        case ByTest() as rule:
+            return _against_test(exercise, rule.test, answer, model, name)
 
 
 def _number(answer: Any) -> float | None:
@@ -135,13 +120,14 @@ def accepted(exercise: Exercise, model: str) -> tuple[float, float, float] | Non
         low, high = (record_values(record).get(f"{stem}.{end}") for end in ("low", "high"))
         if low is None or high is None:
             low = high = value
-        return value, min(float(low), value - least), max(float(high), value + least)
-    number = float(within.rstrip("%"))
-    distance = max(number / 100 * abs(value) if within.endswith("%") else number, least)
-    return value, value - distance, value + distance
+    else:
+        number = float(within.rstrip("%"))
+        distance = number / 100 * abs(value) if within.endswith("%") else number
+        low, high = value - distance, value + distance
+    return value, min(float(low), value - least), max(float(high), value + least)
 
 
-def _against_record(exercise: Exercise, rule: ByRecord, answer: Any, model: str) -> Verdict:
+def _against_record(exercise: Exercise, answer: Any, model: str) -> Verdict:
     number = _number(answer)
     if number is None:
         return Verdict("wrong", f"the answer is a number, not {one_line(repr(answer), 60)}")
@@ -149,14 +135,14 @@ def _against_record(exercise: Exercise, rule: ByRecord, answer: Any, model: str)
         bounds = accepted(exercise, model)
     except UsageError as error:  # there is no record
         return Verdict("unchecked", str(error))
-    paper, key = exercise.record
     if bounds is None:
+        paper, key = exercise.record
         return Verdict("unchecked", f"{key} of {paper} was not measured on {model}")
     value, low, high = bounds
     if low <= number <= high:
         said = f"{model} gave {value:.3g}; {low:.3g} to {high:.3g} counts as right"
         return Verdict("right", said)
-    return Verdict("wrong", rule.above if number > high else rule.below)
+    return Verdict("wrong", exercise.check.above if number > high else exercise.check.below)
 
 
 def _against_options(rule: ByOptions, answer: Any) -> Verdict:
@@ -170,20 +156,19 @@ def _against_options(rule: ByOptions, answer: Any) -> Verdict:
 
 
 def _against_test(
-    exercise: Exercise, rule: ByTest, answer: Any, name: str, loaded: TransformerBridge | None
+    exercise: Exercise, code: str, answer: Any, model: str | TransformerBridge | None, name: str
 ) -> Verdict:
     def value_of(key: str) -> Any:
         return measured(key if " " in key else f"{exercise.part} {key}", model=name)
 
     # The code is the book's own, from the exercises' file.
     space: dict[str, Any] = {"measured": value_of, "model_name": name}
-    exec(compile(rule.test, f"<test of {exercise.id}>", "exec"), space)
-    test = space["test"]
-    extra = ()
-    if "model" in inspect.signature(test).parameters:
-        extra = (loaded if loaded is not None else _loaded(name),)
+    exec(compile(code, f"<test of {exercise.id}>", "exec"), space)
+    arguments = [answer]
+    if "model" in inspect.signature(space["test"]).parameters:
+        arguments.append(_loaded(name) if model is None or isinstance(model, str) else model)
     try:
-        test(answer, *extra)
+        space["test"](*arguments)
     except AssertionError as error:
         return Verdict("wrong", one_line(str(error) or "a test of it fails", 300))
     except NotImplementedError:

@@ -4,8 +4,6 @@ One source makes all three: notebooks/<part>/exercises.yaml. A student's noteboo
 the code to begin with and the checks; an instructor's the solutions, times and common mistakes too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import replib
 from bookkit.book.html import render
-from bookkit.book.markup import as_myst, raw_html
 from bookkit.course.exercises import NAME, ByOptions, Exercise, parts, read_exercises
 from replib.claims.measure import Claims
 from replib.files import write_whole
@@ -28,10 +25,10 @@ FOLDER = "classroom"  # in the repository, the students' notebooks that Colab op
 STATIC = "class"  # among the book's static files, all of them
 COLAB = "https://colab.research.google.com/github"
 KINDS = {
-    "predict": "predict",
-    "reason": "think",
-    "code": "write code",
-    "research": "small research question",
+    "predict": "Predict",
+    "reason": "Think",
+    "code": "Write code",
+    "research": "Small research question",
 }
 
 
@@ -41,9 +38,8 @@ def page_of(part: str) -> str:
 
 
 def title_of(root: Path, part: str) -> str:
-    if part == METHOD:
-        return "The method"
-    return Claims.load(root / "notebooks" / f"{part}/claims.yaml").title
+    claims = root / "notebooks" / f"{part}/claims.yaml"
+    return "The method" if part == METHOD else Claims.load(claims).title
 
 
 def find_repository(root: Path) -> str | None:
@@ -55,9 +51,6 @@ def find_repository(root: Path) -> str | None:
     return url.rstrip("/") if url else None
 
 
-# --- notebooks ------------------------------------------------------------------------------------
-
-
 def _question(exercise: Exercise) -> str:
     """The exercise's text, with its options where it does not list them itself, as MyST."""
     options = exercise.check.options if isinstance(exercise.check, ByOptions) else {}
@@ -67,13 +60,16 @@ def _question(exercise: Exercise) -> str:
     return exercise.text.strip() + (f"\n{listed}" if listed else "")
 
 
+def _check(exercise: Exercise) -> str:
+    return f'replib.check("{exercise.id}", {exercise.answer})'
+
+
 def _set_up(repository: str | None) -> str:
     """The first cell: replib as it was when the book was made, where it is not installed."""
     if repository is None:
-        return (
-            "# replib has to be installed, as its README says; start Jupyter in its folder.\n"
-            "import replib"
-        )
+        return """\
+# replib has to be installed, as its README says; start Jupyter in its folder.
+import replib"""
     return f"""\
 # Where replib is not installed, as on Colab: fetch this version and its pinned packages. It takes
 # some minutes; if a restart of the session is asked for afterwards, do so and go on below.
@@ -97,15 +93,13 @@ def notebook(
     repository: str | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> nbformat.NotebookNode:
-    """A notebook for class; `figures` are pictures (PNG, base64) by label.
-
-    Cells that hold a check carry the tag `check`, the cell with the model's name `parameters`.
-    """
+    """A notebook for class; `figures` are pictures (PNG, base64) by label. Cells that hold a check
+    carry the tag `check`, the cell with the model's name `parameters`."""
     total = sum(exercise.minutes for exercise in exercises)
-    who = "Instructor" if instructor else "Student"
+    who = "instructor" if instructor else "student"
     cells = [
         new_markdown_cell(
-            f"# {title}: exercises ({who.lower()}’s notebook)\n\n"
+            f"# {title}: exercises ({who}’s notebook)\n\n"
             f"{len(exercises)} exercises, about {total} minutes. Put your answer in place of "
             "`...`, or write the code that is missing, and run the cell below it: `replib.check` "
             "says at once whether it is right on the model in use, and gives a hint if not. "
@@ -118,58 +112,37 @@ def notebook(
         new_code_cell(setup.strip()),
     ]
     for number, exercise in enumerate(exercises, 1):
-        head = (
-            f"## {number}. {exercise.title}\n\n"
-            f"*{KINDS[exercise.kind].capitalize()}, about {exercise.minutes} minutes "
-            f"({exercise.id}).*\n\n{_question(exercise)}"
+        text = new_markdown_cell(
+            f"## {number}. {exercise.title}\n\n*{KINDS[exercise.kind]}, about "
+            f"{exercise.minutes} minutes ({exercise.id}).*\n\n{_question(exercise)}"
         )
-        cell = new_markdown_cell(head)
         if picture := (figures or {}).get(exercise.figure):
-            cell.source += f"\n\n![The figure it is about](attachment:{exercise.figure}.png)"
-            cell.attachments = {f"{exercise.figure}.png": {"image/png": picture}}
-        cells.append(cell)
-        code = exercise.solution if instructor else exercise.start
-        cells.append(new_code_cell(code.strip()))
-        cells.append(
-            new_code_cell(
-                f'replib.check("{exercise.id}", {exercise.answer})', metadata={"tags": ["check"]}
-            )
-        )
+            text.source += f"\n\n![The figure it is about](attachment:{exercise.figure}.png)"
+            text.attachments = {f"{exercise.figure}.png": {"image/png": picture}}
+        code = new_code_cell((exercise.solution if instructor else exercise.start).strip())
+        check = new_code_cell(_check(exercise), metadata={"tags": ["check"]})
+        cells += [text, code, check]
         if instructor:
-            cells.append(
-                new_markdown_cell(
-                    f"**Why.** {exercise.explanation.strip()}\n\n"
-                    f"**Common mistakes.** {exercise.mistakes.strip()}"
-                )
-            )
+            why, mistakes = exercise.explanation.strip(), exercise.mistakes.strip()
+            cells.append(new_markdown_cell(f"**Why.** {why}\n\n**Common mistakes.** {mistakes}"))
     for place, cell in enumerate(cells):
         cell.id = f"cell-{place}"  # the same each time
-    return new_notebook(
-        cells=cells,
-        metadata={
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        },
-    )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return new_notebook(cells=cells, metadata=metadata)
 
 
 def write_notebooks(
     root: Path, out: Path, figures: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[Path]:
     """Both notebooks of every part, with `figures` by part and label; students' only without."""
-    repository, written = find_repository(root), []
-    out.mkdir(parents=True, exist_ok=True)
+    written = []
     for part in parts(root):
         setup, found = read_exercises(root / "notebooks" / part / NAME)
+        more = {"repository": find_repository(root), "figures": (figures or {}).get(part)}
         for who in ("student",) if figures is None else ("student", "instructor"):
-            made = notebook(
-                title_of(root, part),
-                setup,
-                found,
-                instructor=who == "instructor",
-                repository=repository,
-                figures=(figures or {}).get(part),
-            )
+            for_teacher = who == "instructor"
+            made = notebook(title_of(root, part), setup, found, instructor=for_teacher, **more)
             path = out / f"{part}-{who}.ipynb"
             text = json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
             write_whole(path, text.encode())
@@ -177,56 +150,31 @@ def write_notebooks(
     return written
 
 
-# --- pages ----------------------------------------------------------------------------------------
-
-
 def _solution(exercise: Exercise, pairs: Sequence[str]) -> str:
     """The solution as MyST; where a record decides, the number of each of the book's runs."""
     if isinstance(exercise.check, ByOptions):
         right = exercise.check.right
-        text = f"**{right}.** {exercise.check.options[right].text}\n\n"
+        text = f"**{right}.** {exercise.check.options[right].text}"
     elif exercise.record:
         paper, key = exercise.record
         having = [pair for pair in pairs if pair.startswith(f"{paper}/")]
         lines = [f"- {pair.split('/')[1]}: {{record}}`{pair} {key}:.3g`" for pair in having]
-        text = "\n".join(lines) + "\n\n"
+        text = "\n".join(lines)
     else:
-        text = f"```python\n{exercise.solution.strip()}\n```\n\n"
-    return text + exercise.explanation.strip()
+        text = f"```python\n{exercise.solution.strip()}\n```"
+    return f"{text}\n\n{exercise.explanation.strip()}"
 
 
 def page(
-    title: str,
-    part: str,
-    exercises: Sequence[Exercise],
-    pairs: Sequence[str],
-    launch: str | None,
+    title: str, part: str, exercises: Sequence[Exercise], pairs: Sequence[str], launch: str | None
 ) -> str:
     """The page of a part's exercises, as MyST; `pairs` are the runs in the book, `paper/model`."""
     up = "../" * page_of(part).count("/")
     files = f"{up}_static/{STATIC}/{part}"
     total = sum(exercise.minutes for exercise in exercises)
-    downloads = raw_html(render("class_notebooks.html", files=files, launch=launch))
-    text = (
-        f"# Exercises: {as_myst(title)}\n\n{downloads}\n"
-        f"{len(exercises)} exercises, about {total} minutes. Answers are checked against the "
-        "record of the model in use, without a network:\n\n"
-        f'```python\nimport replib\n\nreplib.check("{exercises[0].id}", answer)\n```\n\n'
-        "The notebooks hold the same exercises with the code to begin with.\n\n"
-    )
-    for exercise in exercises:
-        start = ""
-        if exercise.start.strip() != "answer = ...":
-            start = f"\n\n```python\n{exercise.start.strip()}\n```"
-        text += (
-            f"`````{{exercise}} {as_myst(exercise.title)}\n:label: {exercise.id}\n\n"
-            f"*{KINDS[exercise.kind].capitalize()}, about {exercise.minutes} minutes:* "
-            f'`replib.check("{exercise.id}", {exercise.answer})`\n\n'
-            f"{_question(exercise)}{start}\n`````\n\n"
-            f"`````{{solution}} {exercise.id}\n:class: dropdown\n\n"
-            f"{_solution(exercise, pairs)}\n`````\n\n"
-        )
-    return text
+    asked = [(one, KINDS[one.kind], _question(one), _solution(one, pairs)) for one in exercises]
+    about = {"title": title, "files": files, "launch": launch, "total": total}
+    return render("exercises.html", exercises=asked, **about)
 
 
 def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
@@ -245,27 +193,24 @@ def figures_of(notebooks: Sequence[Path]) -> dict[str, str]:
 def write(root: Path, book: Path, runs: Sequence[Any]) -> list[str]:
     """Write pages and notebooks into a staged book; returns the pages' names.
 
-    `runs` are those of the book. A part none of whose papers was run has no page. The button that
-    opens a notebook on Colab needs the repository's address, and its tag of this version.
+    A part none of whose papers is among `runs` has no page. The button that opens a notebook on
+    Colab needs the repository's address, and its tag of this version.
     """
     repository, made = find_repository(root), []
+    pairs = [run.key for run in runs if not run.control]
     pictures: dict[str, dict[str, str]] = {}
     for part in parts(root):
         mine = [run for run in runs if (METHOD if run.is_method else run.paper) == part]
         if not mine:
             continue
-        executed = [run.folder / "notebook.ipynb" for run in mine if run.executed]
-        pictures[part] = figures_of(executed)
+        pictures[part] = figures_of([run.folder / "notebook.ipynb" for run in mine if run.executed])
         _, found = read_exercises(root / "notebooks" / part / NAME)
         launch = None
         if repository:
             path = f"{repository.removeprefix('https://github.com/')}/blob/v{replib.__version__}"
             launch = f"{COLAB}/{path}/{FOLDER}/{part}-student.ipynb"
-        pairs = [run.key for run in runs if not run.control]
-        text = page(title_of(root, part), part, found, pairs, launch)
-        place = book / f"{page_of(part)}.md"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
         made.append(page_of(part))
+        text = page(title_of(root, part), part, found, pairs, launch)
+        write_whole(book / f"{made[-1]}.md", text.encode())
     write_notebooks(root, book / "static" / STATIC, pictures)
     return made

@@ -21,9 +21,8 @@ Letter = Annotated[str, Field(pattern="^[a-z]$")]
 
 
 class ByRecord(Strict):
-    """A number of a record decides."""
+    """A number of a record decides: KEY of the chapter's on the model in use, or PAPER KEY."""
 
-    # KEY of the chapter's record on the model in use, or PAPER KEY
     record: Annotated[str, Field(pattern="^([a-z0-9-]+ )?[^ ]+$")]
     # the record's interval of this key; a distance; a share of the value
     within: Annotated[str, Field(pattern="^(interval|[0-9.]+%?)$")]
@@ -46,9 +45,9 @@ class ByOptions(Strict):
 
 
 class ByTest(Strict):
-    """Code decides."""
+    """Code decides; it defines test(answer) or test(answer, model). The message of a failing assert
+    is the hint."""
 
-    # defines test(answer) or test(answer, model); the message of a failing assert is the hint
     test: Words
 
 
@@ -60,7 +59,7 @@ def _kind_of_check(check: Any) -> str:
 class Exercise(Strict):
     """One exercise; texts are MyST, code is Python."""
 
-    _part: str = PrivateAttr("")
+    _part: str = PrivateAttr("")  # whose file it stands in
     id: Annotated[str, Field(pattern="^[a-z]+-[1-9][0-9]*$")]
     title: Words
     kind: Literal["predict", "reason", "code", "research"]
@@ -83,7 +82,6 @@ class Exercise(Strict):
 
     @property
     def part(self) -> str:
-        """The part whose file it stands in."""
         return self._part
 
     @property

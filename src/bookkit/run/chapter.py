@@ -24,8 +24,6 @@ from replib.files import read_text, read_yaml, sha256_text
 from replib.hashes import library_hash
 from replib.models.sources import PLANTED, planted_module
 
-PROFILES = ("smoke", "laptop", "paper")
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -41,14 +39,11 @@ class Parameter:
         """The annotation as a type; ValueError for one that parameters cannot have."""
         return _type(ast.parse(self.annotation, mode="eval").body)
 
-    @cached_property
-    def _exactly(self) -> TypeAdapter:
-        return TypeAdapter(self.kind, config=ConfigDict(strict=True, allow_inf_nan=False))
-
     def allows(self, value: Any) -> bool:
         """Is it of this type? A whole number may stand for a float, true and false for none."""
         try:
-            self._exactly.validate_python(value)
+            config = ConfigDict(strict=True, allow_inf_nan=False)
+            TypeAdapter(self.kind, config=config).validate_python(value)
         except ValidationError:
             return False
         return True
@@ -69,11 +64,10 @@ class Parameter:
 
     def check(self, value: Any, where: str) -> Any:
         """`value`, if it is of this parameter's type."""
-        if not self.allows(value):
-            raise UsageError(
-                f"{where}: parameter {self.name} is {value!r}, which is not {self.annotation}"
-            )
-        return value
+        if self.allows(value):
+            return value
+        said = f"{self.name} is {value!r}, which is not {self.annotation}"
+        raise UsageError(f"{where}: parameter {said}")
 
 
 def _settable(name: str) -> str:
@@ -129,11 +123,13 @@ class Chapter:
         """Of the code of this project that a run on `model` computes with."""
         return library_hash(self.notebook, *self.modules(model))
 
-    def parameters_hash(self, profile: str) -> str:
-        """Of what this profile sets now."""
+    def values(self, profile: str) -> dict[str, Any]:
+        """Every parameter's value in this profile: the cell's default, or the profile's own."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        values = defaults | dict(self.profile(profile).parameters)
-        return sha256_text(json.dumps(values, sort_keys=True))
+        return defaults | self.profile(profile).parameters
+
+    def parameters_hash(self, profile: str) -> str:
+        return sha256_text(json.dumps(self.values(profile), sort_keys=True))
 
 
 def find_chapter(root: Path, paper: str) -> Chapter:
@@ -151,12 +147,11 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     parameters = read_parameters(notebook, f"{paper}.ipynb")
     path = folder / "profiles.yaml"
     where = f"profiles file {path}"
-    content = fit(ProfilesFile, read_yaml(read_text(path, "profiles file"), where), where)
-    profiles = {name: getattr(content, name) for name in PROFILES}
+    profiles = dict(fit(ProfilesFile, read_yaml(read_text(path, "profiles file"), where), where))
     for name, profile in profiles.items():
-        place = f"{where}, {name}"
         for key, value in profile.parameters.items():
-            known_parameter(parameters, key, paper, place).check(value, place)
+            known = known_parameter(parameters, key, paper, f"{where}, {name}: ")
+            known.check(value, f"{where}, {name}")
     return Chapter(root, claims, notebook, parameters, profiles)
 
 
@@ -212,8 +207,8 @@ def known_parameter(
     if name in known:
         return known[name]
     raise UsageError(
-        f"{where + ': ' if where else ''}{paper} has no parameter {name!r}"
-        f"{did_you_mean(name, known)} (parameters: {', '.join(known)})"
+        f"{where}{paper} has no parameter {name!r}{did_you_mean(name, known)} "
+        f"(parameters: {', '.join(known)})"
     )
 
 
@@ -252,11 +247,9 @@ def _from_text(text: str, kind: Any) -> Any:
                 return number
     for items in (one for one in kinds if get_origin(one) is list):
         inside = word[1:-1] if word.startswith("[") and word.endswith("]") else word
+        texts = inside.split(",") if inside.strip() else ()
         with contextlib.suppress(ValueError):
-            return [
-                _from_text(item.strip(), get_args(items)[0])
-                for item in (inside.split(",") if inside.strip() else ())
-            ]
+            return [_from_text(item.strip(), get_args(items)[0]) for item in texts]
     if str in kinds:
         return text
     raise ValueError(text)

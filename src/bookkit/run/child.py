@@ -8,6 +8,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -19,26 +20,25 @@ from replib.models.sources import MADE_IN_MEMORY, is_ready
 
 
 def _run_child() -> None:
-    """Run papermill for the job on standard input, with messages as JSON lines on standard output.
-
-    The kernel inherits our output, so the messages go through a copy of it and the output itself
-    to the log. When standard input ends, the process that watches us is gone, and so are we.
-    """
-    say_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Run papermill for the job on standard input; when that ends, the process that watches us is
+    gone, and so are we."""
+    say = _speaker()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
-
-    def say(message: Mapping[str, Any]) -> None:
-        say_to.write(json.dumps(message) + "\n")
-        say_to.flush()
-
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     end = _papermill(job, say)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     say(end | {"peak_bytes": peak if sys.platform == "darwin" else peak * 1024})
+
+
+def _speaker() -> Callable[[Mapping[str, Any]], None]:
+    """Says messages, as JSON lines on a copy of standard output; the output itself, which the
+    kernel inherits, goes to the log from now on."""
+    say_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lambda message: print(json.dumps(message), file=say_to, flush=True)
 
 
 def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -89,10 +89,9 @@ def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None])
             config=transport,
         )
     except papermill.PapermillExecutionError as error:
-        text = one_line(f"{error.ename}: {error.evalue}", 300)
         if error.ename == "UsageError":
             return {"end": "usage", "error": one_line(error.evalue, 1000)}
-        return {"end": "cell", "error": text}
+        return {"end": "cell", "error": one_line(f"{error.ename}: {error.evalue}", 300)}
     except DeadKernelError:
         return {"end": "dead"}
     except Exception as error:
@@ -112,15 +111,11 @@ def _die_with_parent() -> None:
 
 def _prepare_child() -> None:
     """Answer `prepare`'s questions; the libraries are imported here and not in the watcher."""
-    say_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    questions = json.loads(sys.stdin.read())
+    say = _speaker()
     try:
-        answer = {"found": [_prepare_one(question) for question in questions]}
+        say({"found": [_prepare_one(question) for question in json.loads(sys.stdin.read())]})
     except UsageError as error:
-        answer = {"usage": one_line(str(error), 1000)}
-    say_to.write(json.dumps(answer) + "\n")
-    say_to.flush()
+        say({"usage": one_line(str(error), 1000)})
 
 
 def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,7 +153,7 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         folder = prepare_model(name, revision=revision, before_download=fits)
     if folder is not None:
         size = size or sizing.folder_size(folder)
-        found |= {"size": size.asdict(), "available": sizing.available_bytes(found["device"])}
+        found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
         found["speed"] = sizing.measure_speed(
             size.d_model, found["dtype"], found["device"], question["threads"]
         )
@@ -173,8 +168,7 @@ def _check_files(question: Mapping[str, Any]) -> None:
     from replib.models.load import load_model
     from replib.prompts.files import READERS
 
-    own = getattr(chapter_module(question["paper"]), "file_readers", dict)
-    readers = READERS | own()
+    readers = READERS | getattr(chapter_module(question["paper"]), "file_readers", dict)()
     if files := {key: path for key, path in question["files"].items() if key in readers}:
         tokenizer = load_model(question["model"], revision=question["revision"]).tokenizer
         for key, path in files.items():

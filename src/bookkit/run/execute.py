@@ -7,10 +7,8 @@
 Everything that a user can get wrong is checked by `plan` and `prepare`, before anything is written.
 `execute` works in a hidden folder beside the destination and renames it at the end, so a folder
 with a `record.json` is always a finished run. A failed run leaves `<model>.failed/` with the
-notebook, in which the cell that failed is marked, and the log.
-
-Three processes: this one watches (progress, time, memory, interruption); `bookkit.run.child` runs
-papermill; papermill starts the kernel.
+notebook, in which the cell that failed is marked, and the log. Three processes: this one watches;
+`bookkit.run.child` runs papermill; papermill starts the kernel.
 """
 
 import contextlib
@@ -21,16 +19,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bookkit.project import chapter_folder
-from bookkit.records import write_record
+from bookkit.records import bundles, write_record
 from bookkit.run.environment import environment_hash, package_versions
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
-from replib.claims.file import MIME
 from replib.errors import UsageError, one_line
 from replib.files import put_in_place, sha256_file
 from replib.hashes import notebook_hash, pins_hash
@@ -94,12 +92,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         for name, parameter in chapter.parameters.items()
         if repr(run.parameters[name]) != repr(parameter.default)
     }
-    job = {
-        "source": str(source),
-        "notebook": str(notebook),
-        "parameters": changed,
-        "folder": str(chapter_folder(chapter.root, chapter.paper)),
-    }
+    job = {"source": str(source), "notebook": str(notebook), "parameters": changed}
+    job["folder"] = str(chapter_folder(chapter.root, chapter.paper))
     threads = n_threads()
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -107,42 +101,41 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         file.write(f"{run.name}, profile {run.profile}, {started:%Y-%m-%dT%H:%M:%SZ}\n")
         file.write(f"parameters: {json.dumps(dict(run.given))}\n")
         file.flush()
-        scale = 1.0 if run.estimate is None else run.estimate.batch_scale
-        extra = {batches.VARIABLE: str(scale)}
+        extra = {batches.VARIABLE: str(run.estimate.batch_scale if run.estimate else 1.0)}
         if run.gpu is not None:
             extra["CUDA_VISIBLE_DEVICES"] = run.gpu
         watched = watch_process(job, run.time_limit_s, file, progress, extra)
     wall = time.monotonic() - clock
     source.unlink()
 
-    failure = _failure(run, watched)
-    if failure is None:
-        try:
-            bundle = _bundle(run, notebook)
-        except RunFailed as error:
-            failure = str(error)
-    if failure is not None:
-        _mark(notebook, watched, failure, chapter.notebook)
+    try:
+        if failure := _failure(run, watched):
+            raise RunFailed(failure)
+        bundle = _bundle(run, notebook)
+    except RunFailed as failed:
+        _mark(notebook, watched, str(failed), chapter.notebook)
         _tidy(notebook, chapter.paper)
         with open(log, "a", encoding="utf-8") as file:
-            file.write(f"\nfailed: {failure}\n")
+            file.write(f"\nfailed: {failed}\n")
         put_in_place(work, run.failed)
-        raise RunFailed(f"{run.name} failed: {failure} (see {_short(run.failed)})")
+        raise RunFailed(f"{run.name} failed: {failed} (see {_short(run.failed)})") from None
 
     _tidy(notebook, chapter.paper)
     replication = run.profile == "paper" and run.model == chapter.claims.model
     scope = "replication" if replication else "transfer"
     scope = "method" if chapter.claims.is_method else scope
+    calibration = None
+    if run.estimate:
+        scale = run.estimate.batch_scale
+        calibration = asdict(run.estimate.size) | {"speed": run.speed, "batch_scale": scale}
+    taken = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
     record = {
         "schema_version": 1,
-        **{key: bundle[key] for key in ("paper", "title", "arxiv", "model")},
+        **{key: bundle[key] for key in taken},
         "profile": run.profile,
         "parameters": dict(run.given),
         "seed": run.parameters["seed"],
         "claims": [claim | {"scope": scope} for claim in bundle["claims"]],
-        "measurements": bundle["measurements"],
-        "heads": bundle["heads"],
-        "changes": bundle["changes"],
         "status": "finished",
         "hashes": hashes | {"weights": bundle["model"]["sha256"]},
         "versions": package_versions(),
@@ -151,13 +144,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "wall_time_s": round(wall, 1),
         "peak_memory_mb": round(watched.peak_bytes / 1e6, 1),
         "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
-        "calibration": None
-        if run.estimate is None
-        else {
-            **run.estimate.size.asdict(),
-            "speed": run.speed,
-            "batch_scale": run.estimate.batch_scale,
-        },
+        "calibration": calibration,
     }
     write_record(work / "record.json", record)
     put_in_place(work, run.folder)
@@ -167,13 +154,10 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
 
 def _failure(run: Run, watched: Watched) -> str | None:
     """Why the run did not reach the end of its notebook, in one line; None if it did."""
-    cell = watched.cell
-    place = "before its first cell"
-    if cell is not None:
-        place = f"in cell [{cell['code']}], `{cell['line']}`"
+    cell, end = watched.cell, watched.end
+    place = f"in cell [{cell['code']}], `{cell['line']}`" if cell else "before its first cell"
     if watched.timed_out:
         return f"time limit of {run.time_limit_s:g} s reached {place}"
-    end = watched.end
     if end is None:
         return f"its process ended with {watched.exit_code} {place}"
     match end["end"]:
@@ -181,12 +165,9 @@ def _failure(run: Run, watched: Watched) -> str | None:
             return None
         case "usage":
             raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
-        case "cell":
-            return f"{end['error']} {place}"
         case "dead":
             return f"the kernel died {place} (out of memory, or killed)"
-        case _:
-            return f"{end['error']} {place}"
+    return f"{end['error']} {place}"
 
 
 def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
@@ -198,18 +179,13 @@ def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
             if output["output_type"] == "error":  # papermill lets SystemExit(0) pass
                 text = one_line(f"{output['ename']}: {output['evalue']}", 300)
                 raise RunFailed(f"{text} in cell [{number}], which ended the notebook early")
-    holders = [
-        (cell, output["data"][MIME])
-        for cell in code
-        for output in cell["outputs"]
-        if MIME in output.get("data", {})
-    ]
-    if len(holders) != 1:
+    found = bundles(code)
+    if len(found) != 1:
         raise RunFailed(
-            f"the notebook ended with {len(holders)} tables of verdicts; its last code cell must "
+            f"the notebook ended with {len(found)} tables of verdicts; its last code cell must "
             "call claims.verdicts(...) once"
         )
-    cell, bundle = holders[0]
+    cell, bundle = found[0]
     if cell is not code[-1] or "claims" not in cell["metadata"].get("tags", ()):
         raise RunFailed("the verdicts must come from the last code cell, with the tag claims")
     expected = [claim.id for claim in run.chapter.claims.claims]
@@ -235,6 +211,8 @@ def _mark(notebook: Path, watched: Watched, failure: str, source: str) -> None:
         content = json.loads(source)
     end = watched.end["end"] if watched.end is not None else "killed"
     content["metadata"].setdefault("papermill", {})["exception"] = True
+    name = "TimeLimit" if watched.timed_out else "RunFailed"
+    error = {"output_type": "error", "ename": name, "evalue": failure, "traceback": [failure]}
     seen = False
     for cell in content["cells"] if end != "cell" else []:
         about = cell["metadata"].setdefault("papermill", {})
@@ -244,11 +222,9 @@ def _mark(notebook: Path, watched: Watched, failure: str, source: str) -> None:
             seen = True
             cell["execution_count"] = watched.cell["code"]
             about.update(status="failed", exception=True)
-            name = "TimeLimit" if watched.timed_out else "RunFailed"
-            error = {"output_type": "error", "ename": name, "evalue": failure}
             outputs = cell.setdefault("outputs", [])
             if all(output["output_type"] != "error" for output in outputs):
-                outputs.append(error | {"traceback": [failure]})
+                outputs.append(error)
     _write_json(notebook, content)
 
 

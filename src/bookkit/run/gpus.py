@@ -5,6 +5,7 @@ this library on this machine, whether a workflow started them or a person.
 """
 
 import contextlib
+import itertools
 import os
 import subprocess
 import tempfile
@@ -28,16 +29,11 @@ def visible_gpus() -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        ).stdout
+        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return found.stdout.split()
     except (OSError, subprocess.SubprocessError):
         return []
-    return listed.split()
 
 
 @contextlib.contextmanager
@@ -54,8 +50,7 @@ def own_gpu(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator
         raise UsageError("device cuda: no GPU is visible here (nvidia-smi lists none)")
     folder = Path(tempfile.gettempdir()) / f"replib-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    told = False
-    while True:
+    for attempt in itertools.count():
         for gpu in gpus:
             try:
                 held = FileLock(folder / gpu.replace(os.sep, "-"), timeout=0, mode=0o600).acquire()
@@ -64,7 +59,6 @@ def own_gpu(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator
             with held:
                 yield gpu
             return
-        if not told:
+        if attempt == 0:
             waiting()
-            told = True
         time.sleep(_POLL_S)

@@ -64,13 +64,9 @@ def plan(
     """Check everything that can be checked without loading a library, and write nothing.
 
     `settings` are the user's parameters as text. Order: the cell's default, the profile, the user.
-
-    Raises UsageError: a parameter that the notebook does not have, a value of another type, a file
-    that cannot be read, a folder that cannot be written.
+    Raises UsageError for an unknown parameter or value, and a file or folder that cannot be used.
     """
-    sizes = chapter.profile(profile)
-    values = {name: parameter.default for name, parameter in chapter.parameters.items()}
-    values |= dict(sizes.parameters)
+    values = chapter.values(profile)
     for name, text in settings.items():
         if name in OPTIONS:
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
@@ -80,15 +76,13 @@ def plan(
         raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
     if device is not None:
         values["device"] = device
-    absolute = dict(values)
-    for name, value in values.items():
-        if name.endswith("_file") and value:
-            absolute[name] = str(_readable(name, value))
+    files = {name: value for name, value in values.items() if name.endswith("_file") and value}
+    absolute = values | {name: str(_readable(name, value)) for name, value in files.items()}
     absolute["model_name"] = absolute_model(model)
     if values.get("against"):  # a second model
         absolute["against"] = absolute_model(values["against"])
     stored_inputs(chapter, absolute)
-    limit = sizes.time_limit_s if time_limit_s is None else time_limit_s
+    limit = chapter.profile(profile).time_limit_s if time_limit_s is None else time_limit_s
     if found := find_control(str(out)):
         raise UsageError(f"output folder {str(out)!r}: {found!r} cannot stand in its name")
     try:
@@ -106,11 +100,8 @@ def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]
 
 
 def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
-    """What the numbers of a record depend on and what is another now, in words; empty if nothing.
-
-    Nothing is loaded, so the weights of a hub model, and of one made in memory, are not looked at;
-    a revision is a commit and stays what it is.
-    """
+    """What the numbers of a record depend on and what is another now, in words. Nothing is loaded,
+    so the weights of a hub model, and of one made in memory, are not looked at."""
     then = record["hashes"]
     weights = weights_hash(record["model"]["name"])
     now = {
@@ -124,20 +115,17 @@ def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
     found = [part for part in now if then[part] != now[part]]
     try:
         values = {**record["parameters"], "model_name": record["model"]["name"]}
-        stored = stored_inputs(chapter, values)
+        same = stored_inputs(chapter, values).items() <= then["inputs"].items()
     except UsageError:
-        return [*found, "stored trainings"]
-    if any(then["inputs"].get(name) != sha256 for name, sha256 in stored.items()):
-        found.append("stored trainings")
-    return found
+        same = False
+    return found if same else [*found, "stored trainings"]
 
 
 def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     """Find the models, the device and the user's rows, in a process that may load the libraries.
 
-    The runs with their device as it is here; without those whose embedded model is not installed,
-    if `skip_missing`. Embedded models are unpacked now, with messages in the terminal. Raises
-    UsageError as the loading of models and of prompts does.
+    The runs with their device as it is here, if `skip_missing` without those whose embedded model
+    is not installed. Raises UsageError as the loading of models and of prompts does.
     """
     quick = [
         run.model in MADE_IN_MEMORY
@@ -161,9 +149,8 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         }
         for run in runs
     ]
-    command = [sys.executable, "-m", "bookkit.run.child", "prepare"]
     process = subprocess.run(
-        command,
+        [sys.executable, "-m", "bookkit.run.child", "prepare"],
         input=json.dumps(questions),
         stdout=subprocess.PIPE,
         text=True,
@@ -174,44 +161,33 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     )
     if process.returncode != 0:
         how = "killed, or out of memory" if process.returncode < 0 else "its message stands above"
-        raise UsageError(
-            f"{runs[0].name}: the process that looks at the model ended with "
-            f"{process.returncode} ({how})"
-        )
+        ended = f"the process that looks at the model ended with {process.returncode} ({how})"
+        raise UsageError(f"{runs[0].name}: {ended}")
     answer = json.loads(process.stdout.splitlines()[-1])
     if "usage" in answer:
         raise UsageError(answer["usage"])
-    ready = []
-    for run, found in zip(runs, answer["found"], strict=True):
-        if found is not None:
-            changed = {"device": found["device"]}
-            parameters, given = dict(run.parameters) | changed, dict(run.given) | changed
-            run = replace(run, parameters=parameters, given=given)
-            ready.append(_estimated(run, found) if found["size"] else run)
+    pairs = zip(runs, answer["found"], strict=True)
+    ready = [_made_ready(run, found) for run, found in pairs if found is not None]
     if not ready:
         raise UsageError(f"no model of {runs[0].chapter.paper} is installed; run: make setup")
     return ready
 
 
-def _estimated(run: Run, found: Mapping[str, Any]) -> Run:
-    """The run with what it is expected to need, scaled from the certified record of its paper.
-
-    Raises UsageError when it cannot fit.
-    """
+def _made_ready(run: Run, found: Mapping[str, Any]) -> Run:
+    """The run with its device and what it is expected to need, scaled from the certified record of
+    its paper. Raises UsageError when it cannot fit."""
+    device = {"device": found["device"]}
+    run = replace(run, parameters={**run.parameters, **device}, given={**run.given, **device})
+    if not found["size"]:
+        return run
+    size, dtype, available = sizing.Size(**found["size"]), found["dtype"], found["available"]
     known = sizing.certified_reference(run.chapter.root, run.chapter.paper)
+    work, speed = run.chapter.profile(run.profile).work, found["speed"]
     try:
-        estimate = sizing.estimate(
-            sizing.Size(**found["size"]),
-            found["dtype"],
-            found["device"],
-            found["available"],
-            known,
-            run.chapter.profile(run.profile).work,
-            found["speed"],
-        )
+        estimate = sizing.estimate(size, dtype, found["device"], available, known, work, speed)
     except UsageError as error:
         raise UsageError(f"{run.name}: {error}") from None
-    return replace(run, estimate=estimate, speed=found["speed"])
+    return replace(run, estimate=estimate, speed=speed)
 
 
 def _readable(name: str, value: str) -> Path:

@@ -7,9 +7,11 @@ with the speed of this machine, which is measured for a moment. Wrong by a facto
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,12 @@ class Size:
     def n_active(self) -> int:
         return self.n_params - self.n_embedding
 
-    def asdict(self) -> dict[str, int]:
-        return asdict(self)
 
-
-def _published() -> dict[str, Size]:
-    path = Path(__file__).with_name("published.yaml")
-    sizes = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    return {name: Size(n, words * width, width) for name, (n, words, width) in sizes.items()}
-
-
-PUBLISHED: Mapping[str, Size] = _published()  # models of papers, which need not be at hand
+_FILE = Path(__file__).with_name("published.yaml")
+PUBLISHED: Mapping[str, Size] = {  # models of papers, which need not be at hand
+    name: Size(n_params, words * width, width)
+    for name, (n_params, words, width) in read_yaml(_FILE.read_text(), str(_FILE)).items()
+}
 
 
 @dataclass(frozen=True)
@@ -73,62 +70,49 @@ class Estimate:
 
     def line(self) -> str:
         """For the terminal: size, memory, time."""
-        parts = [
-            f"{_count(self.size.n_params)} parameters in {self.dtype}",
-            f"needs about {gigabytes(self.needed_bytes)} of memory, "
-            f"{gigabytes(self.available_bytes)} are free",
-        ]
+        needed, free = gigabytes(self.needed_bytes), gigabytes(self.available_bytes)
+        text = f"{_count(self.size.n_params)} parameters in {self.dtype}, "
+        text += f"needs about {needed} of memory, {free} are free"
         if self.batch_scale != 1:
-            parts.append(f"batches × {self.batch_scale:g}")
+            text += f", batches × {self.batch_scale:g}"
         if self.seconds is not None:
-            parts.append(f"takes about {rough_duration(self.seconds)} (to a factor of two)")
-        return ", ".join(parts)
+            text += f", takes about {rough_duration(self.seconds)} (to a factor of two)"
+        return text
 
 
 # --- a model's size -------------------------------------------------------------------------------
 
 
 def folder_size(folder: Path) -> Size:
-    """The size of a saved model, from the headers of its files and its configuration.
-
-    Raises UsageError when neither can be read.
-    """
+    """The size of a saved model, from the headers of its files and its configuration; UsageError
+    when they cannot be read."""
     from transformers import AutoConfig
 
-    gguf_files = sorted(folder.glob("*.gguf"))
     tensors = sorted(folder.glob("*.safetensors"))
     try:
-        named = {} if tensors else {"gguf_file": gguf_files[0].name}
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **named
-        )
-        count = _in_safetensors(tensors) if tensors else _in_gguf(gguf_files[0])
-        return _sized(count, config)
+        own = {"local_files_only": True, "trust_remote_code": False}
+        if tensors:
+            n_params = sum(map(_in_safetensors, tensors))
+        else:
+            path = sorted(folder.glob("*.gguf"))[0]
+            own["gguf_file"] = path.name
+            n_params = _in_gguf(path)
+        config = AutoConfig.from_pretrained(folder, **own).get_text_config()
+        numbers = (n_params, config.vocab_size, config.hidden_size)
+        if not all(type(number) is int and 0 < number < 2**50 for number in numbers):
+            raise ValueError(f"parameters, vocabulary and width are {numbers}")
+        return Size(n_params, config.vocab_size * config.hidden_size, config.hidden_size)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"model {folder}: its size cannot be read: {text}") from None
 
 
-def _sized(n_params: int, config: Any) -> Size:
-    text = config.get_text_config()
-    numbers = (n_params, text.vocab_size, text.hidden_size)
-    if not all(type(number) is int and 0 < number < 2**50 for number in numbers):
-        raise ValueError(f"parameters, vocabulary and width are {numbers}")
-    return Size(n_params, text.vocab_size * text.hidden_size, text.hidden_size)
-
-
-def _in_safetensors(paths: list[Path]) -> int:
+def _in_safetensors(path: Path) -> int:
     from safetensors import safe_open
 
-    total = 0
-    for path in paths:
-        with safe_open(path, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118, not a mapping
-                count = 1
-                for n in file.get_slice(key).get_shape():
-                    count *= n
-                total += count
-    return total
+    with safe_open(path, framework="np") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    return sum(map(math.prod, shapes))
 
 
 def _in_gguf(path: Path) -> int:
@@ -149,18 +133,14 @@ def available_bytes(device: str) -> float:
 
         return float(torch.cuda.mem_get_info(torch.device(device))[0])
     free = float(psutil.virtual_memory().available)
+    groups = Path("/sys/fs/cgroup")
     for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        try:
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
-        except (OSError, ValueError):
-            continue
-        free = min(free, float(left))
+        with contextlib.suppress(OSError, ValueError):
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+            free = min(free, float(left))
     return free
 
 
@@ -237,18 +217,13 @@ def estimate(
     speed: float | None = None,
 ) -> Estimate:
     """Memory and time of a run; `work` is its profile's size, the laptop profile's being 1.
-
-    Raises UsageError when it cannot fit even in the smallest batches.
-    """
+    UsageError when it cannot fit even in the smallest batches."""
     on_gpu = device.startswith("cuda")
-    fitting = [
-        scale
-        for scale in SCALES
-        if (scale <= 1 or (on_gpu and known))
-        and needed(size, dtype, on_gpu, known, scale) <= available
-    ]
+    needs = {scale: needed(size, dtype, on_gpu, known, scale) for scale in SCALES}
+    roomy = on_gpu and known is not None
+    fitting = [s for s in SCALES if (s <= 1 or roomy) and needs[s] <= available]
     if not fitting:
-        least = needed(size, dtype, on_gpu, known, SCALES[-1])
+        least = needs[SCALES[-1]]
         weights = size.n_params * BYTES[dtype] * (1 if on_gpu else 2)
         fits = size.n_params * max(available - least + weights, 0.0) / weights
         half = f", {_count(fits * BYTES[dtype] / 2)} in bfloat16 (--dtype bfloat16)"
@@ -257,11 +232,8 @@ def estimate(
             f"memory in {dtype} on {device}, where {gigabytes(available)} are free; what fits: "
             f"about {_count(fits)} parameters in {dtype}{half if BYTES[dtype] > 2 else ''}"
         )
-    scale = fitting[0]
     seconds = expected_seconds(size, known, work, speed) if known and speed else None
-    return Estimate(
-        size, dtype, available, needed(size, dtype, on_gpu, known, scale), scale, seconds
-    )
+    return Estimate(size, dtype, available, needs[fitting[0]], fitting[0], seconds)
 
 
 def rough_duration(seconds: int | float) -> str:
