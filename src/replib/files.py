@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -200,6 +201,16 @@ def sha256_file(path: Path) -> str:
     """Of the whole file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def packaged_file(path: str) -> Path | None:
+    """The file "package/path inside it" of a package, which is not imported; None: not there."""
+    package, _, inside = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    file = Path(spec.submodule_search_locations[0]) / inside
+    return file if file.is_file() else None
 
 
 def find_root(start: Path | None = None) -> Path:

