@@ -49,9 +49,6 @@ class Past:
     k: list[Float[Tensor, "prompt pos kv_head d_head"]]
     v: list[Float[Tensor, "prompt pos kv_head d_head"]]
 
-    def n_bytes(self) -> int:
-        return sum(t.nbytes for t in self.k + self.v)
-
 
 @dataclass
 class Run:
@@ -69,10 +66,6 @@ class Run:
     @property
     def final(self) -> Float[Tensor, "prompt dest d_model"]:
         return self.resid_pre[-1]
-
-    def n_bytes(self) -> int:
-        lists = (self.resid_pre, self.z, self.o_out, self.mlp_out)
-        return sum(t.nbytes for tensors in lists for t in tensors)
 
 
 def run_forward(
@@ -178,10 +171,9 @@ def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"])
                     [t.new_zeros(*pairs.clean.shape, *t.shape[2:]) for t in side]
                     for side in (past.k, past.v)
                 )
-            for name in ("k", "v"):
-                for all_, part in zip(getattr(whole, name), getattr(past, name), strict=True):
-                    all_[some, : tokens.shape[1]] = part
-        _make_room(net, whole.n_bytes())
+            for all_, part in zip(whole.k + whole.v, past.k + past.v, strict=True):
+                all_[some, : tokens.shape[1]] = part
+        _make_room(net, whole)
         net.kept.setdefault(pairs.clean, kept)["past"] = whole
     whole = kept["past"]
     if torch.equal(prompts, torch.arange(len(pairs), device=prompts.device)):
@@ -203,11 +195,11 @@ def _check(
         )
 
 
-def _make_room(net: Network, n_bytes: int) -> None:
-    """Forgets what is kept if `n_bytes` more would be too much."""
-    if n_bytes + sum(r.n_bytes() for kept in net.kept.values() for r in kept.values()) > (
-        MAX_KEPT_BYTES
-    ):
+def _make_room(net: Network, new: Past | Run) -> None:
+    """Forgets what is kept if it would be too much with `new`."""
+    every = [new, *(one for kept in net.kept.values() for one in kept.values())]
+    lists = (value for one in every for value in vars(one).values() if isinstance(value, list))
+    if sum(t.nbytes for tensors in lists for t in tensors) > MAX_KEPT_BYTES:
         for kept in net.kept.values():
             kept.clear()
 
@@ -249,7 +241,7 @@ def run_batches(
         run.resid_pre.append(resid[prompt, index])
         resid = run_forward(net, past, resid[None], at, layer, keep=keep)[0]
     run.resid_pre.append(resid[prompt, index])
-    _make_room(net, run.n_bytes())
+    _make_room(net, run)
     kept[key] = run
     return run
 
@@ -275,10 +267,8 @@ def positions_of(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
         every = torch.arange(pairs.clean.shape[1], device=pairs.clean.device).expand_as(pairs.clean)
         return torch.where(every < pairs.length[:, None], every, -1)
     if name not in pairs.positions:
-        raise UsageError(
-            f"no position {name!r} in these {pairs.task} prompts; they have "
-            f"{', '.join(pairs.positions)}, all"
-        )
+        names = f"they have {', '.join(pairs.positions)}, all"
+        raise UsageError(f"no position {name!r} in these {pairs.task} prompts; {names}")
     at = pairs.positions[name]
     return at[:, None] if at.ndim == 1 else at
 

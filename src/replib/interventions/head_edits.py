@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -103,27 +103,19 @@ def scale_head(head: Head, alpha: float) -> HeadEdit:
     return HeadEdit((head,), "z", lambda old, site: alpha * old)
 
 
-@dataclass
-class _Seen:
-    """What passed at one position, layer by layer."""
-
-    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
-    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
+# What passed at one position, layer by layer: "pattern" [edit, prompt, head, src] and "z" [edit,
+# prompt, head, d_head].
+Seen = dict[str, list[Tensor]]
 
 
 class EditHeads:
     """Applies each edit to its own row; with `capture`, keeps what passes at the last position."""
 
-    def __init__(
-        self,
-        edits: Sequence[HeadEdit],
-        site: Callable[[Head], Site],
-        capture: bool,
-    ):
+    def __init__(self, edits: Sequence[HeadEdit], site: Callable[[Head], Site], capture: bool):
         edited = [layer for edit in edits for layer, _ in edit.heads]
         self.start = 0 if capture or not edited else min(edited)
         self.site = site
-        self.seen = _Seen() if capture else None
+        self.seen: Seen | None = {"pattern": [], "z": []} if capture else None
         self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
         for row, edit in enumerate(edits):
             for layer, head in edit.heads:
@@ -146,8 +138,7 @@ class EditHeads:
             here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
             value[here] = edit.apply(value[here], self.site((layer, head)))
         if self.seen is not None and name in ("pattern", "z"):
-            at_end = value[..., -1, :] if name == "pattern" else value[:, :, -1]
-            getattr(self.seen, name).append(at_end)
+            self.seen[name].append(value[..., -1, :] if name == "pattern" else value[:, :, -1])
         return value
 
 
@@ -205,8 +196,7 @@ def read(
             order.append(prompts)
             dest = window(starts[prompts], chunk.length - 1)
             past = keep_past(net, pairs, prompts)
-            clean = run_batches(net, pairs, "clean", prompts, past, dest)
-            corrupted = None
+            clean, corrupted = run_batches(net, pairs, "clean", prompts, past, dest), None
             if needs_corrupted:
                 corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             site = partial(Site, prompts=prompts, corrupted=corrupted)
@@ -222,26 +212,15 @@ def read(
                 if full_vocabulary:
                     out["top1"], out["logsumexp"] = net.vocabulary(resid)
                 if capture:
-                    out["pattern"] = torch.stack(seen.pattern, dim=2).float()
+                    out["pattern"] = torch.stack(seen["pattern"], dim=2).float()
                     out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
                 columns[-1].append(out)
 
-    def whole(name: str) -> Tensor | None:
-        if name not in columns[0][0]:
-            return None
+    whole = {}
+    for name in columns[0][0]:
         pieces = [torch.cat([batch[name] for batch in column]) for column in columns]
-        return torch.cat(pieces, dim=1)[:, torch.cat(order).argsort()]
-
-    return Readout(
-        whole("logit_diff"),
-        tokens,
-        whole("logits"),
-        whole("top1"),
-        whole("logsumexp"),
-        whole("correct"),
-        whole("pattern"),
-        whole("attribution"),
-    )
+        whole[name] = torch.cat(pieces, dim=1)[:, torch.cat(order).argsort()]
+    return Readout(tokens=tokens, **whole)
 
 
 def _edited(
@@ -251,7 +230,7 @@ def _edited(
     edits: Sequence[HeadEdit],
     site: Callable[[Head], Site],
     capture: bool,
-) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
+) -> tuple[Float[Tensor, "edit prompt d_model"], Seen | None]:
     """The final residual stream at END under each edit, and what `capture` asks for."""
     editor = EditHeads(edits, site, capture)
     resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
@@ -292,7 +271,7 @@ def _frozen_norm(
 
 def _attribution(
     net: Network,
-    seen: _Seen,
+    seen: Seen,
     resid: Float[Tensor, "edit prompt d_model"],
     tokens: Int[Tensor, "prompt token"],
 ) -> Float[Tensor, "edit prompt layer head token"]:
@@ -301,7 +280,7 @@ def _attribution(
     is normalised before it is added (Gemma), that norm is frozen in the same way."""
     final = _frozen_norm(net.ln_final, resid)
     layers = []
-    for block, z in zip(net.blocks, seen.z, strict=True):
+    for block, z in zip(net.blocks, seen["z"], strict=True):
         writes = torch.einsum("ephd,hdm->ephm", z.float(), block.W_O.float())
         if block.ln1_post is not None:
             writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
@@ -338,5 +317,5 @@ def attention_from(
             past = keep_past(net, pairs, prompts)
             run = run_batches(net, pairs, "clean", prompts, past, dest)
             _, seen = _edited(net, past, run, [HeadEdit()], site, capture=True)
-            rows.append(torch.stack(seen.pattern, dim=2)[0].float())
+            rows.append(torch.stack(seen["pattern"], dim=2)[0].float())
     return torch.cat(rows)
