@@ -183,26 +183,19 @@ class Claims:
 
     def table(self) -> HtmlTable:
         """The claims before anything is measured: statement, the paper's number, our rule."""
-        rows = [
-            (
-                _cell(claim.id),
-                _cell(claim.statement),
-                paper_number(claim.reported, **claim.source.model_dump()),
-                _cell(claim.decision)
-                + small_print("Null", claim.null)
-                + small_print("Testable if", claim.gate_text),
-            )
-            for claim in self.claims
-        ]
+        rows = []
+        for claim in self.claims:
+            number = paper_number(claim.reported, **claim.source.model_dump())
+            rule = _cell(claim.decision) + small_print("Null", claim.null)
+            rule += small_print("Testable if", claim.gate_text)
+            rows.append((_cell(claim.id), _cell(claim.statement), number, rule))
         head = ("claim", "the paper says", "its number", "we decide")
         return HtmlTable(*columns_of(head, rows, self.is_method), "claims")
 
     def history(self) -> HtmlTable:
         """What was changed after the claims were first written, with date and reason."""
-        rows = [
-            tuple(_cell(" ".join(str(change[key]).split())) for key in ("date", "claim", "reason"))
-            for change in self.changes
-        ]
+        texts = [[one[key] for key in ("date", "claim", "reason")] for one in self.changes]
+        rows = [tuple(_cell(" ".join(text.split())) for text in row) for row in texts]
         head = ("date", "claim", "what was changed, and why")
         return HtmlTable(head, rows or [("–", "–", "nothing")], "history")
 

@@ -55,18 +55,12 @@ def verdict_table(claims: Iterable[Mapping[str, Any]], is_method: bool = False) 
     """What became of every claim, from the entries of a record."""
     rows = []
     for claim in claims:
-        outcome = claim["outcome"]
+        outcome, number = claim["outcome"], paper_number(claim["reported"], **claim["source"])
         word = f'<span class="outcome outcome-{outcome}">{outcome.replace("_", " ")}</span>'
-        rows.append(
-            (
-                _cell(claim["id"]),
-                _cell(claim["statement"]),
-                paper_number(claim["reported"], **claim["source"]),
-                _measured(claim),
-                _cell(claim["decision_rule"]["text"]),
-                word + small_print("", claim["reason"]),
-            )
-        )
+        word += small_print("", claim["reason"])
+        id, statement = _cell(claim["id"]), _cell(claim["statement"])
+        rule = _cell(claim["decision_rule"]["text"])
+        rows.append((id, statement, number, _measured(claim), rule, word))
     head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
     return HtmlTable(*columns_of(head, rows, is_method), "verdicts")
 

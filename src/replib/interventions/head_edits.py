@@ -60,11 +60,11 @@ def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> He
     sums = row.sum(-1)
     if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
-    return HeadEdit(
-        tuple(heads),
-        "pattern",
-        lambda old, site: row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old),
-    )
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        return row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old)
+
+    return HeadEdit(tuple(heads), "pattern", apply)
 
 
 def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> HeadEdit:

@@ -205,10 +205,8 @@ def path_patch(
             dest = window(at.min(-1).values, chunk.length - 1)
             index = at - dest[:, :1]
             past = keep_past(net, pairs, prompts)
-            clean, corrupted = (
-                run_batches(net, pairs, which, prompts, past, dest)
-                for which in ("clean", "corrupted")
-            )
+            clean = run_batches(net, pairs, "clean", prompts, past, dest)
+            corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             clean_diff[prompts] = logit_diff(net, clean.final[:, -1], chunk)
             corrupted_diff[prompts] = logit_diff(net, corrupted.final[:, -1], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
@@ -228,10 +226,8 @@ def path_patch(
                     resid = run_forward(net, past, resid, dest, layer, editor)
                 if heads and editor.fired != set(recorded):
                     raise RuntimeError("a receiver was not patched")
-                layers, head_index = torch.tensor(some).T
-                patched[layers[:, None], head_index[:, None], prompts] = logit_diff(
-                    net, resid[:, :, -1], chunk
-                )
+                at_layer, at_head = torch.tensor(some).T[..., None]
+                patched[at_layer, at_head, prompts] = logit_diff(net, resid[:, :, -1], chunk)
     return PathPatch(patched, clean_diff, corrupted_diff)
 
 

@@ -1,7 +1,5 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: those of `sources` (the two embedded models, `tiny` with seeded random weights, the
-planted ones with weights set by hand), any Hugging Face id with a revision, any local folder.
 Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is never
 run.
 """
@@ -40,10 +38,8 @@ def load_model(
 
     `name` is one of `KNOWN`, a local folder, or a Hugging Face id; `revision` (a branch, tag or
     commit; empty for the newest) is for the last only. `dtype` is "auto" or a key of `DTYPES`;
-    `device` is "auto" or a torch device; `seed` is used by `tiny` only. The tokenizer keeps its
-    own habit about BOS.
-
-    Raises UsageError for a name, revision, dtype or device that cannot be had.
+    `device` is "auto" or a torch device; `seed` is used by `tiny` only. UsageError for what cannot
+    be had. The tokenizer keeps its own habit about BOS.
     """
     revision = revision or None
     torch_device = find_device(device)
@@ -100,9 +96,6 @@ def prepare_model(
     return _locate(name, revision, before_download).folder
 
 
-# ---- from a name to a folder -------------------------------------------------------------------
-
-
 def _locate(
     name: str, revision: str | None, before_download: Callable[[int], None] | None = None
 ) -> Place:
@@ -114,9 +107,6 @@ def _locate(
     if name and folder.is_dir():
         return Place("local folder", folder=folder, gguf_file=find_gguf(folder))
     return from_hub(name, revision, before_download)
-
-
-# ---- from a folder to a bridge -----------------------------------------------------------------
 
 
 def _read_folder(

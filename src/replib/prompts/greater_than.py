@@ -68,13 +68,8 @@ def greater_than_pairs(
 
     # Per century: the two-digit years that are tokens of their own. 01 is the corrupted one.
     known = {c: [year for year in two_digits if aligned(c, year)] for c in CENTURIES}
-    years = [
-        (century, start)
-        for century in CENTURIES
-        if {"01", "02", "99"} <= set(known[century])
-        for start in starts
-        if start in known[century]
-    ]
+    centuries = [c for c in CENTURIES if {"01", "02", "99"} <= set(known[c])]
+    years = [(c, start) for c in centuries for start in starts if start in known[c]]
     if not years:
         raise UsageError(f"{task}: no year splits into its century and its last two digits")
     rng = random.Random(seed)

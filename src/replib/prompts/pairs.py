@@ -110,14 +110,9 @@ class PromptPairs:
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
     def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two disjoint sets, drawn at random: (selection, report).
+        """Two disjoint sets, drawn at random: (selection, report), neither empty.
 
-        Args:
-            n: prompts in the first set: a whole number, or a fraction of all (a float below 1).
-            seed: of the draw; the same seed gives the same split.
-
-        Raises:
-            UsageError: if either set would be empty.
+        The first has `n` prompts, or if it is a float below 1 that fraction of all.
         """
         first = round(n * len(self)) if isinstance(n, float) else n
         if not 0 < first < len(self):
