@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML
+from IPython.display import HTML, display
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,8 +30,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def show(fig: Figure, alt: str) -> None:
     """Display a figure with the text that a screen reader says in its place."""
-    from IPython.display import display
-
     display(fig, metadata={"image/png": {"alt": alt}})
     plt.close(fig)
 

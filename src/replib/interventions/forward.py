@@ -24,19 +24,19 @@ MAX_ROWS = at_once(2_048)
 MAX_TOKENS = at_once(2_048)
 # Unedited runs kept for the next edit of the same prompts (keys and values, mostly).
 MAX_KEPT_BYTES = at_once(1_500_000_000)
+EDITABLE = ("q", "k", "v", "pattern", "z")
 
 
 @runtime_checkable
 class Edit(Protocol):
-    """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`."""
+    """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`.
+
+    `wants` says which of EDITABLE it changes or keeps in a layer.
+    """
 
     start: int  # the first layer that it changes
 
-    def acts_at(self, layer: int) -> bool: ...
-
-    def k_or_v_per_head(self, layer: int) -> bool: ...
-
-    def wants_pattern(self, layer: int) -> bool: ...
+    def wants(self, name: str, layer: int) -> bool: ...
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor: ...
 
@@ -85,7 +85,8 @@ def run_forward(
     unless someone edits or keeps what it does elsewhere.
     """
     block, geometry = net.blocks[layer], net.geometry(past.tokens)
-    at_end = layer == net.n_layers - 1 and keep is None and not (edit and edit.acts_at(layer))
+    wanted = [name for name in EDITABLE if edit is not None and edit.wants(name, layer)]
+    at_end = layer == net.n_layers - 1 and keep is None and not wanted
     x = block.ln1(resid)
     k, v = block.heads_of(block.k(x)), block.heads_of(block.v(x))
     n_kv, src = k.shape[-2], dest
@@ -94,7 +95,7 @@ def run_forward(
     q = block.heads_of(block.q(x))
 
     if edit is not None:
-        if edit.k_or_v_per_head(layer):
+        if "k" in wanted or "v" in wanted:
             # One query head's key or value is edited: undo the sharing within its group.
             k, v = (t.repeat_interleave(block.n_heads // n_kv, dim=-2) for t in (k, v))
         q, k, v = edit("q", layer, q), edit("k", layer, k), edit("v", layer, v)
@@ -119,7 +120,7 @@ def run_forward(
         scores = torch.cat([torch.einsum("epngmd,psgd->epgmns", q, k_old), scores], dim=-1)
     scores = scores.masked_fill(~allowed[:, None, None], torch.finfo(scores.dtype).min)
     pattern = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-    if edit is not None and edit.wants_pattern(layer):
+    if "pattern" in wanted:
         # by source position, as an edit reads and writes it
         here = column[:, None].expand(*pattern.shape[:1], -1, block.n_heads, -1, -1)
         pattern = pattern.flatten(2, 3)  # edit prompt head dest src

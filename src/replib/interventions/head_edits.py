@@ -121,14 +121,8 @@ class EditHeads:
             for layer, head in edit.heads:
                 self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
 
-    def acts_at(self, layer: int) -> bool:
-        return self.seen is not None or any(at == layer for _, at in self.todo)
-
-    def k_or_v_per_head(self, layer: int) -> bool:
-        return False  # these edits act on what comes after
-
-    def wants_pattern(self, layer: int) -> bool:
-        return self.seen is not None or ("pattern", layer) in self.todo
+    def wants(self, name: str, layer: int) -> bool:
+        return name in (self.seen or ()) or (name, layer) in self.todo
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
@@ -137,7 +131,7 @@ class EditHeads:
         for row, head, edit in todo or ():
             here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
             value[here] = edit.apply(value[here], self.site((layer, head)))
-        if self.seen is not None and name in ("pattern", "z"):
+        if name in (self.seen or ()):
             self.seen[name].append(value[..., -1, :] if name == "pattern" else value[:, :, -1])
         return value
 

@@ -64,17 +64,11 @@ class Receive:
         self.start = min(layer for layer, _ in recorded)  # first layer to compute again
         self.fired: set[Head] = set()
 
-    def acts_at(self, layer: int) -> bool:
-        return any(at == layer for at, _ in self.recorded)
-
-    def k_or_v_per_head(self, layer: int) -> bool:
-        return self.component != "q" and self.acts_at(layer)
-
-    def wants_pattern(self, layer: int) -> bool:
-        return False
+    def wants(self, name: str, layer: int) -> bool:
+        return name == self.component and any(at == layer for at, _ in self.recorded)
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
-        if name != self.component or not self.acts_at(layer):
+        if not self.wants(name, layer):
             return value
         value = value.clone()
         prompt = torch.arange(value.shape[1], device=value.device)[:, None]

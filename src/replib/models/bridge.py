@@ -89,8 +89,7 @@ def bridge_for(
         # that are read, float32 whatever the model's type, into float64.
         unembed.bias = None
     for part in (model, bridge):
-        for parameter in part.parameters():
-            parameter.requires_grad_(False)
+        part.requires_grad_(False)
     _INFO[bridge] = ModelInfo(
         name=name,
         source=where.source,

@@ -6,21 +6,14 @@ import torch
 
 from replib.errors import UsageError
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,  # a reference for the rounding of the others
-}
+# float64 is a reference for the rounding of the others.
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def find_device(device: str) -> torch.device:
     """ "auto" picks cuda, then mps, then cpu; UsageError for another that is not here."""
-    here = ["cpu"]
-    if torch.backends.mps.is_available():
-        here.insert(0, "mps")
-    if torch.cuda.is_available():
-        here.insert(0, "cuda")
+    known = {"cuda": torch.cuda, "mps": torch.backends.mps, "cpu": torch.cpu}
+    here = [kind for kind, module in known.items() if module.is_available()]
     if device == "auto":
         return torch.device(here[0])
     try:

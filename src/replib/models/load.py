@@ -78,10 +78,7 @@ def load_bare(
 
 
 def prepare_model(
-    name: str,
-    *,
-    revision: str | None = None,
-    before_download: Callable[[int], None] | None = None,
+    name: str, *, revision: str | None = None, before_download: Callable[[int], None] | None = None
 ) -> Path | None:
     """Do the slow or failing steps of `load_model` now: dequantise an embedded model, download a
     hub model, check a folder. Before a notebook starts, messages still appear in the terminal.

@@ -67,9 +67,7 @@ def make_codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, 
     return codes
 
 
-def position_codes(
-    width: int,
-) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
+def position_codes(width: int) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
     """Unit position codes (sines and cosines) and the matrix that steps one position back.
 
     With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by

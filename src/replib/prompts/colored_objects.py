@@ -10,13 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs
-from replib.prompts.tokens import (
-    check_enough,
-    check_tokenizer,
-    readable_words,
-    single_token,
-    single_tokens,
-)
+from replib.prompts.tokens import check_tokenizer, need, readable_words, single_token, single_tokens
 from replib.prompts.words import COLORED_OBJECTS, COLORS, STARTERS, SURFACES
 
 _QUESTION = re.compile(
@@ -155,7 +149,7 @@ def colored_objects_pairs(
     colors = [color for color in single_tokens(tokenizer, COLORS) if color.title() in title]
     objects = list(single_tokens(tokenizer, COLORED_OBJECTS))
     n_things = n_objects * (n_shots + 1)
-    check_enough(task, colours=(colors, 2 * n_objects), objects=(objects, n_things))
+    need(task, colours=(colors, 2 * n_objects), objects=(objects, n_things))
     probe = list(zip(colors, objects, strict=False))
     frames = list(itertools.product(SURFACES, STARTERS))
     frames = [frame for frame in frames if readable_words(tokenizer, ask(*frame, probe, 0))]

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
@@ -31,13 +24,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _said(text: str) -> str:
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-Said = Annotated[str, AfterValidator(_said)]  # with something in it besides white space
+Said = Annotated[str, StringConstraints(pattern=r"\S")]  # not only white space
 Stripped = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 AnyRow = TypeVar("AnyRow", bound=Row)
 
@@ -233,7 +220,4 @@ def colored_objects_from_file(
 
 # The files that any chapter may take: by parameter, functions of a tokenizer and a path. A chapter
 # with files of its own has a function `file_readers` that returns the like.
-READERS = {
-    "prompts_file": pairs_from_file,
-    "colored_objects_file": colored_objects_from_file,
-}
+READERS = {"prompts_file": pairs_from_file, "colored_objects_file": colored_objects_from_file}

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
 from replib.prompts.tokens import (
-    check_enough,
     check_tokenizer,
     continuation_ids,
+    need,
     single_token,
     single_tokens,
 )
@@ -40,7 +40,7 @@ def greater_than_pairs(
     task = "greater_than"
     check_tokenizer(tokenizer, task, n_prompts)
     nouns = list(single_tokens(tokenizer, NOUNS))
-    check_enough(task, nouns=(nouns, 1))
+    need(task, nouns=(nouns, 1))
 
     def prompt(noun: str, century: str, start: str) -> tuple[str, dict[str, int]]:
         words = {"noun": noun, "century": century, "start": start}
@@ -86,8 +86,5 @@ def greater_than_pairs(
         marks = {"YY": [at["start"]] if size == 1 else [at["start"] - 1, at["start"]]}
         return Pair(clean, corrupted, token[answer], token[foil], marks, f"greater-than-{noun}")
 
-    dropped = {
-        "nouns": len(NOUNS) - len(nouns),
-        "years": len(CENTURIES) * len(starts) - len(years),
-    }
+    dropped = {"nouns": len(NOUNS) - len(nouns), "years": len(CENTURIES) * len(starts) - len(years)}
     return assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)

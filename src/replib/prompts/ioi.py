@@ -7,13 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
-from replib.prompts.tokens import (
-    check_enough,
-    check_tokenizer,
-    readable_words,
-    single_tokens,
-    token_ids,
-)
+from replib.prompts.tokens import check_tokenizer, need, readable_words, single_tokens, token_ids
 from replib.prompts.words import IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 
 
@@ -33,7 +27,7 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
     task = "ioi"
     check_tokenizer(tokenizer, task, n_prompts)
     names, places, objects = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
-    check_enough(task, names=(names, 3), places=(places, 1), objects=(objects, 1))
+    need(task, names=(names, 3), places=(places, 1), objects=(objects, 1))
     rng = random.Random(seed)
     first, second = list(names)[:2]
     probe = {"place": next(iter(places)), "object": next(iter(objects)), "a": first, "b": second}

@@ -42,9 +42,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: str, n_prompts: in
         raise UsageError(f"{task}: needs a fast tokenizer (one that knows offsets), not {name}")
 
 
-def check_enough(task: str, **words: tuple[Collection[str], int]) -> None:
-    """Refuse a tokenizer with fewer words of a kind, {kind: (words, needed)}, than are needed."""
-    for kind, (have, need) in words.items():
-        if len(have) < need:
+def need(task: str, **words: tuple[Collection[str], int]) -> None:
+    """Refuse a tokenizer with too few words of a kind: {kind: (words, how many are needed)}."""
+    for kind, (have, least) in words.items():
+        if len(have) < least:
             count = f"{len(have)} {kind} as single tokens"
-            raise UsageError(f"{task}: this tokenizer has {count}, {need} are needed")
+            raise UsageError(f"{task}: this tokenizer has {count}, {least} are needed")
