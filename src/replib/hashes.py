@@ -280,24 +280,24 @@ class _Writer:
             outside += [*node.args.defaults, *filter(None, node.args.kw_defaults)]
             names = {part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)}
             name += f" {ast.unparse(_bare(node.args))}"
-        text = f"({type(node).__name__} {name} {self.node(outside)} "
+        text = f"({type(node).__name__} {name} {self.node(outside)}"
         body = [node.body] if isinstance(node, ast.Lambda) else node.body
-        self.scopes.append((is_class, names | set(_bound(body))))
-        text += self.node(body)
-        self.scopes.pop()
-        return text + ")"
+        return f"{text} {self.inside(is_class, names | set(_bound(body)), body)})"
 
     def comprehension(self, node: ast.expr) -> str:
         first, *rest = node.generators
-        text = f"({type(node).__name__} {self.node(first.iter)} "
+        text = f"({type(node).__name__} {self.node(first.iter)}"
         targets = [part for one in node.generators for part in ast.walk(one.target)]
         names = {part.id for part in targets if isinstance(part, ast.Name)}
-        self.scopes.append((False, names))
-        text += f"{self.node(first.target)} {self.node(first.ifs)} {self.node(rest)} "
         made = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-        text += self.node(made)
+        return f"{text} {self.inside(False, names, first.target, first.ifs, rest, made)})"
+
+    def inside(self, of_class: bool, names: set[str], *parts: object) -> str:
+        """These parts of a function, class or comprehension, in which these names are bound."""
+        self.scopes.append((of_class, names))
+        text = " ".join(map(self.node, parts))
         self.scopes.pop()
-        return text + ")"
+        return text
 
     @property
     def in_class(self) -> bool:

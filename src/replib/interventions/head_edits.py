@@ -182,7 +182,7 @@ def read(
     if tokens is None:
         tokens = torch.stack([pairs.answer, pairs.foil], dim=-1)
     needs_corrupted = any(edit.needs_corrupted for edit in edits)
-    columns: list[list[dict[str, Tensor]]] = []
+    parts: list[dict[str, Tensor]] = []
     order: list[Tensor] = []
     starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def read(
                 corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             site = partial(Site, prompts=prompts, corrupted=corrupted)
             batch = max(1, MAX_ROWS // dest.numel())
-            columns.append([])
+            outs = []
             for start in range(0, len(edits), batch):
                 some = edits[start : start + batch]
                 resid, seen = _edited(net, past, clean, some, site, capture)
@@ -208,12 +208,10 @@ def read(
                 if capture:
                     out["pattern"] = torch.stack(seen["pattern"], dim=2).float()
                     out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
-                columns[-1].append(out)
-
-    whole = {}
-    for name in columns[0][0]:
-        pieces = [torch.cat([batch[name] for batch in column]) for column in columns]
-        whole[name] = torch.cat(pieces, dim=1)[:, torch.cat(order).argsort()]
+                outs.append(out)
+            parts.append({name: torch.cat([out[name] for out in outs]) for name in outs[0]})
+    back = torch.cat(order).argsort()
+    whole = {name: torch.cat([part[name] for part in parts], dim=1)[:, back] for name in parts[0]}
     return Readout(tokens=tokens, **whole)
 
 
