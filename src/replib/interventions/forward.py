@@ -147,11 +147,8 @@ def run_forward(
 def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> Past:
     """Keys and values of some clean prompts. The model is run once for a set of prompts.
 
-    The first prompt is checked against the model's own forward pass.
-
-    Raises:
-        UsageError: if the model computes something that this module does not know (an unusual
-            block layout), rather than edit a network that is not the model.
+    The first prompt is checked against the model's own forward pass: UsageError if the model
+    computes something that this module does not know (an unusual block layout).
     """
     kept = net.kept.setdefault(pairs.clean, {})
     if "past" not in kept:

@@ -54,8 +54,7 @@ class HeadEdit:
 def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
     """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
 
-    Raises:
-        UsageError: if a row is negative somewhere or does not sum to 1.
+    UsageError if a row is negative somewhere or does not sum to 1.
     """
     sums = row.sum(-1)
     if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
@@ -138,26 +137,19 @@ class EditHeads:
 
 @dataclass(frozen=True)
 class Readout:
-    """What the model says at END after each edit.
-
-    Attributes:
-        tokens: the candidates of the prompts, or (answer, foil) where they have none.
-        logits: of `tokens`.
-        correct: is the answer the most probable token of the full vocabulary? (None unless asked)
-        top1, logsumexp: most probable token, and log-sum-exp of the logits, over the full
-            vocabulary (None unless asked for); log p(token) is its logit less the log-sum-exp.
-        pattern: attention from END, every head (None unless captured).
-        attribution: direct effect of each head on the logits of `tokens`, the norms frozen at the
-            scale they have in that run (None unless captured).
-    """
+    """What the model says at END after each edit; None: not asked for."""
 
     logit_diff: Float[Tensor, "edit prompt"]
-    tokens: Int[Tensor, "prompt token"]
-    logits: Float[Tensor, "edit prompt token"]
+    tokens: Int[Tensor, "prompt token"]  # the candidates, or (answer, foil) where there are none
+    logits: Float[Tensor, "edit prompt token"]  # of `tokens`
+    # Of the full vocabulary: the most probable token, the log-sum-exp of the logits (log p(token)
+    # is its logit less that), and whether the answer is the most probable.
     top1: Int[Tensor, "edit prompt"] | None = None
     logsumexp: Float[Tensor, "edit prompt"] | None = None
     correct: Bool[Tensor, "edit prompt"] | None = None
-    pattern: Float[Tensor, "edit prompt layer head src"] | None = None
+    pattern: Float[Tensor, "edit prompt layer head src"] | None = None  # attention from END
+    # Direct effect of each head on the logits of `tokens`, the norms frozen at their scale in
+    # that run.
     attribution: Float[Tensor, "edit prompt layer head token"] | None = None
 
 
@@ -172,10 +164,8 @@ def read(
 ) -> Readout:
     """Run the clean prompts under each edit and read the next token at END.
 
-    The edits act at END (or at every position); later heads and MLPs are free.
-
-    Raises:
-        UsageError: a head that does not exist.
+    The edits act at END (or at every position); later heads and MLPs are free. UsageError for a
+    head that does not exist.
     """
     net.check_heads(head for edit in edits for head in edit.heads)
     tokens = pairs.candidates
@@ -296,8 +286,7 @@ def attention_from(
 ) -> Float[Tensor, "prompt layer head src"]:
     """Attention pattern of every head from one position of the clean prompts.
 
-    Raises:
-        UsageError: a position that does not exist, or a set of positions.
+    UsageError for a position that does not exist, or a set of positions.
     """
     if (at := positions_of(pairs, position)).shape[1] != 1:
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")

@@ -100,8 +100,7 @@ class _Geometry:
 class Network:
     """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
 
-    Raises:
-        UsageError: if the model has no attention heads, or caps its logits (Gemma 2).
+    UsageError if the model has no attention heads, or caps its logits (Gemma 2).
     """
 
     def __init__(self, model: TransformerBridge):

@@ -27,15 +27,10 @@ from replib.prompts.pairs import PromptPairs
 
 @dataclass(frozen=True)
 class PathPatch:
-    """Noising path patching of every sender into one set of receivers.
+    """Logit differences after noising path patching of every sender into one set of receivers."""
 
-    Attributes:
-        logit_diff: after patching; NaN for heads that were not senders.
-        clean, corrupted: of the unpatched runs.
-    """
-
-    logit_diff: Float[Tensor, "layer head prompt"]
-    clean: Float[Tensor, " prompt"]
+    logit_diff: Float[Tensor, "layer head prompt"]  # NaN for heads that were not senders
+    clean: Float[Tensor, " prompt"]  # of the unpatched runs, like the next
     corrupted: Float[Tensor, " prompt"]
 
     def effect(self) -> Float[Tensor, "layer head prompt"]:
@@ -161,9 +156,8 @@ def path_patch(
         position: name of a position, or of a set of positions, of `pairs`; "all" for every token.
         senders: default all heads that the receivers can see.
 
-    Raises:
-        UsageError: no receivers, a head, layer or position that does not exist, or a sender that
-            no receiver can see.
+    UsageError for no receivers, a head, layer or position that does not exist, or a sender that no
+    receiver can see.
     """
     if not receivers:
         raise UsageError("path patching needs at least one receiver head")

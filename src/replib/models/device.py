@@ -31,8 +31,7 @@ def find_device(device: str) -> torch.device:
 def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 where the processor multiplies it, else float32.
 
-    Raises UsageError for another name than "auto" and those of `DTYPES`, and for float64 on mps,
-    which has none.
+    UsageError for a name that is not of `DTYPES`, and for float64 on mps, which has none.
     """
     if dtype != "auto":
         if dtype not in DTYPES:

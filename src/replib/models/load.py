@@ -111,8 +111,7 @@ def _read_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only.
 
-    Raises UsageError when they cannot be loaded, and when weights are missing: Transformers would
-    make those up at random and only say so.
+    UsageError also where weights are missing: Transformers would make them up at random.
     """
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if where.gguf_file is not None:

@@ -186,8 +186,7 @@ def model_slug(model: str) -> str:
 def absolute_model(model: str) -> str:
     """A model's name as it is; a folder, written as a path, by its absolute path.
 
-    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
-    looked at.
+    UsageError for an empty name, control characters, and a path that cannot be looked at.
     """
     if not model.strip():
         raise UsageError("the model's name is empty")

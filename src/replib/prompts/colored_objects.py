@@ -41,11 +41,7 @@ def ask(surface: str, starter: str, items: Sequence[tuple[str, str]], queried: i
 
 
 def make_questions(prompt: str) -> list[_Question]:
-    """The questions of a Colored Objects prompt.
-
-    Raises:
-        ValueError: with the reason, if the prompt is not in the format.
-    """
+    """The questions of a Colored Objects prompt; ValueError with the reason if it is not one."""
     found, end = [], 0
     for match in _QUESTION.finditer(prompt):
         if match.start() != end:
@@ -77,8 +73,7 @@ def make_questions(prompt: str) -> list[_Question]:
 def colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -> Pair:
     """The pair whose corrupted prompt asks the last question about the object `other`.
 
-    Raises:
-        ValueError: with the reason, if the prompt is not in the format.
+    ValueError with the reason, if the prompt is not in the format.
     """
     *shots, test = make_questions(prompt)
     names = [word for word, _ in test.objects]
@@ -136,8 +131,7 @@ def colored_objects_pairs(
     the ...?"), "question" [prompt, k] (every token of that sentence), "END" [prompt].
     Candidates [prompt, n_objects]: the colours as answers, columns as in "colors".
 
-    Raises:
-        UsageError: if n_objects or n_shots is out of range or too few words are single tokens.
+    UsageError if n_objects or n_shots is out of range or too few words are single tokens.
     """
     task = "colored_objects"
     check_tokenizer(tokenizer, task, n_prompts)

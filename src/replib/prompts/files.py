@@ -79,10 +79,9 @@ def _parse_json(text: str, where: str) -> object:
 def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[str, AnyRow]:
     """The rows of a reader's JSON, JSONL or CSV file by name: "FILE row 3", counted from 1.
 
-    Raises:
-        UsageError: a file that is missing, empty, not UTF-8, of an unknown kind, or broken; a row
-            that lacks a column, has others, or something else than text in one, or that repeats
-            another in the columns `once`.
+    UsageError for a file that is missing, empty, not UTF-8, of an unknown kind, or broken; for a
+    row that lacks a column, has others, or something else than text in one, or that repeats another
+    in the columns `once`.
     """
     needed = [name for name, field in kind.model_fields.items() if field.is_required()]
     more = [name for name in kind.model_fields if name not in needed]
@@ -160,9 +159,7 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     position; each prompt is a group of its own. Rows are counted from 1, without a CSV's header
     and blank lines.
 
-    Raises:
-        UsageError: naming the row and the reason; also for a file that is missing, empty, not
-            UTF-8, of an unknown kind or with other columns.
+    UsageError as `read_rows`, and for prompts or answers that do not fit, naming the row.
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
@@ -185,8 +182,7 @@ def colored_objects_from_file(
     question, of as many tokens, is asked about (drawn by `seed`). Positions and candidates as in
     `colored_objects_pairs`; an object of several tokens is marked at its last one.
 
-    Raises:
-        UsageError: naming the row and the reason; also for a missing, empty or non-JSON file.
+    UsageError as `read_rows`, and for a prompt that does not fit, naming the row.
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)

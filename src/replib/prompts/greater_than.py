@@ -34,8 +34,7 @@ def greater_than_pairs(
 
     Positions: "YY" [prompt, 2 or 1] (the last two digits of the start year), "END" [prompt].
 
-    Raises:
-        UsageError: if the tokenizer reads years in any other way.
+    UsageError if the tokenizer reads years in any other way.
     """
     task = "greater_than"
     check_tokenizer(tokenizer, task, n_prompts)

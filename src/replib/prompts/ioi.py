@@ -21,8 +21,7 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
 
     Positions, each [prompt]: "IO", "S1" (first S), "S1+1" (the token after it), "S2", "END".
 
-    Raises:
-        UsageError: if the tokenizer has too few of the words as single tokens.
+    UsageError if the tokenizer has too few of the words as single tokens.
     """
     task = "ioi"
     check_tokenizer(tokenizer, task, n_prompts)

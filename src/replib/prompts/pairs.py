@@ -172,9 +172,8 @@ def assemble(
 ) -> PromptPairs:
     """Tokenize the pairs and turn character marks into token positions.
 
-    Raises:
-        UsageError: naming the row, if the two prompts differ in number of tokens or one holds a
-            word that the tokenizer does not know.
+    UsageError, naming the row, if the two prompts differ in number of tokens or one holds a word
+    that the tokenizer does not know.
     """
     names = row_names or [f"prompt {i}" for i in range(len(pairs))]
     texts, corrupted_texts, answers, foils, _, groups, candidates = zip(*pairs, strict=True)

