@@ -19,8 +19,6 @@ def find_control(text: str, allowed: str = "") -> str | None:
 
 def printable(text: str) -> str:
     """The text, with escapes for what cannot be printed."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

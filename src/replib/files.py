@@ -44,7 +44,7 @@ def put_in_place(new: Path, folder: Path) -> None:
     """Move `new` to `folder`, in place of what is there; another process may be doing the same.
 
     Where the system can exchange two folders, there is a whole one at every moment, whoever is
-    killed. Elsewhere there is none for a moment. OSError: it cannot be moved; what was there stays.
+    killed. Elsewhere there is none for a moment. OSError if it cannot be moved: the old one stays.
     """
     aside = []
     while True:
@@ -75,7 +75,7 @@ def _exchange(a: Path, b: Path) -> bool:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that takes the place of an earlier one only when all of it is on the disk.
 
-    OSError: the content cannot be written; what was there before stays.
+    OSError if the content cannot be written: what was there before stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -134,6 +134,13 @@ def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True
     return ""
 
 
+def manifest_of(folder: Path, source: EmbeddedSource) -> dict[str, Any]:
+    """What is noted of an unpacked model: from what and by what it was made, and every file."""
+    paths = sorted(folder.iterdir())
+    files = {path.name: {**fingerprint(path), "sha256": sha256_file(path)} for path in paths}
+    return {"source": source.sha256, "versions": versions(), "files": files}
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
