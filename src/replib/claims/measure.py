@@ -26,7 +26,7 @@ from typing import Any
 from replib.claims.file import MIME, ROLES, Claim, read_claims
 from replib.claims.judge import decide_claim
 from replib.claims.rules import RESERVED
-from replib.claims.tables import HtmlTable, columns_of, paper_number, small_print, verdict_table
+from replib.claims.tables import HtmlTable, claims_table, paper_number, small_print, verdict_table
 from replib.errors import UsageError, did_you_mean, one_line
 from replib.markup import as_html as _cell
 from replib.markup import visible
@@ -189,8 +189,7 @@ class Claims:
             rule = _cell(claim.decision) + small_print("Null", claim.null)
             rule += small_print("Testable if", claim.gate_text)
             rows.append((_cell(claim.id), _cell(claim.statement), number, rule))
-        head = ("claim", "the paper says", "its number", "we decide")
-        return HtmlTable(*columns_of(head, rows, self.is_method), "claims")
+        return claims_table(("we decide",), rows, self.is_method, "claims")
 
     def history(self) -> HtmlTable:
         """What was changed after the claims were first written, with date and reason."""

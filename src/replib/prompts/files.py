@@ -104,9 +104,8 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
             raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
         header = reader.fieldnames or []
         if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
-            raise UsageError(
-                f"{path}: the columns must be {', '.join(needed)}, not {', '.join(header)}"
-            )
+            must = f"the columns must be {', '.join(needed)}"
+            raise UsageError(f"{path}: {must}, not {', '.join(header)}")
     if not rows:
         raise UsageError(f"{path} holds no rows")
     columns = ", ".join(needed) + (f" (and, if you like, {', '.join(more)})" if more else "")
