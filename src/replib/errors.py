@@ -13,27 +13,20 @@ LONGEST = 1000  # characters of a message
 
 
 def find_control(text: str, allowed: str = "") -> str | None:
-    """The first character that is obeyed instead of shown, but for the `allowed` ones; None: none.
-
-    >>> find_control("a\\nb"), find_control("a\\nb", allowed="\\n")
-    ('\\n', None)
-    """
+    """The first character that is obeyed instead of shown, if any, but for the `allowed` ones."""
     return next((c for c in CONTROL.findall(text) if c not in allowed), None)
 
 
 def printable(text: str) -> str:
     """The text, with escapes for what cannot be printed."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(ValueError):
     """Bad input: the message is one line that says what is wrong, what was given, what is right.
 
-    The command line prints it without a traceback and exits with 2. Whatever was given and stands
-    in it: line breaks become spaces, what cannot be printed an escape, and of a message that is too
-    long the middle is left out.
+    The command line prints it without a traceback and exits with 2. Line breaks become spaces, what
+    cannot be printed an escape, and of a message that is too long the middle is left out.
     """
 
     def __init__(self, message: str) -> None:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML
+from IPython.display import HTML, display
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,24 +30,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def show(fig: Figure, alt: str) -> None:
     """Display a figure with the text that a screen reader says in its place."""
-    from IPython.display import display
-
     display(fig, metadata={"image/png": {"alt": alt}})
     plt.close(fig)
 
 
 def style() -> None:
-    """Fonts that stay legible when a phone scales the figure; white cards, no top and right.
-
-    And tables that show what is in their cells: without this option a styled one puts text, such
-    as a row of the user's own file, into the page as HTML.
-    """
+    """Fonts that stay legible when a phone scales the figure; white cards, no top and right."""
+    # A styled table would put text, such as a row of the user's own file, into the page as HTML.
     pd.set_option("styler.format.escape", "html")
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.95)
-    plt.rcParams.update(
-        {"figure.dpi": 130, "axes.spines.top": False, "axes.spines.right": False}
-        | {"figure.figsize": (7, 3.4), "figure.constrained_layout.use": True}
-    )
+    options = {"figure.dpi": 130, "figure.figsize": (7, 3.4), "figure.constrained_layout.use": True}
+    options |= {"axes.spines.top": False, "axes.spines.right": False}
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.95, rc=options)
 
 
 def head_maps(
@@ -59,14 +52,13 @@ def head_maps(
 
     Circles with the score's sign mark chosen heads; grey heads have no score.
     """
-    n_heads = next(iter(scores.values())).shape[1]
+    n_layers, n_heads = next(iter(scores.values())).shape
     height = 0.75 + 0.16 * max(n_heads, 5)
     fig, axes = plt.subplots(len(scores), figsize=(7, height * len(scores)), squeeze=False)
     cmap = plt.get_cmap("RdBu_r").copy()
     cmap.set_bad("0.88")
     for ax, (title, score) in zip(axes[:, 0], scores.items(), strict=True):
         values = score.numpy(force=True).T
-        n_layers = values.shape[1]
         finite = np.abs(values[np.isfinite(values)])
         limit = max(float(finite.max()) if finite.size else 0.0, 1e-6)
         image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
@@ -114,8 +106,8 @@ def bars(
         labels.append(f"{len(null)} {null_label}")
     if chance is not None:
         ax.axhline(chance, color="black", ls="--", lw=1)
-        ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"), fontsize=9)
-        ax.texts[-1].set(ha="right", va="bottom")
+        label = ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"))
+        label.set(fontsize=9, ha="right", va="bottom")
     ax.set_xticks(range(len(labels)), labels, fontsize=9)
     ax.set(ylabel=ylabel, title=title)
     return fig
@@ -129,15 +121,13 @@ def bars_alt(values: Mapping[str, tuple[float, Interval]], what: str) -> str:
     return f"Bar chart, {what}, with 95% intervals: {'; '.join(parts)}."
 
 
-def null_histogram(
-    null: Float[np.ndarray, " draw"], observed: float, xlabel: str, title: str = ""
-) -> Figure:
+def null_histogram(null: Float[np.ndarray, " draw"], observed: float, xlabel: str) -> Figure:
     """What chance gives, and where the observed value stands."""
     fig, ax = plt.subplots(figsize=(7, 2.8))
     ax.hist(null, bins=min(40, max(8, len(np.unique(null)))), color="0.7", edgecolor="white")
     ax.axvline(np.quantile(null, 0.95), color="black", ls=":", lw=1.5, label="null, 95th pct.")
     ax.axvline(observed, color=COLORS[5], lw=2.5, label="observed")
-    ax.set(xlabel=xlabel, ylabel="null draws", title=title)
+    ax.set(xlabel=xlabel, ylabel="null draws")
     ax.legend(frameon=False)
     return fig
 
@@ -148,12 +138,11 @@ def lines(
     xlabel: str,
     ylabel: str,
     band: tuple[Sequence[float], Sequence[float]] | None = None,
-    band_label: str = "null, 5th to 95th pct.",
 ) -> Figure:
     """Several lines over one axis, told apart by marker and dash; an optional grey null band."""
     fig, ax = plt.subplots()
     if band is not None:
-        ax.fill_between(x, *band, color="0.85", label=band_label)
+        ax.fill_between(x, *band, color="0.85", label="null, 5th to 95th pct.")
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
     for i, (name, y) in enumerate(series.items()):
         ax.plot(x, y, marker=MARKERS[i % 6], ls=dashes[i % 6], color=COLORS[i % 6], label=name)
@@ -216,26 +205,24 @@ def scatter(
     labels: Sequence[str],
     xlabel: str,
     ylabel: str,
-    n_labelled: int = 6,
     kinds: Sequence[str] | None = None,
 ) -> Figure:
-    """One point per item; the most extreme ones carry their names, or `kinds` their markers."""
+    """One point per item; the six most extreme carry their names, or `kinds` their markers."""
     fig, ax = plt.subplots()
     ax.axhline(0, color="0.8", lw=0.8)
     ax.axvline(0, color="0.8", lw=0.8)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     if kinds is None:
         ax.plot(x, y, "o", ms=4, color=COLORS[0], alpha=0.6, mew=0)
-    for i, kind in enumerate(dict.fromkeys(kinds or ())):
+        far = sum((t / t.abs().max().clamp_min(1e-9)).abs() for t in (x, y))
+        for i in far.argsort(descending=True)[:6].tolist():
+            at = (float(x[i]), float(y[i]))
+            ax.annotate(labels[i], at, xytext=(4, 3), textcoords="offset points", fontsize=8)
+        return fig
+    for i, kind in enumerate(dict.fromkeys(kinds)):
         mine = [at for at, name in enumerate(kinds) if name == kind]
         ax.plot(x[mine], y[mine], MARKERS[i % 6], ms=8, mfc="none", mec=COLORS[i % 6], label=kind)
-    if kinds is not None:
-        fig.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-        n_labelled = 0
-    reach = (x / x.abs().max().clamp_min(1e-9)).abs() + (y / y.abs().max().clamp_min(1e-9)).abs()
-    for i in reach.argsort(descending=True)[:n_labelled].tolist():
-        at = (float(x[i]), float(y[i]))
-        ax.annotate(labels[i], at, xytext=(4, 3), textcoords="offset points", fontsize=8)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+    fig.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return fig
 
 
@@ -253,19 +240,20 @@ def slider(
 
     An answer may have another name at each step, as a tuple. Bars begin at 0 and are cut at
     `limits`; their numbers are shares, or with `percent` off plain ones, and a line at `mark` runs
-    across them. `start` is the step that is shown first, the middle one if None.
+    across them. `start` is the step that is shown first, the middle one if None. `what` names the
+    quantity of the steps, for the eye and for a screen reader.
 
-    The data are in the page, and the book's own knob.js moves them: no server, no other host, no
-    script in the output. Without it, as in Jupyter, a sentence says that the plain figure beside it
-    shows the same. `what` names the quantity of the steps, for the eye and for a screen reader.
+    The data are in the page, and the book's own knob.js moves them, without a server. Elsewhere, as
+    in Jupyter, a sentence says that the plain figure beside it shows the same.
     """
-    data = {"steps": list(steps), "questions": [], "limits": limits, "percent": percent}
-    data["mark"] = mark
+    asked = []
     for text, some in questions.items():
         answers = [[name, [round(p, 3) for p in values]] for name, values in some.items()]
-        data["questions"].append({"text": text, "answers": answers})
+        asked.append({"text": text, "answers": answers})
+    data = {"steps": list(steps), "questions": asked, "limits": limits, "percent": percent}
     # Strict: a value that is not finite would stop the script in the page.
-    packed = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # cannot end the script
+    packed = json.dumps(data | {"mark": mark}, allow_nan=False)
+    packed = packed.replace("<", "\\u003c")  # cannot end the script
     last = len(steps) - 1
     start = last // 2 if start is None else start
     return HTML(_SLIDER.format(what=html.escape(what), start=start, last=last, data=packed))

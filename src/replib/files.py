@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -43,10 +44,7 @@ def put_in_place(new: Path, folder: Path) -> None:
     """Move `new` to `folder`, in place of what is there; another process may be doing the same.
 
     Where the system can exchange two folders, there is a whole one at every moment, whoever is
-    killed. Elsewhere there is none for a moment.
-
-    Raises:
-        OSError: it cannot be moved; what was there stays.
+    killed. Elsewhere there is none for a moment. OSError if it cannot be moved: the old one stays.
     """
     aside = []
     while True:
@@ -77,8 +75,7 @@ def _exchange(a: Path, b: Path) -> bool:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that takes the place of an earlier one only when all of it is on the disk.
 
-    Raises:
-        OSError: the content cannot be written; what was there before stays.
+    OSError if the content cannot be written: what was there before stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -200,6 +197,16 @@ def sha256_file(path: Path) -> str:
     """Of the whole file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def packaged_file(path: str) -> Path | None:
+    """The file "package/path inside it" of a package, which is not imported; None: not there."""
+    package, _, inside = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    file = Path(spec.submodule_search_locations[0]) / inside
+    return file if file.is_file() else None
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -27,7 +27,7 @@ def notebook_hash(notebook: str) -> str:
 def library_hash(notebook: str, *modules: str) -> str:
     """sha256 of the definitions of this project that a notebook reaches, and of whole `modules`,
     which it loads by name."""
-    return code_hash(_with(notebook, modules))
+    return code_hash(_code(notebook, modules))
 
 
 def code_hash(code: str, leave: Sequence[str] = ()) -> str:
@@ -37,12 +37,12 @@ def code_hash(code: str, leave: Sequence[str] = ()) -> str:
     stores with, or what its card holds by itself.
     """
     project = _project()
-    reached = project.reached(code, leave)
-    own = {one: _sha256(project.definition(one)[0]) for one in reached}
+    found = {one: project.definition(one) for one in project.reached(code, leave)}
+    own = {one: _sha256(text) for one, (text, _) in found.items()}
     # With what each one reads: two readers that exchange what they read compute something else.
     whole = {
-        " ".join([own[one], *(own.get(other, "-") for other in project.definition(one)[1])])
-        for one in reached
+        " ".join([own[one], *(own.get(other, "-") for other in reads)])
+        for one, (_, reads) in found.items()
     }
     return _sha256("\n".join(sorted(whole)))
 
@@ -58,18 +58,15 @@ def pins_hash(requirements: Path) -> str | None:
 def library_files(notebook: str, *modules: str) -> list[Path]:
     """The files of this project that hold what a notebook, with these modules, reaches."""
     project = _project()
-    return sorted({project.paths[name] for name, _ in project.reached(_with(notebook, modules))})
+    return sorted({project.paths[name] for name, _ in project.reached(_code(notebook, modules))})
 
 
-def _with(notebook: str, modules: Sequence[str]) -> str:
-    return "\n".join([_code(notebook), *(f"({name!r},)" for name in modules)])
-
-
-def _code(notebook: str) -> str:
-    """The code cells of a notebook, one after another, without those that do not parse."""
+def _code(notebook: str, modules: Sequence[str] = ()) -> str:
+    """The code cells of a notebook that parse, and the modules that it loads by name."""
     cells = json.loads(notebook)["cells"]
     texts = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return "\n".join(text for text in texts if _parse(text) is not None)
+    known = [text for text in texts if _parse(text) is not None]
+    return "\n".join([*known, *(f"({name!r},)" for name in modules)])
 
 
 def _parse(code: str) -> ast.Module | None:
@@ -99,32 +96,27 @@ def _read(stamps: tuple[tuple[Path, int, int], ...]) -> "_Project":
 class _Module:
     """What the names of one file mean: imports, definitions, and the statements beside them."""
 
-    def __init__(self, body: Sequence[ast.stmt], name: str = "") -> None:
+    def __init__(self, code: str, name: str = "") -> None:
         self.name = name  # empty: no module of the project
         self.imports: dict[str, tuple[str, str]] = {}  # name here -> (module, name there or "")
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.beside: list[ast.stmt] = []
-        for node in body:
-            for part in ast.walk(node):  # imports at any depth
-                match part:
-                    case ast.Import(names=names):
-                        for one in names:
-                            top = one.name.split(".")[0]
-                            self.imports[one.asname or top] = (one.name if one.asname else top, "")
-                    case ast.ImportFrom(module=str(module), names=names):
-                        for one in names:
-                            self.imports[one.asname or one.name] = (module, one.name)
+        tree = _parse(code)
+        self.body = tree.body if tree else []
+        for part in (part for node in self.body for part in ast.walk(node)):  # at any depth
+            match part:
+                case ast.Import(names=names):
+                    for one in names:
+                        top = one.name.split(".")[0]
+                        self.imports[one.asname or top] = (one.name if one.asname else top, "")
+                case ast.ImportFrom(module=str(module), names=names):
+                    self.imports |= {one.asname or one.name: (module, one.name) for one in names}
+        for node in self.body:
             names = _defined(node)
             for name in names:
                 self.definitions.setdefault(name, []).append(node)
             if not names and not _is_silent(node):
                 self.beside.append(node)
-
-    def foreign(self, name: str) -> str | None:
-        """The path, in another package, of what a name was imported as; None: not imported."""
-        if name not in self.imports:
-            return None
-        return ".".join(filter(None, self.imports[name]))
 
 
 def _defined(node: ast.stmt) -> list[str]:
@@ -160,8 +152,7 @@ class _Project:
 
     def module(self, name: str) -> _Module:
         if name not in self._modules:
-            tree = _parse(self.paths[name].read_text(encoding="utf-8"))
-            self._modules[name] = _Module(tree.body if tree else [], name)
+            self._modules[name] = _Module(self.paths[name].read_text(encoding="utf-8"), name)
         return self._modules[name]
 
     def definition(self, one: Definition) -> tuple[str, list[Definition]]:
@@ -176,9 +167,8 @@ class _Project:
 
     def written(self, code: str) -> tuple[str, list[Definition]]:
         """The same of some code outside the project."""
-        tree = _parse(code)
-        body = tree.body if tree else []
-        return _Writer(self, _Module(body)).write(body)
+        module = _Module(code)
+        return _Writer(self, module).write(module.body)
 
     def reached(self, code: str, leave: Sequence[str] = ()) -> set[Definition]:
         left = {tuple(name.rsplit(".", 1)) for name in leave}
@@ -256,62 +246,58 @@ class _Writer:
                 return f"{type(value).__name__} {value!r}"
             case ast.Raise():
                 return "(raise)"  # which error, and what it says, is part of no number
-            case ast.AnnAssign(target=target, value=value) if not self.in_class:
-                return (
-                    f"(Assign targets=[{self.node(target)}] value={self.node(value)})"
-                    if value
-                    else ""
-                )
-            case ast.AnnAssign(target=target, annotation=kind, value=value):
+            case ast.AnnAssign(target=target, annotation=kind, value=value) if self.in_class:
                 return f"(Field {self.node(target)} {self.node(kind)} {self.node(value)})"
+            case ast.AnnAssign(value=None):
+                return ""
+            case ast.AnnAssign(target=target, value=value):
+                return f"(Assign targets=[{self.node(target)}] value={self.node(value)})"
             case ast.Lambda() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 return self.definition(node)
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
                 return self.comprehension(node)
             case ast.AST():
-                parts = ((name, getattr(node, name)) for name in node._fields)
+                parts = {name: getattr(node, name) for name in node._fields}
                 text = " ".join(
                     f"{name}={self.node(part)}"
-                    for name, part in parts
+                    for name, part in parts.items()
                     if name not in _LEFT_OUT and part not in (None, [])
                 )
                 return f"({type(node).__name__} {text})"
+            case [ast.stmt(), *_]:
+                return f"[{self.body(node)}]"
             case list():
-                if node and isinstance(node[0], ast.stmt):
-                    return f"[{self.body(node)}]"
                 return f"[{' '.join(map(self.node, node))}]"
         return str(node)
 
     def definition(self, node: ast.AST) -> str:
         """A function or a class: what is read outside of it, then its inside."""
-        is_class = isinstance(node, ast.ClassDef)
         name = getattr(node, "name", "") if self.scopes else ""  # a definition's own does not count
-        outside = [*getattr(node, "decorator_list", ())]
-        if is_class:
+        outside, names = [*getattr(node, "decorator_list", ())], set()
+        if is_class := isinstance(node, ast.ClassDef):
             outside += [*node.bases, *node.keywords]
-            names = set()
         else:
             outside += [*node.args.defaults, *filter(None, node.args.kw_defaults)]
             names = {part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)}
             name += f" {ast.unparse(_bare(node.args))}"
-        text = f"({type(node).__name__} {name} {self.node(outside)} "
+        text = f"({type(node).__name__} {name} {self.node(outside)}"
         body = [node.body] if isinstance(node, ast.Lambda) else node.body
-        self.scopes.append((is_class, names | set(_bound(body))))
-        text += self.node(body)
-        self.scopes.pop()
-        return text + ")"
+        return f"{text} {self.inside(is_class, names | set(_bound(body)), body)})"
 
     def comprehension(self, node: ast.expr) -> str:
         first, *rest = node.generators
-        text = f"({type(node).__name__} {self.node(first.iter)} "
+        text = f"({type(node).__name__} {self.node(first.iter)}"
         targets = [part for one in node.generators for part in ast.walk(one.target)]
         names = {part.id for part in targets if isinstance(part, ast.Name)}
-        self.scopes.append((False, names))
-        text += f"{self.node(first.target)} {self.node(first.ifs)} {self.node(rest)} "
         made = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-        text += self.node(made)
+        return f"{text} {self.inside(False, names, first.target, first.ifs, rest, made)})"
+
+    def inside(self, of_class: bool, names: set[str], *parts: object) -> str:
+        """These parts of a function, class or comprehension, in which these names are bound."""
+        self.scopes.append((of_class, names))
+        text = " ".join(map(self.node, parts))
         self.scopes.pop()
-        return text + ")"
+        return text
 
     @property
     def in_class(self) -> bool:
@@ -324,16 +310,16 @@ class _Writer:
             for depth, (of_class, names) in enumerate(reversed(self.scopes)):
                 if node.id in names and not (of_class and depth):
                     return None
-            return self.project.find(self.module, node.id) or self.module.foreign(node.id)
+            foreign = ".".join(filter(None, self.module.imports.get(node.id, ())))
+            return self.project.find(self.module, node.id) or foreign or None
         if not isinstance(node, ast.Attribute):
             return None
         match self.meaning(node.value):
             case str(path):
                 return f"{path}.{node.attr}"
             case _Module(name=name) as module:
-                return self.project.find_path(f"{name}.{node.attr}") or self.project.find(
-                    module, node.attr
-                )
+                found = self.project.find_path(f"{name}.{node.attr}")
+                return found or self.project.find(module, node.attr)
         return None
 
     def read(self, found: "_Module | Definition | str") -> str:
@@ -360,11 +346,8 @@ def _bound(body: Sequence[ast.AST]) -> Iterator[str]:
     """The names that the statements of a function or class bind, without those inside of others."""
     for node in body:
         match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                yield name
-                continue
-            case ast.ClassDef(name=name):
-                yield name
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name
                 continue
             case ast.Lambda():
                 continue
@@ -372,10 +355,10 @@ def _bound(body: Sequence[ast.AST]) -> Iterator[str]:
                 inside = (part for part in ast.walk(node) if isinstance(part, ast.NamedExpr))
                 yield from (part.target.id for part in inside)
                 continue
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
-                yield name
-            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
-                yield name
-            case ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+            case ast.Name(ctx=ast.Store() | ast.Del()):
+                yield node.id
+            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name:
+                yield node.name
+            case ast.MatchMapping(rest=str(name)):
                 yield name
         yield from _bound(list(ast.iter_child_nodes(node)))

@@ -7,11 +7,7 @@ from replib.errors import CONTROL
 
 
 def visible(text: Any) -> str:
-    r"""The text with every character that is obeyed rather than seen written out.
-
-    >>> visible("gpt2\u202e")
-    'gpt2\\u202e'
-    """
+    r"""The text with every character that is obeyed rather than seen written out, as \u202e."""
     return CONTROL.sub(
         lambda match: match[0] if match[0] in "\n\t" else f"\\u{ord(match[0]):04x}", str(text)
     )

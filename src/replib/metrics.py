@@ -1,10 +1,8 @@
 """Numbers from per-prompt values: accuracy, intervals, head rankings, overlaps and their nulls.
 
-Nothing here sees a model. Values stay one per prompt as long as possible; every random draw comes
-from a generator derived from the run's seed and a label, so that draws do not depend on order.
-
-Whether intervals cover as often as they say, and nulls err as seldom, is simulated by
-`make calibration`; where they do not, the docstring says when.
+Every random draw comes from a generator of its own (`rng`), so that draws do not depend on order.
+`make calibration` simulates whether intervals cover as often as they say, and nulls err as seldom;
+where they do not, the docstring says when.
 """
 
 from __future__ import annotations
@@ -45,10 +43,9 @@ def wilson(
 
     Prompts of one group (template, entity) may go together: they count as fewer, by the design
     effect that the data show, and the quantile is that of t with a degree of freedom less than
-    groups (Korn and Graubard 1998). Without `groups` each prompt counts as one. Where all prompts
-    agree, no design effect can be seen, and each counts as one too; with one group only, nothing is
-    known of others, and the interval is 0 to 1. Near 0 and 1 coverage swings
-    around 95%, as few counts are possible.
+    groups (Korn and Graubard 1998). Without `groups`, or where all prompts agree, each counts as
+    one; with one group only, nothing is known of others, and the interval is 0 to 1. Near 0 and 1
+    coverage swings around 95%, as few counts are possible.
     """
     if len(successes) == 0:
         raise UsageError("a proportion of no prompts: give at least one")
@@ -67,18 +64,22 @@ def _effective(
 ) -> tuple[float, float]:
     """How many independent prompts the grouped ones are worth, and the quantile for 95%."""
     n, z = float(len(values)), float(stats.norm.ppf(0.975))
-    if groups is None:
+    member, n_groups = _members(groups) if groups is not None else (None, n)
+    if n_groups == n:
         return n, z
-    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    if len(names) == n:
-        return n, z
-    if len(names) == 1:
+    if n_groups == 1:
         return n, math.inf
-    z *= float(stats.t.ppf(0.975, len(names) - 1) / stats.t.ppf(0.975, n - 1))
+    z *= float(stats.t.ppf(0.975, n_groups - 1) / stats.t.ppf(0.975, n - 1))
     apart = values - values.mean()
     alone = (apart**2).sum() / (n - 1) / n  # variance of the mean, if prompts were independent
-    together = (np.bincount(member, apart) ** 2).sum() * len(names) / (len(names) - 1) / n**2
+    together = (np.bincount(member, apart) ** 2).sum() * n_groups / (n_groups - 1) / n**2
     return (n * min(1.0, alone / together) if alone > 0 and together > 0 else n), z
+
+
+def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], int]:
+    """The group of each prompt, by number, and how many groups there are."""
+    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
+    return member, len(names)
 
 
 def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
@@ -127,9 +128,9 @@ def _group_draws(
     groups: Sequence[Hashable], generator: np.random.Generator, draws: int
 ) -> tuple[Int[np.ndarray, " prompt"], Int[np.ndarray, "draw group"]]:
     """The group of each prompt, and how often each group is in each resampling."""
-    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    even = np.full(len(names), 1 / len(names))
-    return member, generator.multinomial(len(names), even, size=draws)
+    member, n_groups = _members(groups)
+    even = np.full(n_groups, 1 / n_groups)
+    return member, generator.multinomial(n_groups, even, size=draws)
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
@@ -157,11 +158,10 @@ def bootstrap(
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
 
     `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
-    and no (bool) gets the interval of `wilson`. A mean of numbers that are all -1, 0 or 1, as the
-    differences of two answers to each prompt are, gets the adjusted Wald interval: one +1 and one
-    -1 are added to the sample (after Agresti and Min 2005), because resampling tells too little
-    where few prompts differ. The interval is still too narrow where values are skewed and groups
-    few.
+    and no (bool) gets the interval of `wilson`. A mean of differences that are all -1, 0 or 1 gets
+    the adjusted Wald interval: one +1 and one -1 are added to the sample (after Agresti and Min
+    2005), because resampling tells too little where few prompts differ. The interval is still too
+    narrow where values are skewed and groups few.
     """
     if statistic is None and values.dtype == torch.bool:
         return wilson(values, groups)
@@ -219,15 +219,13 @@ def max_statistic_pvalues(
     Effects that are skewed about 0 are not of this null, even with mean 0, and are called strong
     too often. Heads that were not senders (NaN) get p = 1.
     """
-    x = effect.double()
-    sent = ~x.isnan().any(-1)
-    x = x[sent]  # head prompt
+    sent = ~effect.isnan().any(-1)
+    x = effect.double()[sent]  # head prompt
     p = torch.ones(sent.shape, dtype=torch.float64)
     n = x.shape[-1]
     if n < 2 or len(x) == 0:
         return p
-    # Sign flips leave sum of squares as it is, so t follows from the mean alone.
-    square = (x**2).mean(-1)
+    square = (x**2).mean(-1)  # sign flips leave it as it is, so t follows from the mean alone
 
     def t_of(mean: Tensor) -> Tensor:
         variance = (square - mean**2).clamp_min(1e-12 * square + 1e-300) / (n - 1)
@@ -314,13 +312,8 @@ class Null:
         """
         ordered, n = np.sort(self.draws), len(self.draws)
         beyond = max(1, (n + 1) // 20)  # of the n + 1 places that one more draw could take
-        q05, q95 = ordered[beyond - 1], ordered[-beyond]
-        return {
-            "mean": float(self.draws.mean()),
-            "q05": float(q05),
-            "q95": float(q95),
-            "draws": len(self.draws),
-        }
+        ends = {"q05": float(ordered[beyond - 1]), "q95": float(ordered[-beyond])}
+        return {"mean": float(self.draws.mean()), **ends, "draws": n}
 
     def pvalue(self, value: float) -> float:
         """Share of draws at least as large, the observed one counted (one-sided)."""

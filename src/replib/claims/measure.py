@@ -1,7 +1,5 @@
 """Claims of a paper: fixed in a file before anything runs, measured in a notebook, judged by rule.
 
-In a chapter:
-
     claims = Claims.load("ioi-circuit-reuse/claims.yaml")
     claims.table()                                    # what the paper says, how we shall decide
 
@@ -21,14 +19,14 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from replib.claims.file import MIME, ROLES, Claim, read_claims
 from replib.claims.judge import decide_claim
 from replib.claims.rules import RESERVED
-from replib.claims.tables import HtmlTable, columns_of, paper_number, small_print, verdict_table
+from replib.claims.tables import HtmlTable, claims_table, paper_number, small_print, verdict_table
 from replib.errors import UsageError, did_you_mean, one_line
 from replib.markup import as_html as _cell
 from replib.markup import visible
@@ -41,7 +39,7 @@ class Result:
     outcome: str = "not_attempted"
     reason: str = ""
     measured: Mapping[str, Any] | None = None  # value, unit, note, and the named numbers
-    interval: tuple[int | float | None, int | float | None] | None = None
+    interval: tuple[float | None, float | None] | None = None
     n: int | None = None
     null: Mapping[str, Any] | None = None  # numbers that describe the null distribution
 
@@ -99,8 +97,7 @@ class Claims:
         unclear. UsageError: unknown claim, one measured before, a rule that uses a number which
         was not given, a rule that both holds and fails.
         """
-        entry = self._unmeasured(claim)
-        where = f"claim {claim}"
+        entry, where = self._unmeasured(claim), f"claim {claim}"
         for name in named:
             if name.startswith("null_"):
                 raise UsageError(f"{where}: {name!r} is a number of the null; give it in `null`")
@@ -110,31 +107,18 @@ class Claims:
                 raise UsageError(f"{where}: {name!r} cannot name a number; use letters, digits, _")
         if null is not None and entry.null is None:
             raise UsageError(f"{where}: measured against a null that the claims file does not name")
-        value = _number(f"{where}: value", value)
-        low, high = _interval(where, interval)
-        count = _count(where, n)
-        numbers = {key: _number(f"{where}: {key}", number) for key, number in named.items()}
-        nulls = {key: _number(f"{where}: null {key}", x) for key, x in (null or {}).items()}
-        if bad := [key for key in nulls if not re.fullmatch(r"[a-z][a-z0-9_]*", key)]:
+        measured = {"value": _number(f"{where}: value", value)}
+        measured |= {"unit": visible(unit), "note": visible(note)}
+        interval, count = _interval(where, interval), _count(where, n)
+        measured |= {key: _number(f"{where}: {key}", number) for key, number in named.items()}
+        if null is not None:
+            null = {key: _number(f"{where}: null {key}", x) for key, x in null.items()}
+        if bad := [key for key in null or () if not re.fullmatch(r"[a-z][a-z0-9_]*", key)]:
             raise UsageError(f"{where}: null has a number named {bad[0]!r}; use letters, digits, _")
-        if "description" in nulls:
+        if "description" in (null or ()):
             raise UsageError(f"{where}: 'description' cannot name a number of the null")
-        seen = {"value": value, **numbers, **{f"null_{key}": x for key, x in nulls.items()}}
-        if interval is not None:
-            seen |= {"low": low, "high": high}
-        if count is not None:
-            seen["n"] = count
-        outcome, reason = decide_claim(entry, seen)
-        result = Result(
-            outcome=outcome,
-            reason=reason,
-            measured={"value": _finite(value), "unit": visible(unit), "note": visible(note)}
-            | {key: _finite(number) for key, number in numbers.items()},
-            interval=None if interval is None else (_finite(low), _finite(high)),
-            n=count,
-            null={key: _finite(x) for key, x in nulls.items()} if null is not None else None,
-        )
-        self.results[claim] = result
+        outcome, reason = decide_claim(entry, measured, interval, count, null)
+        self.results[claim] = Result(outcome, reason, measured, interval, count, null)
         return outcome
 
     def not_testable(self, claim: str, reason: str) -> str:
@@ -153,12 +137,12 @@ class Claims:
             raise UsageError(f"measurement {key!r}: a key is letters, digits and _")
         if key in self.measurements:
             raise UsageError(f"measurement {key} is reported twice")
-        number = _number(f"measurement {key}", value)
-        low, high = _interval(f"measurement {key}", interval)
+        where = f"measurement {key}"
+        number, ends = _number(where, value), _interval(where, interval)
         self.measurements[key] = {
-            "value": _finite(number),
-            "interval": None if interval is None else [_finite(low), _finite(high)],
-            "n": _count(f"measurement {key}", n),
+            "value": number,
+            "interval": None if ends is None else list(ends),
+            "n": _count(where, n),
             "unit": visible(unit),
         }
 
@@ -168,9 +152,8 @@ class Claims:
         No head is a result too. UsageError for another role, one given twice, or no rule.
         """
         if role not in ROLES:
-            raise UsageError(
-                f"role {role!r}{did_you_mean(role, ROLES)} (roles: {', '.join(ROLES)})"
-            )
+            near = did_you_mean(role, ROLES)
+            raise UsageError(f"role {role!r}{near} (roles: {', '.join(ROLES)})")
         if role in self.heads:
             raise UsageError(f"role {role} is given twice")
         if not rule.strip():
@@ -200,26 +183,18 @@ class Claims:
 
     def table(self) -> HtmlTable:
         """The claims before anything is measured: statement, the paper's number, our rule."""
-        rows = [
-            (
-                _cell(claim.id),
-                _cell(claim.statement),
-                paper_number(claim.reported, **claim.source.model_dump()),
-                _cell(claim.decision)
-                + small_print("Null", claim.null)
-                + small_print("Testable if", claim.gate_text),
-            )
-            for claim in self.claims
-        ]
-        head = ("claim", "the paper says", "its number", "we decide")
-        return HtmlTable(*columns_of(head, rows, self.is_method), "claims")
+        rows = []
+        for claim in self.claims:
+            number = paper_number(claim.reported, **claim.source.model_dump())
+            rule = _cell(claim.decision) + small_print("Null", claim.null)
+            rule += small_print("Testable if", claim.gate_text)
+            rows.append((_cell(claim.id), _cell(claim.statement), number, rule))
+        return claims_table(("we decide",), rows, self.is_method, "claims")
 
     def history(self) -> HtmlTable:
         """What was changed after the claims were first written, with date and reason."""
-        rows = [
-            tuple(_cell(" ".join(str(change[key]).split())) for key in ("date", "claim", "reason"))
-            for change in self.changes
-        ]
+        texts = [[one[key] for key in ("date", "claim", "reason")] for one in self.changes]
+        rows = [tuple(_cell(" ".join(text.split())) for text in row) for row in texts]
         head = ("date", "claim", "what was changed, and why")
         return HtmlTable(head, rows or [("–", "–", "nothing")], "history")
 
@@ -235,8 +210,9 @@ class Claims:
     def bundle(self, model: Any) -> dict[str, Any]:
         """The output of `verdicts`: an HTML table, a plain one, and under MIME all the numbers."""
         info = dict(model if isinstance(model, Mapping) else model.asdict())
-        if missing := [key for key in ("name", "sha256") if key not in info]:
-            raise UsageError(f"verdicts: the model's information lacks {missing[0]!r}")
+        for key in ("name", "sha256"):
+            if key not in info:
+                raise UsageError(f"verdicts: the model's information lacks {key!r}")
         content = {
             "paper": self.paper,
             "title": self.title,
@@ -255,75 +231,55 @@ class Claims:
         return {"text/plain": plain, "text/html": table, MIME: content}
 
     def _entry(self, claim: Claim) -> dict[str, Any]:
-        result = self.results.get(claim.id, Result())
-        null = None
-        if claim.null is not None or result.null is not None:
-            null = {"description": claim.null} | dict(result.null or {})
-        return {
-            "id": claim.id,
-            "statement": claim.statement,
-            "reported": claim.reported,
-            "source": claim.source.model_dump(),
-            "measured": None if result.measured is None else dict(result.measured),
-            "interval": None if result.interval is None else list(result.interval),
-            "n": result.n,
-            "null": null,
-            "decision_rule": {
-                "text": claim.decision,
-                "gate": claim.gate,
-                "gate_text": claim.gate_text,
-                "holds_if": claim.holds_if,
-                "fails_if": claim.fails_if,
-            },
-            "outcome": result.outcome,
-            "reason": result.reason,
-        }
+        result = asdict(self.results.get(claim.id, Result()))
+        if claim.null is not None or result["null"] is not None:
+            result["null"] = {"description": claim.null} | (result["null"] or {})
+        if result["interval"] is not None:
+            result["interval"] = list(result["interval"])
+        content = claim.model_dump(exclude={"null", "decision"})
+        rule = {key: content.pop(key) for key in ("gate", "gate_text", "holds_if", "fails_if")}
+        return {**content, **result, "decision_rule": {"text": claim.decision, **rule}}
 
 
-def _number(where: str, value: Any) -> int | float | bool:
+def _plain(where: str, value: Any) -> int | float | bool:
     """A plain number from a Python, numpy or torch scalar; may be infinite or not a number, and is
     infinite where a whole number is larger than any float."""
     shape = tuple(getattr(value, "shape", ()))
     if math.prod(shape) != 1:
         raise UsageError(f"{where} is an array of shape {shape}; give one number")
     plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, int | float):
+        given = f"{one_line(repr(value))}, a {type(value).__name__}"
+        raise UsageError(f"{where} is {given}; give one number")
     if isinstance(plain, int) and abs(plain) > sys.float_info.max:
         return math.inf if plain > 0 else -math.inf
-    if isinstance(plain, bool | int | float):
-        try:
-            math.isfinite(plain)
-        except OverflowError:
-            return math.copysign(math.inf, plain > 0 or -1)
-        return plain
-    raise UsageError(
-        f"{where} is {one_line(repr(value))}, a {type(value).__name__}; give one number"
-    )
+    return plain
 
 
-def _interval(where: str, interval: Any) -> tuple[Any, Any]:
-    """(low, high) as floats; (None, None) for no interval."""
+def _number(where: str, value: Any) -> int | float | bool | None:
+    """A plain number; None for one that is not finite."""
+    plain = _plain(where, value)
+    return plain if math.isfinite(plain) else None
+
+
+def _interval(where: str, interval: Any) -> tuple[float | None, float | None] | None:
     if interval is None:
-        return None, None
+        return None
     try:
         low, high = interval
     except (TypeError, ValueError):
-        raise UsageError(
-            f"{where}: interval is {one_line(repr(interval))}; give (low, high)"
-        ) from None
-    low, high = float(_number(f"{where}: low", low)), float(_number(f"{where}: high", high))
+        given = one_line(repr(interval))
+        raise UsageError(f"{where}: interval is {given}; give (low, high)") from None
+    low, high = (float(_plain(f"{where}: {end}", x)) for end, x in (("low", low), ("high", high)))
     if low > high:
         raise UsageError(f"{where}: interval has low {low} above high {high}")
-    return low, high
+    return _number(where, low), _number(where, high)
 
 
 def _count(where: str, n: Any) -> int | None:
     if n is None:
         return None
-    count = _number(f"{where}: n", n)
+    count = _plain(f"{where}: n", n)
     if isinstance(count, bool) or not math.isfinite(count) or count < 0 or count != int(count):
         raise UsageError(f"{where}: n is {count}; give a count, 0 or more")
     return int(count)
-
-
-def _finite(number: int | float | bool) -> int | float | bool | None:
-    return number if math.isfinite(number) else None

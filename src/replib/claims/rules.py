@@ -1,27 +1,16 @@
 """What a rule may be: arithmetic, comparison and logic over the numbers of one claim."""
 
 import ast
-import operator
+
+import simpleeval
 
 from replib.errors import UsageError, one_line
 
 OUTCOMES = ("holds", "fails", "unclear", "not_testable", "not_attempted")
 FUNCTIONS = {"min": min, "max": max, "abs": abs}
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-    ast.Not: operator.not_,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
+_ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.UAdd)
+_LOGIC = (ast.Not, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+OPERATORS = {kind: simpleeval.DEFAULT_OPERATORS[kind] for kind in (*_ARITHMETIC, *_LOGIC)}
 _SYNTAX = (ast.Expression, ast.BoolOp, ast.boolop, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call)
 _SYNTAX = (*_SYNTAX, ast.Name, ast.Load, ast.Constant, *OPERATORS)
 TRUTH = {"true": True, "false": False}
@@ -33,35 +22,30 @@ RESERVED |= {*OUTCOMES, *FUNCTIONS, *TRUTH}
 
 def parse_rule(where: str, expression: str) -> ast.expr:
     """The expression's syntax tree; UsageError if it is more than a rule may be."""
+    shown = one_line(expression)
     try:
         tree = ast.parse(" ".join(expression.split()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"{where} does not parse: {one_line(expression)}") from None
+        raise UsageError(f"{where} does not parse: {shown}") from None
     called = set()
     for node in ast.walk(tree):
-        what = type(node).__name__
         if isinstance(node, ast.Call):
             simple = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
             if not simple or node.keywords or not node.args:
-                raise UsageError(f"{where} may call min, max and abs only: {one_line(expression)}")
+                raise UsageError(f"{where} may call min, max and abs only: {shown}")
             if (len(node.args) == 1) != (node.func.id == "abs"):
-                raise UsageError(
-                    f"{where}: abs takes one number, min and max two or more: "
-                    f"{one_line(expression)}"
-                )
+                raise UsageError(f"{where}: abs takes one number, min and max two or more: {shown}")
             called.add(node.func)
         elif not isinstance(node, _SYNTAX):
-            raise UsageError(f"{where} may not contain {what}: {one_line(expression)}")
+            raise UsageError(f"{where} may not contain {type(node).__name__}: {shown}")
         elif isinstance(node, ast.Constant) and not isinstance(node.value, int | float):
-            raise UsageError(f"{where} may not contain {node.value!r}: {one_line(expression)}")
+            raise UsageError(f"{where} may not contain {node.value!r}: {shown}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node not in called:
             if node.id in OUTCOMES:
                 raise UsageError(f"{where} uses the outcome {node.id!r}; a rule uses numbers only")
             if node.id in FUNCTIONS:
-                raise UsageError(
-                    f"{where} uses {node.id} without calling it: {one_line(expression)}"
-                )
+                raise UsageError(f"{where} uses {node.id} without calling it: {shown}")
     return tree.body
 
 

@@ -8,16 +8,9 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from replib.claims.rules import OUTCOMES
+from replib.claims.rules import OUTCOMES, RESERVED
 from replib.errors import UsageError, did_you_mean, find_control, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -93,7 +86,7 @@ class Rule(Strict):
 
 
 def _free(name: str) -> str:
-    if name in ("statement", "reported", "outcome", "reason", "low", "high", "n", "scope"):
+    if name in RESERVED:
         raise ValueError(f"{name!r} cannot name a number")
     return name
 
@@ -214,9 +207,7 @@ def _message(error: Mapping[str, Any], models: list[type[BaseModel]]) -> str:
             return f"unknown key {key!r}{did_you_mean(str(key), known)}"
         case "value_error":
             return str(error["ctx"]["error"])
-        case "finite_number":
-            return _not_finite(given)
-        case "float_type" if type(given) is int:  # too large for one
+        case "finite_number" | "float_type" if type(given) in (int, float):  # an int: too large
             return _not_finite(given)
     said = error["msg"].partition(" should ")[2].partition(" or instance of")[0]
     return f"{_given(given)} should {said}" if said else error["msg"]

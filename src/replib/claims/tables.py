@@ -1,18 +1,20 @@
 """Claims, changes and verdicts as tables that a notebook shows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from replib.markup import as_html as _cell
+
+Row = tuple[str, ...]
 
 
 @dataclass(frozen=True, repr=False)
 class HtmlTable:
     """A table that a notebook shows; cells are HTML already, made by the functions below."""
 
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    head: Row
+    rows: list[Row]
     kind: str  # claims, history or verdicts, a class name for the book's style sheet
 
     def __repr__(self) -> str:
@@ -20,9 +22,8 @@ class HtmlTable:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{_cell(title)}</th>" for title in self.head)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in self.rows
-        )
+        rows = ("".join(f"<td>{cell}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
         return (
             '<div class="table-scroll" style="overflow-x: auto">\n'
             f'<table class="{self.kind}-table">'
@@ -42,33 +43,25 @@ def paper_number(reported: str | None, mark: str, where: str | None) -> str:
     return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
 
 
-def columns_of(
-    head: tuple[str, ...], rows: list[tuple[str, ...]], is_method: bool
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows; of a method no paper says anything, so the column for its number goes."""
-    if not is_method:
-        return head, rows
-    return (head[0], "what must hold", *head[3:]), [row[:2] + row[3:] for row in rows]
+def claims_table(head: Sequence[str], rows: list[Row], is_method: bool, kind: str) -> HtmlTable:
+    """A table of claims: id, statement, the paper's number, and what `head` says. Of a method no
+    paper says anything, so the column for its number goes."""
+    if is_method:
+        return HtmlTable(("claim", "what must hold", *head), [(*r[:2], *r[3:]) for r in rows], kind)
+    return HtmlTable(("claim", "the paper says", "its number", *head), rows, kind)
 
 
 def verdict_table(claims: Iterable[Mapping[str, Any]], is_method: bool = False) -> HtmlTable:
     """What became of every claim, from the entries of a record."""
     rows = []
     for claim in claims:
-        outcome = claim["outcome"]
+        outcome, number = claim["outcome"], paper_number(claim["reported"], **claim["source"])
         word = f'<span class="outcome outcome-{outcome}">{outcome.replace("_", " ")}</span>'
-        rows.append(
-            (
-                _cell(claim["id"]),
-                _cell(claim["statement"]),
-                paper_number(claim["reported"], **claim["source"]),
-                _measured(claim),
-                _cell(claim["decision_rule"]["text"]),
-                word + small_print("", claim["reason"]),
-            )
-        )
-    head = ("claim", "the paper says", "its number", "measured here", "rule", "outcome")
-    return HtmlTable(*columns_of(head, rows, is_method), "verdicts")
+        word += small_print("", claim["reason"])
+        id, statement = _cell(claim["id"]), _cell(claim["statement"])
+        rule = _cell(claim["decision_rule"]["text"])
+        rows.append((id, statement, number, _measured(claim), rule, word))
+    return claims_table(("measured here", "rule", "outcome"), rows, is_method, "verdicts")
 
 
 def _measured(claim: Mapping[str, Any]) -> str:

@@ -23,12 +23,9 @@ def activations(
     def last_only(value: Tensor, hook: object) -> Tensor:
         return value[:, -1:]
 
+    hooks = [(wanted, keep), ("unembed.hook_in", last_only)]
     with torch.inference_mode():
-        model.run_with_hooks(
-            tokens,
-            return_type=None,
-            fwd_hooks=[(wanted, keep), ("unembed.hook_in", last_only)],
-        )
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
     if not seen:
         raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
     return seen

@@ -24,19 +24,19 @@ MAX_ROWS = at_once(2_048)
 MAX_TOKENS = at_once(2_048)
 # Unedited runs kept for the next edit of the same prompts (keys and values, mostly).
 MAX_KEPT_BYTES = at_once(1_500_000_000)
+EDITABLE = ("q", "k", "v", "pattern", "z")
 
 
 @runtime_checkable
 class Edit(Protocol):
-    """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`."""
+    """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`.
+
+    `wants` says which of EDITABLE it changes or keeps in a layer.
+    """
 
     start: int  # the first layer that it changes
 
-    def acts_at(self, layer: int) -> bool: ...
-
-    def k_or_v_per_head(self, layer: int) -> bool: ...
-
-    def wants_pattern(self, layer: int) -> bool: ...
+    def wants(self, name: str, layer: int) -> bool: ...
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor: ...
 
@@ -48,9 +48,6 @@ class Past:
     tokens: Int[Tensor, "prompt pos"]
     k: list[Float[Tensor, "prompt pos kv_head d_head"]]
     v: list[Float[Tensor, "prompt pos kv_head d_head"]]
-
-    def n_bytes(self) -> int:
-        return sum(t.nbytes for t in self.k + self.v)
 
 
 @dataclass
@@ -70,10 +67,6 @@ class Run:
     def final(self) -> Float[Tensor, "prompt dest d_model"]:
         return self.resid_pre[-1]
 
-    def n_bytes(self) -> int:
-        lists = (self.resid_pre, self.z, self.o_out, self.mlp_out)
-        return sum(t.nbytes for tensors in lists for t in tensors)
-
 
 def run_forward(
     net: Network,
@@ -92,7 +85,8 @@ def run_forward(
     unless someone edits or keeps what it does elsewhere.
     """
     block, geometry = net.blocks[layer], net.geometry(past.tokens)
-    at_end = layer == net.n_layers - 1 and keep is None and not (edit and edit.acts_at(layer))
+    wanted = [name for name in EDITABLE if edit is not None and edit.wants(name, layer)]
+    at_end = layer == net.n_layers - 1 and keep is None and not wanted
     x = block.ln1(resid)
     k, v = block.heads_of(block.k(x)), block.heads_of(block.v(x))
     n_kv, src = k.shape[-2], dest
@@ -101,7 +95,7 @@ def run_forward(
     q = block.heads_of(block.q(x))
 
     if edit is not None:
-        if edit.k_or_v_per_head(layer):
+        if "k" in wanted or "v" in wanted:
             # One query head's key or value is edited: undo the sharing within its group.
             k, v = (t.repeat_interleave(block.n_heads // n_kv, dim=-2) for t in (k, v))
         q, k, v = edit("q", layer, q), edit("k", layer, k), edit("v", layer, v)
@@ -126,7 +120,7 @@ def run_forward(
         scores = torch.cat([torch.einsum("epngmd,psgd->epgmns", q, k_old), scores], dim=-1)
     scores = scores.masked_fill(~allowed[:, None, None], torch.finfo(scores.dtype).min)
     pattern = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-    if edit is not None and edit.wants_pattern(layer):
+    if "pattern" in wanted:
         # by source position, as an edit reads and writes it
         here = column[:, None].expand(*pattern.shape[:1], -1, block.n_heads, -1, -1)
         pattern = pattern.flatten(2, 3)  # edit prompt head dest src
@@ -153,11 +147,8 @@ def run_forward(
 def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> Past:
     """Keys and values of some clean prompts. The model is run once for a set of prompts.
 
-    The first prompt is checked against the model's own forward pass.
-
-    Raises:
-        UsageError: if the model computes something that this module does not know (an unusual
-            block layout), rather than edit a network that is not the model.
+    The first prompt is checked against the model's own forward pass: UsageError if the model
+    computes something that this module does not know (an unusual block layout).
     """
     kept = net.kept.setdefault(pairs.clean, {})
     if "past" not in kept:
@@ -178,10 +169,9 @@ def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"])
                     [t.new_zeros(*pairs.clean.shape, *t.shape[2:]) for t in side]
                     for side in (past.k, past.v)
                 )
-            for name in ("k", "v"):
-                for all_, part in zip(getattr(whole, name), getattr(past, name), strict=True):
-                    all_[some, : tokens.shape[1]] = part
-        _make_room(net, whole.n_bytes())
+            for all_, part in zip(whole.k + whole.v, past.k + past.v, strict=True):
+                all_[some, : tokens.shape[1]] = part
+        _make_room(net, whole)
         net.kept.setdefault(pairs.clean, kept)["past"] = whole
     whole = kept["past"]
     if torch.equal(prompts, torch.arange(len(pairs), device=prompts.device)):
@@ -203,11 +193,11 @@ def _check(
         )
 
 
-def _make_room(net: Network, n_bytes: int) -> None:
-    """Forgets what is kept if `n_bytes` more would be too much."""
-    if n_bytes + sum(r.n_bytes() for kept in net.kept.values() for r in kept.values()) > (
-        MAX_KEPT_BYTES
-    ):
+def _make_room(net: Network, new: Past | Run) -> None:
+    """Forgets what is kept if it would be too much with `new`."""
+    every = [new, *(one for kept in net.kept.values() for one in kept.values())]
+    lists = (value for one in every for value in vars(one).values() if isinstance(value, list))
+    if sum(t.nbytes for tensors in lists for t in tensors) > MAX_KEPT_BYTES:
         for kept in net.kept.values():
             kept.clear()
 
@@ -249,7 +239,7 @@ def run_batches(
         run.resid_pre.append(resid[prompt, index])
         resid = run_forward(net, past, resid[None], at, layer, keep=keep)[0]
     run.resid_pre.append(resid[prompt, index])
-    _make_room(net, run.n_bytes())
+    _make_room(net, run)
     kept[key] = run
     return run
 
@@ -275,10 +265,8 @@ def positions_of(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
         every = torch.arange(pairs.clean.shape[1], device=pairs.clean.device).expand_as(pairs.clean)
         return torch.where(every < pairs.length[:, None], every, -1)
     if name not in pairs.positions:
-        raise UsageError(
-            f"no position {name!r} in these {pairs.task} prompts; they have "
-            f"{', '.join(pairs.positions)}, all"
-        )
+        names = f"they have {', '.join(pairs.positions)}, all"
+        raise UsageError(f"no position {name!r} in these {pairs.task} prompts; {names}")
     at = pairs.positions[name]
     return at[:, None] if at.ndim == 1 else at
 

@@ -39,11 +39,8 @@ def scaled_heads(model: TransformerBridge, scales: Mapping[Head, float]) -> Iter
 
     A hook in front of the output projection multiplies one query head's slice of its input: other
     heads, also those that share a value vector, keep theirs. No weight is touched, and the hooks
-    are gone afterwards, whatever happened.
-
-    Raises:
-        UsageError: a head that does not exist.
-        RuntimeError: a head that was to be scaled saw no forward pass.
+    are gone afterwards, whatever happened. UsageError for a head that does not exist, RuntimeError
+    if one that was to be scaled saw no forward pass.
     """
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     by_layer: dict[int, dict[int, float]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -54,17 +54,16 @@ class HeadEdit:
 def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
     """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
 
-    Raises:
-        UsageError: if a row is negative somewhere or does not sum to 1.
+    UsageError if a row is negative somewhere or does not sum to 1.
     """
     sums = row.sum(-1)
     if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
-    return HeadEdit(
-        tuple(heads),
-        "pattern",
-        lambda old, site: row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old),
-    )
+
+    def apply(old: Tensor, site: Site) -> Tensor:
+        return row[site.prompts, None, : old.shape[-1]].to(old).expand_as(old)
+
+    return HeadEdit(tuple(heads), "pattern", apply)
 
 
 def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> HeadEdit:
@@ -103,40 +102,26 @@ def scale_head(head: Head, alpha: float) -> HeadEdit:
     return HeadEdit((head,), "z", lambda old, site: alpha * old)
 
 
-@dataclass
-class _Seen:
-    """What passed at one position, layer by layer."""
-
-    pattern: list[Float[Tensor, "edit prompt head src"]] = field(default_factory=list)
-    z: list[Float[Tensor, "edit prompt head d_head"]] = field(default_factory=list)
+# What passed at one position, layer by layer: "pattern" [edit, prompt, head, src] and "z" [edit,
+# prompt, head, d_head].
+Seen = dict[str, list[Tensor]]
 
 
 class EditHeads:
     """Applies each edit to its own row; with `capture`, keeps what passes at the last position."""
 
-    def __init__(
-        self,
-        edits: Sequence[HeadEdit],
-        site: Callable[[Head], Site],
-        capture: bool,
-    ):
+    def __init__(self, edits: Sequence[HeadEdit], site: Callable[[Head], Site], capture: bool):
         edited = [layer for edit in edits for layer, _ in edit.heads]
         self.start = 0 if capture or not edited else min(edited)
         self.site = site
-        self.seen = _Seen() if capture else None
+        self.seen: Seen | None = {"pattern": [], "z": []} if capture else None
         self.todo: dict[tuple[str, int], list[tuple[int, int, HeadEdit]]] = {}
         for row, edit in enumerate(edits):
             for layer, head in edit.heads:
                 self.todo.setdefault((edit.at, layer), []).append((row, head, edit))
 
-    def acts_at(self, layer: int) -> bool:
-        return self.seen is not None or any(at == layer for _, at in self.todo)
-
-    def k_or_v_per_head(self, layer: int) -> bool:
-        return False  # these edits act on what comes after
-
-    def wants_pattern(self, layer: int) -> bool:
-        return self.seen is not None or ("pattern", layer) in self.todo
+    def wants(self, name: str, layer: int) -> bool:
+        return name in (self.seen or ()) or (name, layer) in self.todo
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
         todo = self.todo.pop((name, layer), None)  # what is left at the end did not fire
@@ -145,34 +130,26 @@ class EditHeads:
         for row, head, edit in todo or ():
             here = (row, slice(None), head) if name == "pattern" else (row, ..., head, slice(None))
             value[here] = edit.apply(value[here], self.site((layer, head)))
-        if self.seen is not None and name in ("pattern", "z"):
-            at_end = value[..., -1, :] if name == "pattern" else value[:, :, -1]
-            getattr(self.seen, name).append(at_end)
+        if name in (self.seen or ()):
+            self.seen[name].append(value[..., -1, :] if name == "pattern" else value[:, :, -1])
         return value
 
 
 @dataclass(frozen=True)
 class Readout:
-    """What the model says at END after each edit.
-
-    Attributes:
-        tokens: the candidates of the prompts, or (answer, foil) where they have none.
-        logits: of `tokens`.
-        correct: is the answer the most probable token of the full vocabulary? (None unless asked)
-        top1, logsumexp: most probable token, and log-sum-exp of the logits, over the full
-            vocabulary (None unless asked for); log p(token) is its logit less the log-sum-exp.
-        pattern: attention from END, every head (None unless captured).
-        attribution: direct effect of each head on the logits of `tokens`, the norms frozen at the
-            scale they have in that run (None unless captured).
-    """
+    """What the model says at END after each edit; None: not asked for."""
 
     logit_diff: Float[Tensor, "edit prompt"]
-    tokens: Int[Tensor, "prompt token"]
-    logits: Float[Tensor, "edit prompt token"]
+    tokens: Int[Tensor, "prompt token"]  # the candidates, or (answer, foil) where there are none
+    logits: Float[Tensor, "edit prompt token"]  # of `tokens`
+    # Of the full vocabulary: the most probable token, the log-sum-exp of the logits (log p(token)
+    # is its logit less that), and whether the answer is the most probable.
     top1: Int[Tensor, "edit prompt"] | None = None
     logsumexp: Float[Tensor, "edit prompt"] | None = None
     correct: Bool[Tensor, "edit prompt"] | None = None
-    pattern: Float[Tensor, "edit prompt layer head src"] | None = None
+    pattern: Float[Tensor, "edit prompt layer head src"] | None = None  # attention from END
+    # Direct effect of each head on the logits of `tokens`, the norms frozen at their scale in
+    # that run.
     attribution: Float[Tensor, "edit prompt layer head token"] | None = None
 
 
@@ -187,17 +164,15 @@ def read(
 ) -> Readout:
     """Run the clean prompts under each edit and read the next token at END.
 
-    The edits act at END (or at every position); later heads and MLPs are free.
-
-    Raises:
-        UsageError: a head that does not exist.
+    The edits act at END (or at every position); later heads and MLPs are free. UsageError for a
+    head that does not exist.
     """
     net.check_heads(head for edit in edits for head in edit.heads)
     tokens = pairs.candidates
     if tokens is None:
         tokens = torch.stack([pairs.answer, pairs.foil], dim=-1)
     needs_corrupted = any(edit.needs_corrupted for edit in edits)
-    columns: list[list[dict[str, Tensor]]] = []
+    parts: list[dict[str, Tensor]] = []
     order: list[Tensor] = []
     starts = torch.zeros_like(pairs.length) if everywhere else pairs.length - 1
     with torch.inference_mode():
@@ -205,13 +180,12 @@ def read(
             order.append(prompts)
             dest = window(starts[prompts], chunk.length - 1)
             past = keep_past(net, pairs, prompts)
-            clean = run_batches(net, pairs, "clean", prompts, past, dest)
-            corrupted = None
+            clean, corrupted = run_batches(net, pairs, "clean", prompts, past, dest), None
             if needs_corrupted:
                 corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             site = partial(Site, prompts=prompts, corrupted=corrupted)
             batch = max(1, MAX_ROWS // dest.numel())
-            columns.append([])
+            outs = []
             for start in range(0, len(edits), batch):
                 some = edits[start : start + batch]
                 resid, seen = _edited(net, past, clean, some, site, capture)
@@ -222,26 +196,13 @@ def read(
                 if full_vocabulary:
                     out["top1"], out["logsumexp"] = net.vocabulary(resid)
                 if capture:
-                    out["pattern"] = torch.stack(seen.pattern, dim=2).float()
+                    out["pattern"] = torch.stack(seen["pattern"], dim=2).float()
                     out["attribution"] = _attribution(net, seen, resid, tokens[prompts])
-                columns[-1].append(out)
-
-    def whole(name: str) -> Tensor | None:
-        if name not in columns[0][0]:
-            return None
-        pieces = [torch.cat([batch[name] for batch in column]) for column in columns]
-        return torch.cat(pieces, dim=1)[:, torch.cat(order).argsort()]
-
-    return Readout(
-        whole("logit_diff"),
-        tokens,
-        whole("logits"),
-        whole("top1"),
-        whole("logsumexp"),
-        whole("correct"),
-        whole("pattern"),
-        whole("attribution"),
-    )
+                outs.append(out)
+            parts.append({name: torch.cat([out[name] for out in outs]) for name in outs[0]})
+    back = torch.cat(order).argsort()
+    whole = {name: torch.cat([part[name] for part in parts], dim=1)[:, back] for name in parts[0]}
+    return Readout(tokens=tokens, **whole)
 
 
 def _edited(
@@ -251,7 +212,7 @@ def _edited(
     edits: Sequence[HeadEdit],
     site: Callable[[Head], Site],
     capture: bool,
-) -> tuple[Float[Tensor, "edit prompt d_model"], _Seen | None]:
+) -> tuple[Float[Tensor, "edit prompt d_model"], Seen | None]:
     """The final residual stream at END under each edit, and what `capture` asks for."""
     editor = EditHeads(edits, site, capture)
     resid = clean.resid_pre[editor.start].expand(len(edits), -1, -1, -1)
@@ -292,7 +253,7 @@ def _frozen_norm(
 
 def _attribution(
     net: Network,
-    seen: _Seen,
+    seen: Seen,
     resid: Float[Tensor, "edit prompt d_model"],
     tokens: Int[Tensor, "prompt token"],
 ) -> Float[Tensor, "edit prompt layer head token"]:
@@ -301,7 +262,7 @@ def _attribution(
     is normalised before it is added (Gemma), that norm is frozen in the same way."""
     final = _frozen_norm(net.ln_final, resid)
     layers = []
-    for block, z in zip(net.blocks, seen.z, strict=True):
+    for block, z in zip(net.blocks, seen["z"], strict=True):
         writes = torch.einsum("ephd,hdm->ephm", z.float(), block.W_O.float())
         if block.ln1_post is not None:
             writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
@@ -325,8 +286,7 @@ def attention_from(
 ) -> Float[Tensor, "prompt layer head src"]:
     """Attention pattern of every head from one position of the clean prompts.
 
-    Raises:
-        UsageError: a position that does not exist, or a set of positions.
+    UsageError for a position that does not exist, or a set of positions.
     """
     if (at := positions_of(pairs, position)).shape[1] != 1:
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
@@ -338,5 +298,5 @@ def attention_from(
             past = keep_past(net, pairs, prompts)
             run = run_batches(net, pairs, "clean", prompts, past, dest)
             _, seen = _edited(net, past, run, [HeadEdit()], site, capture=True)
-            rows.append(torch.stack(seen.pattern, dim=2)[0].float())
+            rows.append(torch.stack(seen["pattern"], dim=2)[0].float())
     return torch.cat(rows)

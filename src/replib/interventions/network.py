@@ -1,12 +1,10 @@
 """Exact interventions on attention heads: path patching, attention edits, ablation, scaling.
 
-Everything here is computed on residual streams held in memory, with the model's own norm,
-projection and MLP modules; no hook is ever placed, so an intervention leaves the model
-bit-identical by construction. The saving over running the whole model once per head: attention
-is causal and an edit starts at one layer and at one position, so what lies below that layer or
-before that position is read from the unedited run (keys and values included), and only the rest
-is computed again. No step is approximate. `tests/reference.py` does the same with hooks and whole
-forward passes, as slowly and obviously as possible; the tests hold the two together.
+Everything is computed on residual streams held in memory, with the model's own norm, projection and
+MLP modules; no hook is placed, so the model stays bit-identical. Attention is causal and an edit
+starts at one layer and position, so what lies below or before is read from the unedited run (keys
+and values included), and only the rest is computed again. No step is approximate.
+`tests/reference.py` does the same slowly, with hooks and whole forward passes.
 
 Axes: `edit` counts interventions carried out side by side (one sender head each, in path
 patching), `prompt` the prompts, `dest` the positions that are computed again, `src` attended
@@ -40,11 +38,11 @@ class _Block:
         part = dict(block.named_children())
         if "attn" not in part:
             raise UsageError("this model has no attention heads, which this chapter is about")
-        if not {"ln1", "attn", "ln2", "mlp"} <= part.keys():
-            raise UsageError(
-                f"path patching needs blocks with ln1, attn, ln2 and mlp; this model's have "
-                f"{', '.join(sorted(set(part) & {'ln1', 'attn', 'ln2', 'mlp', 'mixer'})) or 'none'}"
-            )
+        needed = {"ln1", "attn", "ln2", "mlp"}
+        if not needed <= part.keys():
+            has = ", ".join(sorted(part.keys() & (needed | {"mixer"}))) or "none"
+            needs = "path patching needs blocks with ln1, attn, ln2 and mlp"
+            raise UsageError(f"{needs}; this model's have {has}")
         if part["mlp"].original_component is block.original_component:  # OPT
             raise UsageError("path patching needs an MLP that is a module of its own")
         attn = dict(part["attn"].named_children())
@@ -102,8 +100,7 @@ class _Geometry:
 class Network:
     """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
 
-    Raises:
-        UsageError: if the model has no attention heads, or caps its logits (Gemma 2).
+    UsageError if the model has no attention heads, or caps its logits (Gemma 2).
     """
 
     def __init__(self, model: TransformerBridge):
@@ -128,32 +125,23 @@ class Network:
     def check_heads(self, heads: Iterable[Head]) -> None:
         for layer, head in heads:
             if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
-                raise UsageError(
-                    f"no head L{layer}H{head}: this model has {self.n_layers} layers of "
-                    f"{self.n_heads} heads"
-                )
+                size = f"{self.n_layers} layers of {self.n_heads} heads"
+                raise UsageError(f"no head L{layer}H{head}: this model has {size}")
 
     def geometry(self, tokens: Int[Tensor, "prompt pos"]) -> _Geometry:
         n_pos = tokens.shape[1]
         if n_pos not in self._geometry:
-            seen = activations(
-                self.model,
-                tokens[:1],
-                lambda name: name.endswith(("hook_cos", "hook_sin", "hook_attn_scores")),
-            )
+            ends = ("hook_cos", "hook_sin", "hook_attn_scores")
+            seen = activations(self.model, tokens[:1], lambda name: name.endswith(ends))
 
-            def at(layer: int, name: str) -> Tensor | None:
-                value = seen.get(f"blocks.{layer}.attn.{name}")
-                return None if value is None else value[0]
+            def each(name: str) -> list[Tensor | None]:
+                found = [seen.get(f"blocks.{i}.attn.{name}") for i in range(self.n_layers)]
+                return [None if value is None else value[0] for value in found]
 
-            layers = range(self.n_layers)
-            scores = [at(layer, "hook_attn_scores") for layer in layers]
-            self._geometry[n_pos] = _Geometry(
-                cos=[at(layer, "hook_cos") for layer in layers],
-                sin=[at(layer, "hook_sin") for layer in layers],
-                # A masked score is -inf or the dtype's minimum: far below any real one.
-                allowed=[s[0] > torch.finfo(s.dtype).min / 10 for s in scores],
-            )
+            cos, sin, scores = map(each, ends)
+            # A masked score is -inf or the dtype's minimum: far below any real one.
+            allowed = [s[0] > torch.finfo(s.dtype).min / 10 for s in scores]
+            self._geometry[n_pos] = _Geometry(cos, sin, allowed)
         return self._geometry[n_pos]
 
     def logits(

@@ -27,15 +27,10 @@ from replib.prompts.pairs import PromptPairs
 
 @dataclass(frozen=True)
 class PathPatch:
-    """Noising path patching of every sender into one set of receivers.
+    """Logit differences after noising path patching of every sender into one set of receivers."""
 
-    Attributes:
-        logit_diff: after patching; NaN for heads that were not senders.
-        clean, corrupted: of the unpatched runs.
-    """
-
-    logit_diff: Float[Tensor, "layer head prompt"]
-    clean: Float[Tensor, " prompt"]
+    logit_diff: Float[Tensor, "layer head prompt"]  # NaN for heads that were not senders
+    clean: Float[Tensor, " prompt"]  # of the unpatched runs, like the next
     corrupted: Float[Tensor, " prompt"]
 
     def effect(self) -> Float[Tensor, "layer head prompt"]:
@@ -64,17 +59,11 @@ class Receive:
         self.start = min(layer for layer, _ in recorded)  # first layer to compute again
         self.fired: set[Head] = set()
 
-    def acts_at(self, layer: int) -> bool:
-        return any(at == layer for at, _ in self.recorded)
-
-    def k_or_v_per_head(self, layer: int) -> bool:
-        return self.component != "q" and self.acts_at(layer)
-
-    def wants_pattern(self, layer: int) -> bool:
-        return False
+    def wants(self, name: str, layer: int) -> bool:
+        return name == self.component and any(at == layer for at, _ in self.recorded)
 
     def __call__(self, name: str, layer: int, value: Tensor) -> Tensor:
-        if name != self.component or not self.acts_at(layer):
+        if not self.wants(name, layer):
             return value
         value = value.clone()
         prompt = torch.arange(value.shape[1], device=value.device)[:, None]
@@ -167,9 +156,8 @@ def path_patch(
         position: name of a position, or of a set of positions, of `pairs`; "all" for every token.
         senders: default all heads that the receivers can see.
 
-    Raises:
-        UsageError: no receivers, a head, layer or position that does not exist, or a sender that
-            no receiver can see.
+    UsageError for no receivers, a head, layer or position that does not exist, or a sender that no
+    receiver can see.
     """
     if not receivers:
         raise UsageError("path patching needs at least one receiver head")
@@ -205,10 +193,8 @@ def path_patch(
             dest = window(at.min(-1).values, chunk.length - 1)
             index = at - dest[:, :1]
             past = keep_past(net, pairs, prompts)
-            clean, corrupted = (
-                run_batches(net, pairs, which, prompts, past, dest)
-                for which in ("clean", "corrupted")
-            )
+            clean = run_batches(net, pairs, "clean", prompts, past, dest)
+            corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
             clean_diff[prompts] = logit_diff(net, clean.final[:, -1], chunk)
             corrupted_diff[prompts] = logit_diff(net, corrupted.final[:, -1], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
@@ -228,10 +214,8 @@ def path_patch(
                     resid = run_forward(net, past, resid, dest, layer, editor)
                 if heads and editor.fired != set(recorded):
                     raise RuntimeError("a receiver was not patched")
-                layers, head_index = torch.tensor(some).T
-                patched[layers[:, None], head_index[:, None], prompts] = logit_diff(
-                    net, resid[:, :, -1], chunk
-                )
+                at_layer, at_head = torch.tensor(some).T[..., None]
+                patched[at_layer, at_head, prompts] = logit_diff(net, resid[:, :, -1], chunk)
     return PathPatch(patched, clean_diff, corrupted_diff)
 
 

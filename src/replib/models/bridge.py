@@ -45,15 +45,10 @@ _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKey
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
-    """What `load_model` or `tiny_model` loaded into this bridge.
-
-    Raises UsageError for a bridge that neither of them made.
-    """
+    """What `load_model` or `tiny_model` loaded into this bridge; UsageError if neither did."""
     if model not in _INFO:
-        raise UsageError(
-            "model_info: this model was not loaded by load_model or tiny_model, "
-            "so its source is unknown"
-        )
+        by = "load_model or tiny_model"
+        raise UsageError(f"model_info: this model was not loaded by {by}, so its source is unknown")
     return _INFO[model]
 
 
@@ -74,19 +69,15 @@ def bridge_for(
     model.eval()
     try:
         bridge = build_bridge_from_module(
-            model,
-            type(model).__name__,
-            hf_config=model.config,
-            model_name=name,
+            model, type(model).__name__, hf_config=model.config, model_name=name
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
     except Exception as error:
-        raise UsageError(
-            f"model {name!r}: TransformerLens cannot wrap it: {first_line(error)}"
-        ) from error
+        problem = f"TransformerLens cannot wrap it: {first_line(error)}"
+        raise UsageError(f"model {name!r}: {problem}") from error
     bridge.tokenizer = tokenizer
     cfg = bridge.cfg
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
@@ -98,8 +89,7 @@ def bridge_for(
         # that are read, float32 whatever the model's type, into float64.
         unembed.bias = None
     for part in (model, bridge):
-        for parameter in part.parameters():
-            parameter.requires_grad_(False)
+        part.requires_grad_(False)
     _INFO[bridge] = ModelInfo(
         name=name,
         source=where.source,

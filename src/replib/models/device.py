@@ -5,26 +5,15 @@ from __future__ import annotations
 import torch
 
 from replib.errors import UsageError
-from replib.models.threads import n_threads
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,  # a reference for the rounding of the others
-}
+# float64 is a reference for the rounding of the others.
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def find_device(device: str) -> torch.device:
-    """ "auto" picks cuda, then mps, then cpu; any other device must be there.
-
-    Raises UsageError for a device that torch does not know or this machine does not have.
-    """
-    here = ["cpu"]
-    if torch.backends.mps.is_available():
-        here.insert(0, "mps")
-    if torch.cuda.is_available():
-        here.insert(0, "cuda")
+    """ "auto" picks cuda, then mps, then cpu; UsageError for another that is not here."""
+    known = {"cuda": torch.cuda, "mps": torch.backends.mps, "cpu": torch.cpu}
+    here = [kind for kind, module in known.items() if module.is_available()]
     if device == "auto":
         return torch.device(here[0])
     try:
@@ -35,22 +24,19 @@ def find_device(device: str) -> torch.device:
         count = torch.cuda.device_count() if found.type == "cuda" else 1
         if (found.index or 0) < count:
             return found
-    raise UsageError(
-        f"device {device!r} is not available here; choose one of: auto, {', '.join(here)}"
-    )
+    choices = f"choose one of: auto, {', '.join(here)}"
+    raise UsageError(f"device {device!r} is not available here; {choices}")
 
 
 def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 where the processor multiplies it, else float32.
 
-    Raises UsageError for another name than "auto" and those of `DTYPES`, and for float64 on mps,
-    which has none.
+    UsageError for a name that is not of `DTYPES`, and for float64 on mps, which has none.
     """
     if dtype != "auto":
         if dtype not in DTYPES:
-            raise UsageError(
-                f"dtype {dtype!r} is not known; choose one of: auto, {', '.join(DTYPES)}"
-            )
+            choices = f"choose one of: auto, {', '.join(DTYPES)}"
+            raise UsageError(f"dtype {dtype!r} is not known; {choices}")
         if dtype == "float64" and device.type == "mps":
             raise UsageError("dtype 'float64' does not exist on mps; give --device cpu")
         return DTYPES[dtype]
@@ -59,8 +45,3 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     else:
         fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
-
-
-def set_threads() -> None:
-    """torch computes on as many threads as `n_threads` says."""
-    torch.set_num_threads(n_threads())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -38,66 +39,51 @@ def from_hub(
     """
     known = f"known models: {', '.join(KNOWN)}; or a local folder, or a Hugging Face id"
     at = "" if revision is None else f" at revision {revision!r}"
+    unknown = f"model {name!r} is not known, and"
+    api = huggingface_hub.HfApi()
     try:
-        info = _within(
-            HUB_SECONDS,
-            lambda: huggingface_hub.HfApi().model_info(name, revision=revision, timeout=5),
-        )
+        info = _within(HUB_SECONDS, lambda: api.model_info(name, revision=revision, timeout=5))
     except HFValidationError:
-        raise UsageError(
-            f"model {name!r} is not known, and there is no such folder; {known}"
-        ) from None
+        raise UsageError(f"{unknown} there is no such folder; {known}") from None
     except RevisionNotFoundError:
         raise UsageError(f"model {name!r} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
-        raise UsageError(f"model {name!r} is not known, and not on the hub; {known}") from None
+        raise UsageError(f"{unknown} not on the hub; {known}") from None
     except Exception as error:
         try:
             folder = _snapshot(name, revision, local_files_only=True)
         except Exception:
-            reason = f"{type(error).__name__}: {first_line(error)}"
+            reason = f"({type(error).__name__}: {first_line(error)})"
             raise UsageError(
-                f"model {name!r} is not known, and the hub could not be reached to look for it"
-                f"{at} ({reason}); {known}"
+                f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
             ) from None
-        return _hub_snapshot(name, folder)
-    if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
-        raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
-    if before_download is not None and getattr(info, "safetensors", None) is not None:
-        before_download(info.safetensors.total)
-    try:
-        folder = _snapshot(name, revision, local_files_only=False)
-    except GatedRepoError:
-        raise UsageError(
-            f"model {name!r} is gated: accept its terms on the hub and log in (hf auth login)"
-        ) from None
-    except Exception as error:
-        raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
-    return _hub_snapshot(name, folder)
+    else:
+        if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
+            raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
+        if before_download is not None and getattr(info, "safetensors", None) is not None:
+            before_download(info.safetensors.total)
+        try:
+            folder = _snapshot(name, revision, local_files_only=False)
+        except GatedRepoError:
+            terms = "accept its terms on the hub and log in (hf auth login)"
+            raise UsageError(f"model {name!r} is gated: {terms}") from None
+        except Exception as error:
+            raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
+    source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
+    return Place(source, folder=folder, gguf_file=find_gguf(folder), revision=commit)
 
 
 def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:
     """The folder of the hub model's files, downloaded where that is allowed and needed."""
-    return Path(
-        huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(HUB_FILES),
-            ignore_patterns=["*/*"],
-            tqdm_class=TerminalBar,
-            local_files_only=local_files_only,
-        )
+    folder = huggingface_hub.snapshot_download(
+        name,
+        revision=revision,
+        allow_patterns=list(HUB_FILES),
+        ignore_patterns=["*/*"],
+        tqdm_class=TerminalBar,
+        local_files_only=local_files_only,
     )
-
-
-def _hub_snapshot(name: str, folder: Path) -> Place:
-    return Place(
-        source=f"Hugging Face hub, {name}",
-        note="",
-        folder=folder,
-        gguf_file=find_gguf(folder),
-        revision=folder.name,  # a snapshot folder is named by its commit
-    )
+    return Path(folder)
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -105,20 +91,15 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
     Name servers and dropped packets have time limits of their own, which are too long to wait for.
     """
-    done: list[Any] = []
+    answer: Future[Any] = Future()
 
     def run() -> None:
         try:
-            done.append((call(), None))
+            answer.set_result(call())
         except Exception as error:
-            done.append((None, error))
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not done:
+    threading.Thread(target=run, daemon=True).start()  # the program does not wait for it to end
+    if not wait([answer], seconds).done:
         raise TimeoutError(f"no answer in {seconds:.0f} s")
-    result, error = done[0]
-    if error is not None:
-        raise error
-    return result
+    return answer.result()

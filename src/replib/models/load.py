@@ -1,7 +1,5 @@
 """Load a model by name as a TransformerLens bridge, and say what was loaded.
 
-Names: those of `sources` (the two embedded models, `tiny` with seeded random weights, the
-planted ones with weights set by hand), any Hugging Face id with a revision, any local folder.
 Weights are read from safetensors or GGUF files only, and code that comes with a checkpoint is never
 run.
 """
@@ -20,9 +18,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError, first_line
 from replib.models.bridge import bridge_for
-from replib.models.device import find_device, find_dtype, set_threads
+from replib.models.device import find_device, find_dtype
 from replib.models.hub import check_revision, from_hub
 from replib.models.sources import MADE_IN_MEMORY, PLANTED, SOURCES, Place, find_gguf, planted_module
+from replib.models.threads import n_threads
 from replib.models.tiny import TINY_NOTE, tiny_parts
 from replib.models.unpack import load_dequantised, quiet
 
@@ -39,15 +38,13 @@ def load_model(
 
     `name` is one of `KNOWN`, a local folder, or a Hugging Face id; `revision` (a branch, tag or
     commit; empty for the newest) is for the last only. `dtype` is "auto" or a key of `DTYPES`;
-    `device` is "auto" or a torch device; `seed` is used by `tiny` only. The tokenizer keeps its
-    own habit about BOS.
-
-    Raises UsageError for a name, revision, dtype or device that cannot be had.
+    `device` is "auto" or a torch device; `seed` is used by `tiny` only. UsageError for what cannot
+    be had. The tokenizer keeps its own habit about BOS.
     """
     revision = revision or None
     torch_device = find_device(device)
     torch_dtype = find_dtype(dtype, torch_device)
-    set_threads()
+    torch.set_num_threads(n_threads())
     check_revision(name, revision)
     if name == "tiny":
         model, tokenizer = tiny_parts("gpt2", seed)
@@ -73,7 +70,7 @@ def load_bare(
     if name in MADE_IN_MEMORY:
         raise UsageError(f"model {name!r} is made in memory and cannot be trained")
     torch_device = find_device(device)
-    set_threads()
+    torch.set_num_threads(n_threads())
     check_revision(name, revision)
     where = _locate(name, revision)
     model, tokenizer = _read_folder(name, where, find_dtype(dtype, torch_device))
@@ -81,17 +78,12 @@ def load_bare(
 
 
 def prepare_model(
-    name: str,
-    *,
-    revision: str | None = None,
-    before_download: Callable[[int], None] | None = None,
+    name: str, *, revision: str | None = None, before_download: Callable[[int], None] | None = None
 ) -> Path | None:
-    """Do the slow or failing steps of `load_model` now, short of loading.
+    """Do the slow or failing steps of `load_model` now: dequantise an embedded model, download a
+    hub model, check a folder. Before a notebook starts, messages still appear in the terminal.
 
-    Dequantises an embedded model, downloads a hub model, checks a folder. A runner calls it before
-    it starts a notebook, so that messages appear in the terminal and errors in one line.
     `before_download` is called with the number of parameters that the hub states, and may raise.
-
     Returns the folder that the model is read from, None if it is made in memory. Raises UsageError
     as `load_model` does.
     """
@@ -101,27 +93,17 @@ def prepare_model(
     return _locate(name, revision, before_download).folder
 
 
-# ---- from a name to a folder -------------------------------------------------------------------
-
-
 def _locate(
     name: str, revision: str | None, before_download: Callable[[int], None] | None = None
 ) -> Place:
     if name in SOURCES:
         source = SOURCES[name]
-        return Place(
-            source=f"Python package {source.requirements[0].replace('==', ' ')}",
-            note=source.note,
-            folder=load_dequantised(name),
-            sha256=source.sha256,
-        )
+        package = f"Python package {source.requirements[0].replace('==', ' ')}"
+        return Place(package, source.note, folder=load_dequantised(name), sha256=source.sha256)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        return Place(source="local folder", note="", folder=folder, gguf_file=find_gguf(folder))
+        return Place("local folder", folder=folder, gguf_file=find_gguf(folder))
     return from_hub(name, revision, before_download)
-
-
-# ---- from a folder to a bridge -----------------------------------------------------------------
 
 
 def _read_folder(
@@ -129,8 +111,7 @@ def _read_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only.
 
-    Raises UsageError when they cannot be loaded, and when weights are missing: Transformers would
-    make those up at random and only say so.
+    UsageError also where weights are missing: Transformers would make them up at random.
     """
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if where.gguf_file is not None:
@@ -147,13 +128,10 @@ def _read_folder(
                 **safe,
             )
     except Exception as error:
-        raise UsageError(
-            f"model {name!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"model {name!r} cannot be loaded: {problem}") from error
     absent = sorted(loading["missing_keys"]) + sorted(str(k) for k in loading["mismatched_keys"])
     if absent:
-        raise UsageError(
-            f"model {name!r} cannot be loaded: its files lack {len(absent)} weights that its "
-            f"configuration asks for, {absent[0]!r} first"
-        )
+        problem = f"its files lack {len(absent)} weights that its configuration asks for"
+        raise UsageError(f"model {name!r} cannot be loaded: {problem}, {absent[0]!r} first")
     return model, tokenizer

@@ -2,19 +2,18 @@
 what a method should find is known. Nothing is trained.
 
 **The residual stream is a row of named slots**, each a set of directions of its own, orthogonal to
-every other slot. A slot holds a vector, such as the code of the token at this position. Attention
-heads copy what is in a slot at one position to another slot at another position. Codes of
+every other slot. A slot holds a vector, such as the code of the token at this position; codes of
 different words are nearly orthogonal.
 
-**A head is two short lists**. Its scores: the attention score of a position is the sum,
-over (query slot, key slot, weight), of weight times the dot product of the query slot at the
-reading position and the key slot at the position looked at. Its moves: for (from, to, weight) it
-adds weight times what it finds in the slot `from` to the slot `to` of the reading position. A head
-that finds nothing rests on the first token, where nothing is to be found, and so writes nothing.
+**A head is two short lists**. Its scores: the attention score of a position is the sum, over
+(query slot, key slot, weight), of weight times the dot product of the query slot at the reading
+position and the key slot at the position looked at. Its moves: for (from, to, weight) it adds
+weight times what it finds in the slot `from` to the slot `to` of the reading position. A head that
+finds nothing rests on the first token, where nothing is to be found, and so writes nothing.
 
-LayerNorm is harmless by two choices: all slots are orthogonal to the all-ones vector, so that
-subtracting the mean does nothing, and a constant `ballast` much longer than everything else keeps
-the length of the stream nearly the same, so that dividing by it is nearly a constant factor.
+LayerNorm is harmless: all slots are orthogonal to the all-ones vector, so that subtracting the mean
+does nothing, and a constant `ballast` much longer than everything else makes dividing by the length
+nearly a constant factor.
 """
 
 import math
@@ -68,9 +67,7 @@ def make_codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, 
     return codes
 
 
-def position_codes(
-    width: int,
-) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
+def position_codes(width: int) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
     """Unit position codes (sines and cosines) and the matrix that steps one position back.
 
     With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by

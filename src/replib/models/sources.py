@@ -7,7 +7,6 @@ is there; `replib.models.load` loads it.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from replib.errors import UsageError, find_control, one_line
-from replib.files import sha256_file, sha256_text, write_whole
+from replib.files import packaged_file, sha256_file, sha256_text, write_whole
 
 MANIFEST = "manifest.json"  # in the folder of an unpacked model
 
@@ -35,14 +34,8 @@ class EmbeddedSource:
 
     def paths(self) -> list[Path] | None:
         """The parts on disk, or None when one is missing. The packages are not imported."""
-        found = []
-        for part in self.parts:
-            package, _, inside = part.partition("/")
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                return None
-            found.append(Path(spec.submodule_search_locations[0]) / inside)
-        return found if all(path.is_file() for path in found) else None
+        found = [packaged_file(part) for part in self.parts]
+        return None if None in found else found
 
     @property
     def install(self) -> str:
@@ -115,24 +108,22 @@ def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True
     Every file is hashed, at some 2 GB in a second; without `every_byte` only one whose size or time
     is not that in the manifest, which is enough to plan by, but misses rot on the disk.
     """
+    touched = False
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
         if manifest["source"] != source.sha256:
             return "made from another GGUF file"
         if manifest["versions"] != versions():
             return "made by other versions of the libraries"
-        touched = False
-        for name, expected in files.items():
+        for name, expected in manifest["files"].items():
             now = fingerprint(folder / name)
             if now["size"] != expected["size"]:
                 return f"{name} has another size than when it was written"
             moved = now["mtime_ns"] != expected["mtime_ns"]
             if (moved or every_byte) and sha256_file(folder / name) != expected["sha256"]:
                 return f"{name} has other contents than when it was written"
-            if moved:
-                expected.update(now)
-                touched = True
+            expected.update(now)
+            touched |= moved
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -141,6 +132,13 @@ def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True
         with contextlib.suppress(OSError):  # a cache that cannot be written is hashed every time
             write_manifest(folder, manifest)
     return ""
+
+
+def manifest_of(folder: Path, source: EmbeddedSource) -> dict[str, Any]:
+    """What is noted of an unpacked model: from what and by what it was made, and every file."""
+    paths = sorted(folder.iterdir())
+    files = {path.name: {**fingerprint(path), "sha256": sha256_file(path)} for path in paths}
+    return {"source": source.sha256, "versions": versions(), "files": files}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -195,8 +193,7 @@ def model_slug(model: str) -> str:
 def absolute_model(model: str) -> str:
     """A model's name as it is; a folder, written as a path, by its absolute path.
 
-    Raises UsageError for an empty name, one with control characters, and for a path that cannot be
-    looked at.
+    UsageError for an empty name, control characters, and a path that cannot be looked at.
     """
     if not model.strip():
         raise UsageError("the model's name is empty")
@@ -205,9 +202,8 @@ def absolute_model(model: str) -> str:
     try:
         is_folder = Path(model).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"model {one_line(model)!r}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        problem = getattr(error, "strerror", None) or error
+        raise UsageError(f"model {one_line(model)!r}: {problem}") from None
     if is_folder and (os.sep in model or model.startswith((".", "~"))):
         return str(Path(model).expanduser().resolve())
     return model
@@ -218,7 +214,7 @@ class Place:
     """Where a model is and what is known of it before it is loaded."""
 
     source: str
-    note: str
+    note: str = ""
     folder: Path | None = None  # None: made in memory
     gguf_file: str | None = None
     revision: str | None = None
@@ -230,26 +226,22 @@ def find_gguf(folder: Path) -> str | None:
 
     Raises UsageError when the folder has neither, whatever else it has.
     """
-    if any(folder.glob("*.safetensors")):
+    if there := {path.name for path in folder.glob("*.safetensors")}:
         for index in folder.glob("*.safetensors.index.json"):
             try:
                 named = set(json.loads(index.read_text())["weight_map"].values())
                 wrong = sorted(n for n in named if not n.endswith(".safetensors"))
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 raise UsageError(f"{folder}: {index.name} has no map of weights to files") from None
-            there = {path.name for path in folder.glob("*.safetensors")}
-            if wrong or named - there:
-                raise UsageError(
-                    f"{folder}: {index.name} names {min(wrong or named - there)!r}, "
-                    f"which is {'not a safetensors file' if wrong else 'not in the folder'}"
-                )
+            if absent := wrong or sorted(named - there):
+                what = "not a safetensors file" if wrong else "not in the folder"
+                raise UsageError(f"{folder}: {index.name} names {absent[0]!r}, which is {what}")
         return None
     found = sorted(path.name for path in folder.glob("*.gguf"))
     if len(found) == 1:
         return found[0]
-    pickled = sorted(
-        p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-    )
+    kinds = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in kinds)
     what = f"{len(found)} .gguf files" if found else "no .safetensors and no .gguf file"
     if pickled and not found:
         what += f", only {pickled[0]!r}, a pickled file that could run code and is never opened"

@@ -11,33 +11,29 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from replib.errors import UsageError
 from replib.models.bridge import bridge_for
 from replib.models.sources import Place
+from replib.prompts.vocabulary import word_tokenizer
 
 ARCHITECTURES = ("gpt2", "neox", "llama", "gemma3")
 TINY_NOTE = "Random weights: nothing can be found in it."
 
 
 def tiny_parts(arch: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from replib.prompts.vocabulary import word_tokenizer
-
     tokenizer = word_tokenizer()
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids["vocab_size"] = len(tokenizer)
     rope = {
         "max_position_embeddings": 512,
         "hidden_size": 32,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "intermediate_size": 64,
-    }
-    ids = {"vocab_size": len(tokenizer)} | {
-        f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in ("bos", "eos", "pad")
-    }
+    } | ids
     if arch == "gpt2":
         config = transformers.GPT2Config(n_positions=512, n_embd=32, n_layer=4, n_head=4, **ids)
     elif arch == "neox":
-        config = transformers.GPTNeoXConfig(**rope, **ids)
+        config = transformers.GPTNeoXConfig(**rope)
     elif arch == "llama":
-        config = transformers.LlamaConfig(
-            num_key_value_heads=2, tie_word_embeddings=True, **rope, **ids
-        )
+        config = transformers.LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **rope)
     elif arch == "gemma3":
         config = transformers.Gemma3TextConfig(
             num_key_value_heads=2,
@@ -46,7 +42,6 @@ def tiny_parts(arch: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokeniz
             sliding_window=8,
             layer_types=["sliding_attention", "full_attention"] * 2,
             **rope,
-            **ids,
         )
     else:
         raise UsageError(f"arch {arch!r} is not known; choose one of: {', '.join(ARCHITECTURES)}")

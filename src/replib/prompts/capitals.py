@@ -21,8 +21,7 @@ def capital_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int 
 
     Positions, each [prompt]: "country" (its last token), "END".
 
-    Raises:
-        UsageError: if fewer than n_prompts prompts can be made.
+    UsageError if fewer than n_prompts prompts can be made.
     """
     task = "capitals"
     check_tokenizer(tokenizer, task, n_prompts)

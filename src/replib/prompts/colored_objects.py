@@ -1,5 +1,6 @@
 """Colored Objects."""
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -9,13 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs
-from replib.prompts.tokens import (
-    check_tokenizer,
-    readable_words,
-    single_token,
-    single_tokens,
-    too_few,
-)
+from replib.prompts.tokens import check_tokenizer, need, readable_words, single_token, single_tokens
 from replib.prompts.words import COLORED_OBJECTS, COLORS, STARTERS, SURFACES
 
 _QUESTION = re.compile(
@@ -46,11 +41,7 @@ def ask(surface: str, starter: str, items: Sequence[tuple[str, str]], queried: i
 
 
 def make_questions(prompt: str) -> list[_Question]:
-    """The questions of a Colored Objects prompt.
-
-    Raises:
-        ValueError: with the reason, if the prompt is not in the format.
-    """
+    """The questions of a Colored Objects prompt; ValueError with the reason if it is not one."""
     found, end = [], 0
     for match in _QUESTION.finditer(prompt):
         if match.start() != end:
@@ -82,8 +73,7 @@ def make_questions(prompt: str) -> list[_Question]:
 def colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -> Pair:
     """The pair whose corrupted prompt asks the last question about the object `other`.
 
-    Raises:
-        ValueError: with the reason, if the prompt is not in the format.
+    ValueError with the reason, if the prompt is not in the format.
     """
     *shots, test = make_questions(prompt)
     names = [word for word, _ in test.objects]
@@ -141,8 +131,7 @@ def colored_objects_pairs(
     the ...?"), "question" [prompt, k] (every token of that sentence), "END" [prompt].
     Candidates [prompt, n_objects]: the colours as answers, columns as in "colors".
 
-    Raises:
-        UsageError: if n_objects or n_shots is out of range or too few words are single tokens.
+    UsageError if n_objects or n_shots is out of range or too few words are single tokens.
     """
     task = "colored_objects"
     check_tokenizer(tokenizer, task, n_prompts)
@@ -153,26 +142,17 @@ def colored_objects_pairs(
     title = single_tokens(tokenizer, (color.title() for color in COLORS))
     colors = [color for color in single_tokens(tokenizer, COLORS) if color.title() in title]
     objects = list(single_tokens(tokenizer, COLORED_OBJECTS))
-    for what, have, need in (
-        ("colours", colors, 2 * n_objects),
-        ("objects", objects, n_objects * (n_shots + 1)),
-    ):
-        if len(have) < need:
-            raise too_few(task, what, len(have), need)
-    frames = [
-        (surface, starter)
-        for surface in SURFACES
-        for starter in STARTERS
-        if readable_words(
-            tokenizer, ask(surface, starter, list(zip(colors, objects, strict=False)), 0)
-        )
-    ]
+    n_things = n_objects * (n_shots + 1)
+    need(task, colours=(colors, 2 * n_objects), objects=(objects, n_things))
+    probe = list(zip(colors, objects, strict=False))
+    frames = list(itertools.product(SURFACES, STARTERS))
+    frames = [frame for frame in frames if readable_words(tokenizer, ask(*frame, probe, 0))]
     if not frames:
         raise UsageError(f"{task}: the tokenizer does not know the words of the format")
     rng = random.Random(seed)
 
     def draw(i: int) -> Pair:
-        things = rng.sample(objects, n_objects * (n_shots + 1))
+        things = rng.sample(objects, n_things)
         test_colors = rng.sample(colors, n_objects)
         others = [color for color in colors if color not in test_colors]
         prompt = ""

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
@@ -31,13 +24,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _said(text: str) -> str:
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-Said = Annotated[str, AfterValidator(_said)]  # with something in it besides white space
+Said = Annotated[str, StringConstraints(pattern=r"\S")]  # not only white space
 Stripped = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 AnyRow = TypeVar("AnyRow", bound=Row)
 
@@ -65,9 +52,8 @@ class ColoredRow(Row):
         return dict(zip(("prompt", "answer"), row, strict=True))
 
 
-def _read_text(path: str | Path) -> str:
+def _read_text(path: Path) -> str:
     """The file as UTF-8 text, with or without a byte order mark."""
-    path = Path(path)
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
     try:
@@ -85,18 +71,17 @@ def _parse_json(text: str, where: str) -> object:
     try:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # no tokenizer reads half a character
+        return content
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
-    return content
 
 
 def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[str, AnyRow]:
     """The rows of a reader's JSON, JSONL or CSV file by name: "FILE row 3", counted from 1.
 
-    Raises:
-        UsageError: a file that is missing, empty, not UTF-8, of an unknown kind, or broken; a row
-            that lacks a column, has others, or something else than text in one, or that repeats
-            another in the columns `once`.
+    UsageError for a file that is missing, empty, not UTF-8, of an unknown kind, or broken; for a
+    row that lacks a column, has others, or something else than text in one, or that repeats another
+    in the columns `once`.
     """
     needed = [name for name, field in kind.model_fields.items() if field.is_required()]
     more = [name for name in kind.model_fields if name not in needed]
@@ -119,9 +104,8 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
             raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
         header = reader.fieldnames or []
         if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
-            raise UsageError(
-                f"{path}: the columns must be {', '.join(needed)}, not {', '.join(header)}"
-            )
+            must = f"the columns must be {', '.join(needed)}"
+            raise UsageError(f"{path}: {must}, not {', '.join(header)}")
     if not rows:
         raise UsageError(f"{path} holds no rows")
     columns = ", ".join(needed) + (f" (and, if you like, {', '.join(more)})" if more else "")
@@ -154,19 +138,15 @@ def _wrong(failed: ValidationError, content: Any, columns: str) -> str:
 
 def _answer_token(tokenizer: PreTrainedTokenizerBase, where: str, key: str, row: PairRow) -> int:
     prompt, word = row.clean, getattr(row, key)
-    letters = string.ascii_letters
+    letters, given = string.ascii_letters, f"{where}: {key} {word!r}"
     if prompt[-1] in letters and word[0] in letters:
-        raise UsageError(
-            f"{where}: {key} {word!r} would be joined to the last word of clean; "
-            f"begin it with a space: {' ' + word!r}"
-        )
+        joined = "would be joined to the last word of clean"
+        raise UsageError(f"{given} {joined}; begin it with a space: {' ' + word!r}")
     token = single_token(tokenizer, word, prompt)
     if token is None:
         pieces = tokenizer.convert_ids_to_tokens(continuation_ids(tokenizer, prompt, word))
-        raise UsageError(
-            f"{where}: {key} {word!r} must be one known token after clean; "
-            f"this tokenizer reads {pieces or 'the two together in another way'}"
-        )
+        read = f"this tokenizer reads {pieces or 'the two together in another way'}"
+        raise UsageError(f"{given} must be one known token after clean; {read}")
     return token
 
 
@@ -178,9 +158,7 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     position; each prompt is a group of its own. Rows are counted from 1, without a CSV's header
     and blank lines.
 
-    Raises:
-        UsageError: naming the row and the reason; also for a file that is missing, empty, not
-            UTF-8, of an unknown kind or with other columns.
+    UsageError as `read_rows`, and for prompts or answers that do not fit, naming the row.
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
@@ -203,8 +181,7 @@ def colored_objects_from_file(
     question, of as many tokens, is asked about (drawn by `seed`). Positions and candidates as in
     `colored_objects_pairs`; an object of several tokens is marked at its last one.
 
-    Raises:
-        UsageError: naming the row and the reason; also for a missing, empty or non-JSON file.
+    UsageError as `read_rows`, and for a prompt that does not fit, naming the row.
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
@@ -218,35 +195,24 @@ def colored_objects_from_file(
         try:
             test = make_questions(prompt)[-1]
             things = [word for word, _ in test.objects]
-            right = test.colors[test.queried][0]
+            asked, right = things[test.queried], test.colors[test.queried][0]
             if answer.strip().lower() != right.lower():
                 raise ValueError(f"the answer is {answer!r} and the prompt says {right!r}")
             size = {t: len(continuation_ids(tokenizer, "the", f" {t}")) for t in things}
-            others = [
-                t
-                for i, t in enumerate(things)
-                if i != test.queried and size[t] == size[things[test.queried]]
-            ]
+            others = [t for t in things if t != asked and size[t] == size[asked]]
             if not others:
                 raise ValueError(
-                    f"no other object has as many tokens as {things[test.queried]!r} "
-                    "in this tokenizer"
+                    f"no other object has as many tokens as {asked!r} in this tokenizer"
                 )
             pair = colored_pair(tokenizer, prompt, rng.choice(others))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
-        if pairs and len(pair.candidates) != len(pairs[0].candidates):
-            raise UsageError(
-                f"{where}: the last question has {len(pair.candidates)} objects, "
-                f"row 1 has {len(pairs[0].candidates)}"
-            )
+        if pairs and (n := len(pair.candidates)) != (first := len(pairs[0].candidates)):
+            raise UsageError(f"{where}: the last question has {n} objects, row 1 has {first}")
         pairs.append(pair)
     return assemble(tokenizer, path.stem, pairs, {}, list(rows))
 
 
 # The files that any chapter may take: by parameter, functions of a tokenizer and a path. A chapter
 # with files of its own has a function `file_readers` that returns the like.
-READERS = {
-    "prompts_file": pairs_from_file,
-    "colored_objects_file": colored_objects_from_file,
-}
+READERS = {"prompts_file": pairs_from_file, "colored_objects_file": colored_objects_from_file}

@@ -10,9 +10,9 @@ from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_t
 from replib.prompts.tokens import (
     check_tokenizer,
     continuation_ids,
+    need,
     single_token,
     single_tokens,
-    too_few,
 )
 from replib.prompts.words import CENTURIES, GREATER_THAN_TEMPLATE, NOUNS
 
@@ -34,14 +34,12 @@ def greater_than_pairs(
 
     Positions: "YY" [prompt, 2 or 1] (the last two digits of the start year), "END" [prompt].
 
-    Raises:
-        UsageError: if the tokenizer reads years in any other way.
+    UsageError if the tokenizer reads years in any other way.
     """
     task = "greater_than"
     check_tokenizer(tokenizer, task, n_prompts)
     nouns = list(single_tokens(tokenizer, NOUNS))
-    if not nouns:
-        raise too_few(task, "nouns", 0, 1)
+    need(task, nouns=(nouns, 1))
 
     def prompt(noun: str, century: str, start: str) -> tuple[str, dict[str, int]]:
         words = {"noun": noun, "century": century, "start": start}
@@ -69,13 +67,8 @@ def greater_than_pairs(
 
     # Per century: the two-digit years that are tokens of their own. 01 is the corrupted one.
     known = {c: [year for year in two_digits if aligned(c, year)] for c in CENTURIES}
-    years = [
-        (century, start)
-        for century in CENTURIES
-        if {"01", "02", "99"} <= set(known[century])
-        for start in starts
-        if start in known[century]
-    ]
+    centuries = [c for c in CENTURIES if {"01", "02", "99"} <= set(known[c])]
+    years = [(c, start) for c in centuries for start in starts if start in known[c]]
     if not years:
         raise UsageError(f"{task}: no year splits into its century and its last two digits")
     rng = random.Random(seed)
@@ -92,8 +85,5 @@ def greater_than_pairs(
         marks = {"YY": [at["start"]] if size == 1 else [at["start"] - 1, at["start"]]}
         return Pair(clean, corrupted, token[answer], token[foil], marks, f"greater-than-{noun}")
 
-    dropped = {
-        "nouns": len(NOUNS) - len(nouns),
-        "years": len(CENTURIES) * len(starts) - len(years),
-    }
+    dropped = {"nouns": len(NOUNS) - len(nouns), "years": len(CENTURIES) * len(starts) - len(years)}
     return assemble(tokenizer, task, draw_pairs(task, n_prompts, draw), dropped)

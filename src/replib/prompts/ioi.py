@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
-from replib.prompts.tokens import check_tokenizer, readable_words, single_tokens, token_ids, too_few
+from replib.prompts.tokens import check_tokenizer, need, readable_words, single_tokens, token_ids
 from replib.prompts.words import IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 
 
@@ -21,15 +21,12 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
 
     Positions, each [prompt]: "IO", "S1" (first S), "S1+1" (the token after it), "S2", "END".
 
-    Raises:
-        UsageError: if the tokenizer has too few of the words as single tokens.
+    UsageError if the tokenizer has too few of the words as single tokens.
     """
     task = "ioi"
     check_tokenizer(tokenizer, task, n_prompts)
     names, places, objects = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
-    for what, have, need in (("names", names, 3), ("places", places, 1), ("objects", objects, 1)):
-        if len(have) < need:
-            raise too_few(task, what, len(have), need)
+    need(task, names=(names, 3), places=(places, 1), objects=(objects, 1))
     rng = random.Random(seed)
     first, second = list(names)[:2]
     probe = {"place": next(iter(places)), "object": next(iter(objects)), "a": first, "b": second}

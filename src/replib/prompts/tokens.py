@@ -1,6 +1,6 @@
 """How words become tokens, and a tokenizer of whole words for planted models."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,9 +30,8 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> d
 
 
 def readable_words(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    return tokenizer.unk_token_id is None or tokenizer.unk_token_id not in token_ids(
-        tokenizer, text
-    )
+    unknown = tokenizer.unk_token_id
+    return unknown is None or unknown not in token_ids(tokenizer, text)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: str, n_prompts: int) -> None:
@@ -43,7 +42,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: str, n_prompts: in
         raise UsageError(f"{task}: needs a fast tokenizer (one that knows offsets), not {name}")
 
 
-def too_few(task: str, what: str, have: int, need: int) -> UsageError:
-    return UsageError(
-        f"{task}: this tokenizer has {have} {what} as single tokens, {need} are needed"
-    )
+def need(task: str, **words: tuple[Collection[str], int]) -> None:
+    """Refuse a tokenizer with too few words of a kind: {kind: (words, how many are needed)}."""
+    for kind, (have, least) in words.items():
+        if len(have) < least:
+            count = f"{len(have)} {kind} as single tokens"
+            raise UsageError(f"{task}: this tokenizer has {count}, {least} are needed")

@@ -8,21 +8,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from replib.prompts import words
 from replib.prompts.colored_objects import ask
-from replib.prompts.words import (
-    CAPITAL_TEMPLATES,
-    CAPITALS,
-    COLORED_OBJECTS,
-    COLORS,
-    GREATER_THAN_TEMPLATE,
-    IOI_TEMPLATES,
-    NAMES,
-    NOUNS,
-    OBJECTS,
-    PLACES,
-    STARTERS,
-    SURFACES,
-)
 
 _PIECE = r" ?[A-Za-z]+|[0-9]|[^A-Za-z0-9]"
 
@@ -34,17 +21,17 @@ def word_tokenizer(more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     Digits, punctuation and the newline are tokens of their own; any other text is <unk>. It adds
     no BOS token. `decode(ids) == text` for every prompt of the tasks.
     """
-    fields = (*NAMES, *PLACES, *OBJECTS, *COLORED_OBJECTS, *COLORS, *NOUNS, *SURFACES, *STARTERS)
-    texts = [f" {word}" for words in (*CAPITALS.items(), fields) for word in words]
-    texts += more
-    texts += [f" {color.title()}" for color in COLORS]
+    fields = [*words.NAMES, *words.PLACES, *words.OBJECTS, *words.NOUNS, *words.SURFACES]
+    fields += [*words.STARTERS, *words.COLORS, *words.COLORED_OBJECTS]
+    texts = [f" {word}" for group in (*words.CAPITALS.items(), fields) for word in group]
+    texts += [*more, *(f" {color.title()}" for color in words.COLORS)]
     texts += [ask("table", "there is", [("orange", "pen"), ("red", "cup"), ("red", "mug")], 0)]
-    for template in (*IOI_TEMPLATES, *CAPITAL_TEMPLATES, GREATER_THAN_TEMPLATE):
+    for template in (*words.IOI_TEMPLATES, *words.CAPITAL_TEMPLATES, words.GREATER_THAN_TEMPLATE):
         # A field is preceded by a space unless it is digits; the space belongs to its word.
         texts += re.split(r" ?{\w+}", template)
     pieces = {piece for text in texts for piece in re.findall(_PIECE, text)}
-    words = sorted(pieces | {" ", *string.digits})
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *words])}
+    tokens = ["<pad>", "<eos>", "<unk>", *sorted(pieces | {" ", *string.digits})]
+    vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
     tokenizer.decoder = decoders.Fuse()
