@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from small_book import code, notebook, png, show, words, write_run
+from small_book import PNG, code, notebook, show, words, write_run
 
 from replib import figures
 from replib.claims.file import MIME
@@ -165,7 +165,7 @@ def make_hostile(root: Path) -> None:
     bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
     tables = [{"text/html": table._repr_html_()} for table in (claims.table(), claims.history())]
-    picture = show({"image/png": png()}, **{"image/png": {"alt": text("alt")}})
+    picture = show({"image/png": PNG}, **{"image/png": {"alt": text("alt")}})
     printed = {"output_type": "stream", "name": "stdout", "text": text("printed")}
     error = {"output_type": "error", "ename": "ValueError", "evalue": text("error")}
     cells = [
