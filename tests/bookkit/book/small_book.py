@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[3]
 PAPER = "fake-paper"
 MODELS = ("model-a", "model-b")
 EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
-CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
 CHROMIUM = find_chromium()
 
 CLAIMS = """

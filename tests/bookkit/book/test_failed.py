@@ -69,9 +69,6 @@ def test_the_last_line_names_what_failed_since(tmp_path: Path) -> None:
     )
 
 
-# --- the page -------------------------------------------------------------------------------------
-
-
 def test_the_page_says_why_where_and_how_to_run_it_again(tmp_path: Path) -> None:
     fail(tmp_path)
     soup = page(tmp_path)
@@ -115,22 +112,15 @@ def test_a_killed_kernel_stops_in_the_cell_that_the_runner_marks(tmp_path: Path)
     assert page(tmp_path).pre.get_text() == "b"
 
 
-def test_a_log_without_a_head_still_gives_a_command_and_the_runner_s_word_for_the_place(
-    tmp_path: Path,
-) -> None:
+def test_a_log_without_a_head_still_gives_a_command(tmp_path: Path) -> None:
     fail(tmp_path, "KeyError: in cell [9] in cell [2], `b`", begin="?")
     shown = entries(page(tmp_path))
-    assert shown["Stopped"] == "in cell [2]"
+    assert shown["Stopped"] == "in cell [2]"  # the runner's word, not the error's
     assert shown["Run it again"] == f"replib run {PAPER} --model model-c"
     assert shown["Started"] == "–" and "Parameters" not in shown
 
 
-# --- the book -------------------------------------------------------------------------------------
-
-
-def test_a_failed_run_gets_a_page_beside_the_good_one_and_counts_for_nothing(
-    project: Path,
-) -> None:
+def test_a_failed_run_gets_a_page_and_counts_for_nothing(project: Path) -> None:
     fail(project, model=MODELS[0])
     assert [run.key for run in stage(project)] == EXPECTED
     book = project / "build/book"

@@ -14,9 +14,6 @@ from replib.markup import as_html, visible
 TEXTS = [*hostile.STRINGS.values(), hostile.ROLES, "(label)=", "# x", "1. x"]
 
 
-# --- what becomes of a text -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_becomes_html_and_myst_that_say_it(text: str) -> None:
     page = BeautifulSoup(f'<p title="{as_html(text)}">x</p>', "html.parser")
@@ -37,28 +34,14 @@ def test_raw_html_cannot_be_left() -> None:
     assert raw_html("a").startswith("```{raw} html\n")
 
 
-@pytest.mark.parametrize(
-    ("value", "spec", "text"),
-    [
-        (0.1234, ".1%", "12.3%"),
-        (None, ".2f", "not measured"),
-        (True, ".2f", "yes"),
-        ("not_testable", "", "not testable"),
-    ],
-)
-def test_values_as_pages_show_them(value: object, spec: str, text: str) -> None:
-    assert show_value(value, spec) == text
+def test_values_and_times_as_pages_show_them() -> None:
+    assert show_value(0.1234, ".1%") == "12.3%"
+    assert show_value(None, ".2f") == "not measured"
+    assert show_value(True, ".2f") == "yes"
+    assert show_value("not_testable") == "not testable"
+    times = {42.4: "42 s", 75.2: "1 min 15 s", 59.7: "1 min 0 s", 7300.0: "2 h 1 min"}
+    assert {seconds: duration(seconds) for seconds in times} == times
 
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(42.4, "42 s"), (75.2, "1 min 15 s"), (59.7, "1 min 0 s"), (7300.0, "2 h 1 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-# --- the policy, names of parts -------------------------------------------------------------------
 
 PAGE = """<html><head>
     <meta charset="utf-8" />
@@ -93,9 +76,6 @@ def test_parts_are_named_once() -> None:
     assert 'aria-label="Pages under A &amp; B"' in named and "Side bar" in named
     assert 'role="list"' not in named  # of things that are no items
     assert html_policy.name_parts(named) == named
-
-
-# --- a figure that a reader moves, without a script -----------------------------------------------
 
 
 def test_without_scripts_the_plain_figure_is_pointed_at() -> None:

@@ -40,9 +40,7 @@ def test_a_page_links_to_a_pdf_once_there_is_one(tmp_path: Path) -> None:
     assert '<a href="../../_static/pdf/p.pdf">This chapter as PDF (1.2 MB)</a>' in page.read_text()
 
 
-def test_without_chromium_a_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_without_chromium_a_line_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setattr(pdf, "find_chromium", lambda: None)
     pdf.write_all(tmp_path, tmp_path, tmp_path)
     assert capsys.readouterr().err == "pdf: left out, there is no Chromium on this machine\n"

@@ -31,9 +31,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- trust ----------------------------------------------------------------------------------------
-
-
 def test_a_report_becomes_a_table_that_says_when_it_is_old(root: Path) -> None:
     text = reports.trust_table(root, "faults")
     assert re.search(r"<p>Faults &amp; ends. Made on [\d-]{10} by <code>make faults</code>", text)
@@ -77,9 +74,6 @@ def test_a_missing_or_broken_report_of_trust_is_one_line(root: Path) -> None:
             reports.trust_table(root, "faults")
 
 
-# --- benchmarks -----------------------------------------------------------------------------------
-
-
 def test_numbers_of_other_code_are_said_to_be_old(tmp_path: Path) -> None:
     assert reports.read_benchmarks(ROOT)["training"]["is_old"] is False
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
@@ -112,9 +106,6 @@ def test_a_missing_or_broken_report_is_one_line(tmp_path: Path) -> None:
         reports.read_benchmarks(tmp_path)
 
 
-# --- every page -----------------------------------------------------------------------------------
-
-
 def run(**record: object) -> Run:
     given = {"profile": "laptop", "wall_time_s": 75.2, "peak_memory_mb": 900.4, "device": "cpu"}
     given |= {"threads": 2, "started": "2026-01-02T03:04:05Z", "claims": [{"outcome": "holds"}]}
@@ -132,9 +123,7 @@ def test_the_statistics_are_those_of_the_records() -> None:
     assert "2 runs decide 2 claims in 1 min 25 s" in line and "1 of the 2" in line
 
 
-def test_the_pages_of_the_repository_are_filled_from_what_is_checked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_are_filled_from_what_is_checked_in(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(reports, "trust_hash", lambda root, name: "")  # takes seconds
     names = ("trust", "performance", "rerun", "statistics")
     for name in names:
@@ -156,8 +145,6 @@ def test_marks_of_others_stay(root: Path) -> None:
     text = "<!-- citations --> <!-- pdf book --> <!-- a note: 1 -->"
     assert reports.fill(text, root, [], dict) == text
 
-
-# --- the front page -------------------------------------------------------------------------------
 
 TEXT = (ROOT / "README.md").read_text()
 

@@ -24,12 +24,7 @@ def staged(project: Path, pair: str) -> Path:
     return project / f"build/book/chapters/{pair}.ipynb"
 
 
-# --- which runs are shown -------------------------------------------------------------------------
-
-
-def test_stage_puts_a_page_a_model_under_the_chapter_and_drops_chapters_without_runs(
-    tmp_path: Path,
-) -> None:
+def test_a_chapter_has_a_page_a_model_and_one_without_runs_none(tmp_path: Path) -> None:
     make_project(tmp_path, mover=[(0, 1)])
     assert [run.key for run in stage(tmp_path)] == EXPECTED
     toc = (tmp_path / "build/book/_toc.yml").read_text()
@@ -45,9 +40,7 @@ def test_stage_puts_a_page_a_model_under_the_chapter_and_drops_chapters_without_
         assert f'"fig-gain-{pair.replace("/", "-")}"' in staged(tmp_path, pair).read_text()
 
 
-def test_only_the_runs_asked_for_are_shown_and_a_certified_one_that_the_prose_names(
-    project: Path,
-) -> None:
+def test_only_runs_asked_for_and_certified_ones_of_the_prose_are_shown(project: Path) -> None:
     named, asked = EXPECTED[1], EXPECTED[:1]
     assert [run.key for run in stage(project, asked)] == asked
     assert not staged(project, named).exists()
@@ -60,9 +53,6 @@ def test_a_run_that_goes_on_is_not_shown(project: Path) -> None:
     runs = project / "build/runs"
     shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")
     assert [run.key for run in find_runs(runs, None)] == EXPECTED
-
-
-# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_stage_refuses_a_missing_run_and_leaves_the_staged_book(project: Path) -> None:
@@ -81,9 +71,7 @@ def test_stage_refuses_a_missing_run_and_leaves_the_staged_book(project: Path) -
         ("notebook.ipynb", "# A Paper", "A Paper", "starts with '# Title'"),
     ],
 )
-def test_stage_refuses_a_run_that_it_cannot_show(
-    project: Path, file: str, old: str, new: str, message: str
-) -> None:
+def test_stage_refuses_a_run_that_it_cannot_show(project, file, old, new, message) -> None:
     path = project / "build/runs" / EXPECTED[0] / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UsageError, match=message):
@@ -116,9 +104,6 @@ def test_stage_refuses_contents_that_do_not_fit_the_pages(project: Path) -> None
         stage(project)
 
 
-# --- cells ----------------------------------------------------------------------------------------
-
-
 def test_labels_are_made_unique_with_their_references_and_nothing_else() -> None:
     text = (
         "(here)=\n{ref}`here`, {ref}`text <here>`, [a](#here), [b](#there), {eq}`e`, here\n"
@@ -145,9 +130,6 @@ def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None
         assert cells[0]["metadata"]["mystnb"]["image"]["alt"] == alt
     with pytest.raises(UsageError, match="cell 1: 2 pictures"):
         lift_alt_text([code("", 1, [picture, picture])], "here")
-
-
-# --- tables and switches --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -200,9 +182,6 @@ def test_the_templates_write_what_the_gate_reads(project: Path) -> None:
     assert list(gate.number_faults(good, runs)) == []
     assert list(gate.outcome_faults(good, "scorecard", runs)) == []
     assert list(gate.failed_faults(bad, stopped)) == []
-
-
-# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_names_what_was_not_chosen_by_default_or_profile(runs: list[Run]) -> None:
