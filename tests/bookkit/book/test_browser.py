@@ -101,17 +101,16 @@ def seen(reader: Any, site: Path) -> dict[str, Any]:
     some = [*hostile.SEEN, "index.html"]
     paths = [f"{how}/{page}" for how in ("on", "raw") for page in some]
     paths += [*every, f"on/{QUERY}", f"off/{QUERY}", f"bad/{CHAPTER}"]
-    pages, console, requests = {}, [], []
+    pages, console, requests, page = {}, [], [], reader.new_page()
+    page.on("console", lambda message: console.append((path, message.text)))
+    page.on("request", lambda request: requests.append((path, request)))
     for path in paths:
-        page = reader.new_page()
-        page.on("console", lambda message, path=path: console.append((path, message.text)))
-        page.on("request", lambda request, path=path: requests.append((path, request)))
         page.goto(f"/{path}", wait_until="load")
         page.evaluate(TOUCH)
         page.wait_for_timeout(100)
         ran = page.evaluate("document.documentElement.dataset.ran")
         pages[path] = {"ran": ran, "text": page.evaluate("document.body.textContent")}
-        page.close()
+    page.close()
     asked = {(path, urlsplit(one.url).hostname) for path, one in requests if one.failure != "csp"}
     return {"pages": pages, "console": console, "asked": asked}
 
@@ -246,11 +245,11 @@ def test_a_slider_of_the_book_moves_by_keyboard(tab: Any) -> None:
         assert tab.locator(".knob output").first.inner_text() == at
 
 
-def bars(tab: Any) -> tuple[list[str], list[list[float]], list[str]]:
-    """The names, the left ends and widths in percent, and the numbers that a slider shows."""
-    place = "bars => bars.map(bar => [parseFloat(bar.style.left), parseFloat(bar.style.width)])"
-    names, values = (tab.locator(f".knob-{what}").all_inner_texts() for what in ("name", "value"))
-    return names, tab.locator(".knob-bar").evaluate_all(place), values
+BARS = """() => [...document.querySelectorAll(".knob-row")].map((row) => {
+  const part = (what) => row.querySelector(".knob-" + what);
+  const [left, width] = ["left", "width"].map((to) => parseFloat(part("bar").style[to]));
+  return [part("name").textContent, Math.round(left), Math.round(width), part("value").textContent];
+})"""
 
 
 def show_slider(tab: Any, *given: Any, **options: Any) -> None:
@@ -260,15 +259,15 @@ def show_slider(tab: Any, *given: Any, **options: Any) -> None:
 
 
 def test_a_slider_shows_its_middle_first_and_moves_its_bars(tab: Any) -> None:
-    answers = {"Lima (context)": [0.0, 0.25, 1.0], "Paris (memory)": [1.0, 0.5, 0.0]}
     question = 'What is </script> "2 & 2"?'
+    answers = {"Lima": [0.0, 0.25, 1.0], "Paris": [1.0, 0.5, 0.0]}
     show_slider(tab, {question: answers}, ["c = -1", "c = 0", "c = 1"], "The coordinate")
     assert tab.locator(".knob-question").inner_text() == question
     assert tab.locator("output").inner_text() == "c = 0"
-    assert bars(tab) == (list(answers), [[0, 25], [0, 50]], ["25%", "50%"])
-    for at, widths in ((0, [0, 100]), (2, [100, 0])):
+    assert tab.evaluate(BARS) == [["Lima", 0, 25, "25%"], ["Paris", 0, 50, "50%"]]
+    for at, lima, paris in ((0, 0, 100), (2, 100, 0)):
         tab.locator("input").fill(str(at))
-        assert [width for _, width in bars(tab)[1]] == widths
+        assert [width for _, _, width, _ in tab.evaluate(BARS)] == [lima, paris]
         assert tab.locator("input").get_attribute("aria-valuetext") == f"c = {at - 1}"
     assert tab.locator(".knob-mark, .knob-zero").count() == 0
 
@@ -277,19 +276,13 @@ def test_names_change_with_the_step_and_bars_may_go_below_zero(tab: Any) -> None
     rows = {("a", "<b>"): [0.5, -0.25], "same": [2.0, 0.0]}
     options = {"limits": (-0.5, 1.0), "percent": False, "mark": 0.25}
     show_slider(tab, {"Which?": rows}, ["first", "second"], "Layer", **options)
-    names, places, values = bars(tab)
-    assert names == ["a", "same"]
-    assert places[0] == pytest.approx([100 / 3, 100 / 3], abs=0.01)
-    assert places[1] == pytest.approx([100 / 3, 200 / 3], abs=0.01)  # cut at the limit
-    assert values == ["0.50", "2.00"]  # but not its number
+    # The second bar is cut at the limit, but not its number.
+    assert tab.evaluate(BARS) == [["a", 33, 33, "0.50"], ["same", 33, 67, "2.00"]]
     tab.locator("input").fill("1")
-    names, places, _ = bars(tab)
-    assert names == ["<b>", "same"]
-    assert places[0] == pytest.approx([100 / 6, 100 / 6], abs=0.01)
-    assert places[1][1] == pytest.approx(0, abs=0.01)
-    left = "lines => lines.map(line => parseFloat(line.style.left))"
-    assert tab.locator(".knob-mark").evaluate_all(left) == pytest.approx([50, 50])
-    assert tab.locator(".knob-zero").evaluate_all(left) == pytest.approx([100 / 3] * 2, abs=0.01)
+    assert tab.evaluate(BARS) == [["<b>", 17, 17, "-0.25"], ["same", 33, 0, "0.00"]]
+    left = "lines => lines.map(line => Math.round(parseFloat(line.style.left)))"
+    assert tab.locator(".knob-mark").evaluate_all(left) == [50, 50]
+    assert tab.locator(".knob-zero").evaluate_all(left) == [33, 33]
 
 
 # --- this project's own book ---------------------------------------------------------------------
