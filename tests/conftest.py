@@ -1,13 +1,16 @@
-"""The small book that several files test: built once, on two runs of a paper about nothing, one of
-a hostile paper, and a failed one."""
+"""The small book that several files test: built once, on a current and an old run of a paper about
+nothing, a finished and a failed one of a hostile paper."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bookkit.records import seal
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture
@@ -21,12 +24,13 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the hostile paper's runs, staged and built; read only."""
+    """The book on disk, read only: model-a has heads, model-b is stale and a record alone."""
     import hostile
     import small_book
 
     root = tmp_path_factory.mktemp("book")
-    small_book.make_project(root)
+    small_book.make_project(root, mover=[(0, 1), (2, 3)], copy=[(2, 3)])
+    small_book.make_old(root, small_book.EXPECTED[1])
     hostile.make_hostile(root)
     small_book.stage(root)
     result = small_book.build(root)
@@ -37,24 +41,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def broken(built: Path) -> Iterator[Callable]:
     """`broken(file, old, new)` edits the built book until the test ends; paths are in its root."""
-    kept: dict[Path, bytes | None] = {}
+    kept: dict[Path, bytes] = {}
 
     def edit(name: str, old: str | None, new: str = "") -> None:
         path = built / name
-        kept.setdefault(path, path.read_bytes() if path.exists() else None)
+        kept.setdefault(path, path.read_bytes())
         if old is None:
             path.unlink()
             return
-        text = path.read_text() if path.exists() else ""
-        assert not old or old in text, f"{old!r} is not in {name}"
-        path.write_text(text.replace(old, new, 1) if old else text + new)
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new, 1))
         if path.name == "record.json":  # by somebody who also seals it again
             record = json.loads(path.read_text())
             path.write_text(json.dumps(record | {"seal": seal(record)}))
 
     yield edit
     for path, content in kept.items():
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content)
+        path.write_bytes(content)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from small_book import code, notebook, png, show, words, write_run
+from small_book import PARAMETERS, PNG, code, notebook, show, words, write_run
 
 from replib import figures
 from replib.claims.file import MIME
@@ -121,14 +121,14 @@ SEEN = {
 
 def claims_file() -> str:
     """The paper's own claims, in which everything but title and model is hostile."""
-    claim = {"id": "1.1", "statement": text("file statement"), "reported": text("file reported")}
-    claim |= {"source": {"mark": "figure", "where": text("file where")}, "null": None}
-    claim |= {"gate": None, "gate_text": None, "holds_if": "value > 0", "fails_if": "value < 0"}
-    change = {"date": "2026-01-01", "claim": "1.1", "reason": text("file change")}
+    claim = {"id": "1.1", "null": None, "gate": None, "gate_text": None}
+    claim |= {"holds_if": "value > 0", "fails_if": "value < 0"}
+    claim |= {name: text(f"file {name}") for name in ("statement", "reported", "decision")}
+    claim["source"] = {"mark": "figure", "where": text("file where")}
     content = {"paper": PAPER, "title": "A {hostile} *Paper*", "arxiv": "2001.00002"}
-    content |= {"model": "gpt2 <b>", "changes": [change]}
-    claims = [claim | {"decision": text("file decision")}]
-    return json.dumps(content | {"claims": claims})  # JSON is YAML
+    content |= {"model": "gpt2 <b>", "claims": [claim]}
+    change = {"date": "2026-01-01", "claim": "1.1", "reason": text("file change")}
+    return json.dumps(content | {"changes": [change]})  # JSON is YAML
 
 
 def own_rows() -> list[dict[str, str]]:
@@ -141,8 +141,6 @@ def own_rows() -> list[dict[str, str]]:
     return [{"text/html": one._repr_html_(), "text/plain": "-"} for one in (rows, styled, moved)]
 
 
-PARAMETERS = 'model_name: str = "tiny"\ndevice: str = "cpu"\nseed: int = 0\n'
-PARAMETERS += 'profile: str = "laptop"\nn_prompts: int = 100  # prompts'
 PROSE = """# A Hostile Paper
 
 {record}`claims.1.1.unit` {record}`claims.1.1.note` {record}`claims.1.1.reason` {record}`title`
@@ -165,7 +163,7 @@ def make_hostile(root: Path) -> None:
     bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
     tables = [{"text/html": table._repr_html_()} for table in (claims.table(), claims.history())]
-    picture = show({"image/png": png()}, **{"image/png": {"alt": text("alt")}})
+    picture = show({"image/png": PNG}, **{"image/png": {"alt": text("alt")}})
     printed = {"output_type": "stream", "name": "stdout", "text": text("printed")}
     error = {"output_type": "error", "ename": "ValueError", "evalue": text("error")}
     cells = [

@@ -3,19 +3,17 @@
 conftest.py builds it once; `stage`, `build` and `gate` do to it what `make book` does.
 """
 
-import base64
 import json
 import shutil
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 from bookkit.book import stage as staging
 from bookkit.book.gate import faults
 from bookkit.book.pdf import find_chromium
 from bookkit.book.runs import Run
-from bookkit.records import write_record
+from bookkit.records import read_record, write_record
 from bookkit.run.chapter import find_chapter
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
@@ -25,7 +23,6 @@ ROOT = Path(__file__).parents[3]
 PAPER = "fake-paper"
 MODELS = ("model-a", "model-b")
 EXPECTED = [f"{PAPER}/{model}" for model in MODELS]
-CHAPTER = f"_build/html/chapters/{EXPECTED[0]}.html"
 CHROMIUM = find_chromium()
 
 CLAIMS = """
@@ -75,28 +72,20 @@ seed: int = 0
 profile: str = "laptop"
 n_prompts: int = 100  # prompts
 ratio: float = 0.5"""
+# One pixel.
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5E"
+PNG += "rkJggg=="
 TEXT = """# A Paper About Nothing
 
 (start)=
 The gain was {record}`claims.1.1.value:.1%`, [{record}`claims.1.1.low:.2f`], on
 {record}`model.name`, {record}`model.source`; claim 1.10:
-{record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`.
+{record}`claims.1.10.outcome`, {record}`claims.1.10.value:.2f`; accuracy
+{record}`claims.1.1.accuracy:.2f`.
 {numref}`fig-gain` shows it; {eq}`logit-diff` and [the start](#start) too, and [below](#verdicts).
 
 $$ d = a - b $$ (logit-diff)
 """
-
-
-def png() -> str:
-    """An 8 x 4 grey picture."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
-
-    head = chunk(b"IHDR", bytes([0, 0, 0, 8, 0, 0, 0, 4, 8, 0, 0, 0, 0]))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" + b"\x80" * 8) * 4))
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")).decode()
 
 
 def code(source: str, count: int, outputs: list | None = None, **metadata: object) -> dict:
@@ -154,18 +143,21 @@ def write_run(
     write_record(folder / "record.json", usual | record)
 
 
-def make_run(root: Path, model: str, gain: float) -> None:
-    """A run of the paper about nothing."""
+def make_run(root: Path, model: str, gain: float, **roles: list[tuple[int, int]]) -> None:
+    """A run of the paper about nothing; `roles` are the heads that it found."""
     claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
     null = {"mean": 0.01, "q95": 0.05}
     claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
     claims.measure("1.2", 0.15, unit="nats")
     claims.not_testable("1.10", "too small")
+    for role, heads in roles.items():
+        claims.role(role, heads, f"rule of {role}")
     info = {"name": model, "sha256": "0" * 64, "source": "made <here>", "n_params": 1234}
-    bundle = claims.bundle(info | {"dtype": "float32", "note": "quantised"})
+    info |= {"dtype": "float32", "note": "quantised", "n_layers": 3, "n_heads": 4}
+    bundle = claims.bundle(info)
     content = bundle[MIME]
     alt = {"image/png": {"alt": f"A grey box for {model}"}}
-    figure = show({"image/png": png(), "text/plain": "<Figure>"}, **alt)
+    figure = show({"image/png": PNG, "text/plain": "<Figure>"}, **alt)
     caption = "The gain, {record}`claims.1.1.value:.1%`, see {numref}`fig-gain`."
     cells = [
         words(TEXT, "text"),
@@ -182,7 +174,8 @@ def make_run(root: Path, model: str, gain: float) -> None:
     write_run(root, PAPER, model, cells, None, record)
 
 
-def make_project(root: Path) -> None:
+def make_project(root: Path, **roles: list[tuple[int, int]]) -> None:
+    """Two finished runs, nothing staged; the first has the heads of `roles`."""
     for name, text in PAGES.items():
         (root / "book" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "book" / name).write_text(text)
@@ -193,8 +186,18 @@ def make_project(root: Path) -> None:
     (root / "notebooks" / PAPER).mkdir(parents=True)
     (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(CLAIMS)
     (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(PROFILES)
-    for model, gain in zip(MODELS, (0.3, 0.06), strict=True):
-        make_run(root, model, gain)
+    make_run(root, MODELS[0], 0.3, **roles)
+    make_run(root, MODELS[1], 0.06)
+
+
+def make_old(root: Path, pair: str) -> None:
+    """A run becomes one of another notebook, which had no accuracy, and only its record is left."""
+    folder = root / "build/runs" / pair
+    (folder / "notebook.ipynb").unlink()
+    record = read_record(folder / "record.json")
+    record["hashes"] |= {"notebook": "1" * 64, "library": "2" * 64}
+    record["claims"][0]["measured"].pop("accuracy")
+    write_record(folder / "record.json", record)
 
 
 def build(root: Path, *options: str) -> subprocess.CompletedProcess:

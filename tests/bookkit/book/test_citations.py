@@ -1,14 +1,14 @@
 """How to cite the book and its papers."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from pybtex.database import parse_string
-from small_book import PAPER, ROOT, gate, stage
+from small_book import PAPER, stage
 
-from bookkit.book import citations
+from bookkit.book import citations, crate
 from replib.errors import UsageError
 
 BIB = """@inproceedings{x2020, author={Ada van der Lovelace and M{\\"u}ller, J.},
@@ -26,15 +26,21 @@ def test_a_paper_is_cited_from_the_bibliography() -> None:
 
 
 def test_the_book_is_cited_from_one_file(project: Path) -> None:
+    (project / "CITATION.cff").write_text(
+        "title: T\nversion: 1\nabstract: About.\nauthors: [{name: A Group}, {name: B}]\n"
+    )
     stage(project)
-    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    config = yaml.safe_load((project / "build/book/_config.yml").read_text())
-    folder = project / "build/book" / citations.FOLDER
-    assert sorted(path.name for path in folder.iterdir()) == ["book.bib", f"{PAPER}.bib"]
-    entry = parse_string((folder / "book.bib").read_text(), "bibtex").entries["book"]
-    assert entry.fields["title"] == config["title"] == cff["title"]
-    assert citations.authors(entry) == config["author"] == cff["authors"][0]["name"]
+    book = project / "build/book"
+    config = yaml.safe_load((book / "_config.yml").read_text())
+    assert sorted(path.stem for path in (book / citations.FOLDER).iterdir()) == ["book", PAPER]
+    bib = (book / citations.FOLDER / "book.bib").read_text()
+    entry = parse_string(bib, "bibtex").entries["book"]
+    assert (entry.fields["title"], config["title"], config["author"]) == ("T", "T", "A Group and B")
+    assert citations.authors(entry) == "A Group, B"
     assert entry.fields["year"] == "2026"  # of the latest run
+    whole = json.loads((book / crate.FILE).read_text())["@graph"][1]
+    assert whole["description"] == "About."
+    assert [author["@id"] for author in whole["author"]] == ["#author/A%20Group", "#author/B"]
 
 
 @pytest.mark.parametrize("text", [None, "title: T", "- 1", "title: [", "authors: [x]"])
@@ -43,9 +49,3 @@ def test_a_book_without_a_name_is_refused(tmp_path: Path, text: str | None) -> N
         (tmp_path / "CITATION.cff").write_text(text)
     with pytest.raises(UsageError, match=r"CITATION\.cff"):
         citations.about(tmp_path)
-
-
-def test_a_chapter_links_to_its_citations(built: Path, broken: Callable) -> None:
-    assert gate(built) == []
-    broken(f"_build/html/_static/citations/{PAPER}.bib", None)
-    assert any(f"{PAPER}.bib, which is not in the book" in fault for fault in gate(built))

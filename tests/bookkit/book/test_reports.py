@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
-import trust as tables
+import trust
 from small_book import ROOT
 
 from bookkit.book import reports
@@ -16,54 +17,29 @@ from bookkit.book.runs import Run
 from replib import hashes
 from replib.errors import UsageError
 
-REPORT = {
-    "what": "Faults & ends.",
-    "columns": ["fault", "injected", "wrong"],
-    "rows": [["a cell <hangs>", 3, 0], ["a share", 0.12345, None]],
-    "not_injected": ["disk full: needs root"],
-    "seconds": 95,
-    "date": "2026-01-02",
-}
-
-
-def write(root: Path, report: dict) -> None:
-    path = root / "results" / "trust" / "faults.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report))
-
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one report, of the code as it is."""
     (tmp_path / "tests/long").mkdir(parents=True)
     (tmp_path / "tests/long/faults.py").write_text("script")
-    write(tmp_path, REPORT | {"code": reports.trust_hash(tmp_path, "faults")})
+    monkeypatch.setattr(trust, "ROOT", tmp_path)
+    rows = [["a cell <hangs>", 3, 0], ["a share", 0.12345, None]]
+    columns, left_out = ["fault", "injected", "wrong"], ["disk full: needs root"]
+    path = tmp_path / "results/trust/faults.json"
+    trust.write_table(path, "Faults & ends.", columns, rows, 95, not_injected=left_out)
     return tmp_path
-
-
-# --- trust ----------------------------------------------------------------------------------------
 
 
 def test_a_report_becomes_a_table_that_says_when_it_is_old(root: Path) -> None:
     text = reports.trust_table(root, "faults")
-    made = "Made on 2026-01-02 by <code>make faults</code>, in 2 minutes."
-    assert f"<p>Faults &amp; ends. {made}" in text
-    assert "Left out: disk full: needs root." in text
+    assert re.search(r"<p>Faults &amp; ends. Made on [\d-]{10} by <code>make faults</code>", text)
+    assert ", in 2 minutes." in text and "Left out: disk full: needs root." in text
     assert '<th scope="row">a cell &lt;hangs&gt;</th><td>3</td><td>0</td>' in text
     assert "<td>0.123</td><td>–</td>" in text
     assert "changed since" not in text
     (root / "tests/long/faults.py").write_text("another script")
     assert "The library or the script has changed since." in reports.trust_table(root, "faults")
-
-
-def test_the_long_forms_write_what_the_page_reads(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "ROOT", root)
-    tables.write_table(root / "results/trust/faults.json", "Said.", ["x", "y"], [["one", 2]], 3.0)
-    text = reports.trust_table(root, "faults")
-    assert "Said. Made on " in text and '<th scope="row">one</th><td>2</td>' in text
-    assert "changed since" not in text
 
 
 def test_what_a_table_depends_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +66,44 @@ def test_what_a_table_depends_on(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_missing_or_broken_report_of_trust_is_one_line(root: Path) -> None:
     with pytest.raises(UsageError, match=r"fuzz\.json is missing; make it with: make fuzz"):
         reports.trust_table(root, "fuzz")
-    for broken in ({"what": "x"}, {"code": "0"}, REPORT | {"code": "0", "seconds": None}):
-        write(root, broken)
+    path = root / "results/trust/faults.json"
+    report = json.loads(path.read_text())
+    for broken in ({"what": "x"}, {"code": "0"}, report | {"seconds": None}):
+        path.write_text(json.dumps(broken))
         with pytest.raises(UsageError, match="is not the report of make faults"):
             reports.trust_table(root, "faults")
 
 
-# --- every page -----------------------------------------------------------------------------------
+def test_numbers_of_other_code_are_said_to_be_old(tmp_path: Path) -> None:
+    assert reports.read_benchmarks(ROOT)["training"]["is_old"] is False
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    for name in ("bench", "training"):
+        path = tmp_path / "benchmarks" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code_sha256": "0" * 64}))
+    old, ages = reports.read_benchmarks(tmp_path), ("age", "training-age")
+    of_paths, of_training = (reports.bench_table(old, name) for name in ages)
+    assert "The code of the interventions has changed" in of_paths and "`make bench`" in of_paths
+    assert "The code of training has changed" in of_training and "bench-training`" in of_training
+    new = {"is_old": False, "training": {"is_old": False}}
+    assert [reports.bench_table(new, name) for name in ages] == ["", ""]
+
+
+def test_a_name_that_is_not_in_the_report_stops_the_page() -> None:
+    report = {"headlines": [{"gap": 0.5}]}
+    for key in ("headlines.0.speed", "headlines.7.gap"):
+        with pytest.raises(UsageError, match=f"no {key}"):
+            reports.fill(f"<!-- bench {key} -->", ROOT, [], lambda: report)
+    with pytest.raises(UsageError, match=r"no bench table 'everything'; there are .*peers"):
+        reports.fill("<!-- bench-table everything -->", ROOT, [], lambda: report)
+
+
+def test_a_missing_or_broken_report_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"bench\.json is missing; make it with: make bench"):
+        reports.read_benchmarks(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "bench.json").write_text("{")
+    with pytest.raises(UsageError, match="is not JSON"):
+        reports.read_benchmarks(tmp_path)
 
 
 def run(**record: object) -> Run:
@@ -116,14 +123,11 @@ def test_the_statistics_are_those_of_the_records() -> None:
     assert "2 runs decide 2 claims in 1 min 25 s" in line and "1 of the 2" in line
 
 
-def test_the_pages_of_the_repository_are_filled_from_what_is_checked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_are_filled_from_what_is_checked_in(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(reports, "trust_hash", lambda root, name: "")  # takes seconds
     names = ("trust", "performance", "rerun", "statistics")
     for name in names:
-        text = (ROOT / "book" / f"{name}.md").read_text()
-        (tmp_path / f"{name}.md").write_text(text)
+        shutil.copy(ROOT / "book" / f"{name}.md", tmp_path)
     reports.write(ROOT, tmp_path, [run()])
     filled = {name: (tmp_path / f"{name}.md").read_text() for name in names}
     assert [name for name, text in filled.items() if "<!--" in text] == []
@@ -138,14 +142,9 @@ def test_the_pages_of_the_repository_are_filled_from_what_is_checked_in(
 
 
 def test_marks_of_others_stay(root: Path) -> None:
-    def none() -> dict:
-        raise AssertionError("no number is asked for")
-
     text = "<!-- citations --> <!-- pdf book --> <!-- a note: 1 -->"
-    assert reports.fill(text, root, [], none) == text
+    assert reports.fill(text, root, [], dict) == text
 
-
-# --- the front page -------------------------------------------------------------------------------
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -174,6 +173,3 @@ def test_it_is_written_between_its_marks(tmp_path: Path) -> None:
     path.write_text("no marks\n")
     reports.write_readme(tmp_path)
     assert path.read_text() == "no marks\n"
-
-
-# --- the templates --------------------------------------------------------------------------------
