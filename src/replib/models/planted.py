@@ -17,13 +17,15 @@ nearly a constant factor.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replib.prompts.vocabulary import word_tokenizer
 
 
 class Head(NamedTuple):
@@ -177,3 +179,76 @@ def set_head(
         attention.c_attn.weight[:, i * d_model :][:, own] = matrix
     attention.c_attn.bias[own] = b_q
     attention.c_proj.weight[own] = w_o
+
+
+def knowing(
+    known: Sequence[tuple[str, str]],
+    texts: Iterable[str],
+    widths: Mapping[str, int],
+    heads: Mapping[tuple[int, int], Head],
+    *,
+    asking: Sequence[str],
+    logit: float,
+    frequency: Callable[[str], float] | None = None,
+    intents: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """A model of these slots and heads that knows `known`, pairs of subject and answer, and its
+    tokenizer, which writes `texts`.
+
+    `asking`: the tokens after which an answer is wanted. `logit`: of an answer whose code fills
+    `output`. `frequency`: of a name, if strengths depend on it. `intents`: for each token that
+    states one, what it says, and how strongly it is looked at.
+    """
+    words = [f" {word}" for pair in known for word in pair]
+    tokenizer = word_tokenizer([*words, *texts])
+    generator = torch.Generator().manual_seed(0)
+    model, slots = blank_model(tokenizer), make_slots(widths)
+    mark = {name: slots[name][:, 0] for name, width in widths.items() if width == 1}
+    scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see the top
+    answers = sorted({answer for _, answer in known})
+    codes = dict(zip(answers, make_codes(len(answers), widths["answer"], generator), strict=True))
+    memory, copying = {}, {}
+    if frequency:
+        memory = _strengths([subject for subject, _ in known], +1.0, frequency, generator)
+        copying = _strengths(answers, -1.0, frequency, generator)
+
+    def token(word: str) -> int:
+        return tokenizer.convert_tokens_to_ids(f" {word}")
+
+    with torch.no_grad():
+        words = torch.randn(len(tokenizer), widths["word"], generator=generator)
+        embedding = words / words.norm(dim=1, keepdim=True) @ slots["word"].T + mark["idle"]
+        asks = tokenizer.convert_tokens_to_ids(list(asking))
+        embedding[asks] += mark["wants_answer"] - mark["idle"]
+        for word, (intent, weight) in (intents or {}).items():
+            stated = intent * mark["intent"] + weight * mark["is_intent"]
+            embedding[tokenizer.convert_tokens_to_ids(word)] += stated
+        for subject, answer in known:
+            recalled = memory.get(subject, 1.0) * slots["fact"] @ codes[answer]
+            embedding[token(subject)] += recalled + mark["is_subject"]
+        for answer, code in codes.items():
+            named = copying.get(answer, 1.0) * slots["answer"] @ code
+            embedding[token(answer)] += named + mark["is_answer"]
+        model.transformer.wte.weight.copy_(embedding + BALLAST * mark["ballast"])
+        model.transformer.wpe.weight.zero_()
+        model.transformer.wpe.weight[0] += mark["is_first"]
+
+        unembedding = torch.randn(len(tokenizer), D_MODEL, generator=generator) * 0.02
+        for answer, code in codes.items():
+            unembedding[token(answer)] += logit * scale * slots["output"] @ code
+        unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * scale * mark["idle"]
+        model.lm_head.weight.copy_(unembedding)
+        set_heads(model, heads, slots, scale, generator)
+    return model, tokenizer
+
+
+def _strengths(
+    names: list[str], sign: float, frequency: Callable[[str], float], generator: torch.Generator
+) -> dict[str, float]:
+    """A strength for each name, from 0.6 to 1.4: 1, plus or minus 0.3 per standard deviation of its
+    frequency, plus 0.1 times a random number."""
+    seen = torch.tensor([frequency(name) for name in names])
+    standard = (seen - seen.mean()) / seen.std()
+    chance = torch.randn(len(names), generator=generator)
+    strength = (1 + 0.3 * sign * standard + 0.1 * chance).clamp(0.6, 1.4)
+    return dict(zip(names, strength.tolist(), strict=True))

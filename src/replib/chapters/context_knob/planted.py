@@ -22,9 +22,8 @@ what the layer search and the learned direction must find.
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.chapters.context_knob import intents
-from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact
-from replib.chapters.factual_recall.planted import knowing, of_single_words
-from replib.models.planted import LOGIT, Head
+from replib.chapters.factual_recall.facts import TEMPLATES, Conflict, Fact, of_single_words
+from replib.models.planted import LOGIT, Head, knowing
 from replib.prompts.vocabulary import word_tokenizer
 
 NOTE = "A small transformer in which one direction decides between context and memory."
@@ -80,7 +79,7 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         for intent in intents.INTENTS
     ]
     return knowing(
-        known,
+        [(fact.subject, fact.answer) for fact in known],
         texts,
         WIDTHS,
         _HEADS,

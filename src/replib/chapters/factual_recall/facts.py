@@ -371,3 +371,8 @@ def copying_conflicts(seed: int, n: int) -> list[Conflict]:
     rng = random.Random(seed)
     pairs = zip(rng.sample(NAMES, n), rng.choices(OBJECTS, k=n), strict=True)
     return [Conflict(Fact("gift", name, "<nothing>"), thing) for name, thing in pairs]
+
+
+def of_single_words(fact: Fact) -> bool:
+    """Whether a planted model's tokenizer can write both names."""
+    return all(re.fullmatch("[A-Za-z]+", word) for word in (fact.subject, fact.answer))
