@@ -49,6 +49,7 @@ from replib.interventions.head_edits import attention_row, read, resample_ablate
 from replib.interventions.network import Head, Network  # noqa: E402
 from replib.interventions.path_patching import PathPatch, path_patch  # noqa: E402
 from replib.metrics import layer_matched, rng  # noqa: E402
+from replib.models.device import find_dtype  # noqa: E402
 from replib.models.load import load_model  # noqa: E402
 from replib.prompts.colored_objects import colored_objects_pairs  # noqa: E402
 from replib.prompts.ioi import ioi_pairs  # noqa: E402
@@ -448,15 +449,6 @@ def alone(task: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
 # --- the whole run -------------------------------------------------------------------------------
 
 
-def has_bfloat16() -> bool:
-    """Does this processor multiply bfloat16 matrices by itself?"""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
-        word in Path("/proc/cpuinfo").read_text()
-        for word in ("avx512_bf16", "amx_bf16", "bf16")
-        if Path("/proc/cpuinfo").is_file()
-    )
-
-
 def headline(case: Case, n_obvious: int, bfloat16: bool) -> dict[str, Any]:
     """One case by every contender: rows of the table, with ratios."""
     mine, mine_peak = alone(ours, case)
@@ -523,7 +515,7 @@ def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def bench(sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
     """All of it; what the page on performance is made from."""
     start = time.perf_counter()
-    bfloat16 = has_bfloat16()
+    bfloat16 = find_dtype("auto", torch.device("cpu")) == torch.bfloat16
     movers = sizes.movers[sizes.main]
     one = Case(sizes.main, movers, n_prompts=sizes.n_prompts)
     every = replace(one, position="all", one_a_layer=True)

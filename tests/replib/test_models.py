@@ -169,6 +169,14 @@ def test_what_is_no_tiny_or_no_loaded_model_is_refused():
 # ---- dtype, device, threads, revision
 
 
+@pytest.mark.parametrize("own", ["_is_avx512_bf16_supported", "_is_amx_tile_supported", None])
+def test_auto_is_bfloat16_only_where_the_processor_multiplies_it(own, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda found=name == own: found)
+    expected = torch.bfloat16 if own else torch.float32
+    assert find_dtype("auto", torch.device("cpu")) == expected
+
+
 def test_dtypes():
     half = load_model("tiny", dtype="bfloat16")
     assert model_info(half).dtype == "bfloat16" and half(PROMPT).dtype == torch.bfloat16
