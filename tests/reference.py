@@ -18,8 +18,7 @@ def activations(model, tokens, *names):
 
 def end_logit_diff(logits, pairs):
     prompt, end = torch.arange(len(pairs)), pairs.length - 1
-    at_end = logits[prompt, end]
-    return at_end[prompt, pairs.answer] - at_end[prompt, pairs.foil]
+    return logits[prompt, end, pairs.answer] - logits[prompt, end, pairs.foil]
 
 
 def run(model, tokens, writes, record=()):
@@ -47,8 +46,8 @@ def run(model, tokens, writes, record=()):
     return logits, seen
 
 
-def path_patch(model, pairs, senders, receivers, component, position, freeze_mlps):
-    """Logit difference [sender prompt] with the path sender → receivers patched, one at a time."""
+def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
+    """Logit difference [prompt] with the path sender → receivers patched."""
     if position == "all":
         at = [range(int(length)) for length in pairs.length]
     else:
@@ -60,14 +59,7 @@ def path_patch(model, pairs, senders, receivers, component, position, freeze_mlp
     here = (torch.tensor(prompts), torch.tensor(positions))
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
     corrupted = activations(model, pairs.corrupted, "attn.hook_z")
-    runs = (model, pairs, here, clean, corrupted)
-    patched = [_path_patch_one(*runs, s, receivers, component, freeze_mlps) for s in senders]
-    return torch.stack(patched)
 
-
-def _path_patch_one(
-    model, pairs, here, clean, corrupted, sender, receivers, component, freeze_mlps
-):
     def freeze(name):
         def function(value):
             value[here] = clean[name][here]

@@ -97,12 +97,11 @@ def test_path_patch_agrees_with_hooks(arch, component, seed):
     elif component == "resid_post":
         receivers, component = ("resid_post", top - 1), "q"
     sender = draw.choice(net.heads(below=top))
-    slow = reference.path_patch(
-        net.model, pairs, [sender], receivers, component, position, freeze_mlps
-    )
+    way = (receivers, component, position)
+    slow = reference.path_patch(net.model, pairs, sender, *way, freeze_mlps)
     for senders in (None, [sender]):  # all at once, and alone
-        ours = path_patch(net, pairs, receivers, component, position, senders, freeze_mlps)
-        torch.testing.assert_close(ours.logit_diff[sender], slow[0], atol=TOLERANCE, rtol=0)
+        ours = path_patch(net, pairs, *way, senders, freeze_mlps)
+        torch.testing.assert_close(ours.logit_diff[sender], slow, atol=TOLERANCE, rtol=0)
     assert ours.logit_diff.isnan().all(-1).sum() == net.n_layers * net.n_heads - 1
 
 
@@ -158,19 +157,6 @@ def test_edits_agree_with_hooks(arch, everywhere):
         torch.testing.assert_close(ours.logit_diff[i], expected, atol=TOLERANCE, rtol=0)
         assert torch.equal(ours.top1[i], slow.argmax(-1))
         assert i == 0 or (ours.logit_diff[i] - ours.logit_diff[0]).abs().max() > 1e-3
-
-
-def test_scaling_one_head_leaves_its_group_alone():
-    """Llama and Gemma heads share value vectors: only the scaled head's write may change."""
-    for arch in ("llama", "gemma3"):
-        net, pairs = network(arch), random_pairs(2)
-        both = read(net, pairs, [HeadEdit(), scale_head((2, 0), 2.0)], capture=True)
-        assert torch.allclose(both.pattern[0, :, :3], both.pattern[1, :, :3], atol=1e-6)
-        # the norms' scales change with the edit, the proportions between heads only by it
-        before, after = both.attribution[:, :, 2, :, 0]
-        ratio = before / before[:, 1:2], after / after[:, 1:2]
-        torch.testing.assert_close(ratio[1][:, 2:], ratio[0][:, 2:], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ratio[1][:, 0], 2 * ratio[0][:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_correct_is_top1_of_the_whole_vocabulary():
