@@ -9,7 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
@@ -64,11 +64,15 @@ def variant(remove=(), digits: int = 1, bos: bool = False) -> PreTrainedTokenize
 TOKENIZERS = {"word": WORD, "word with BOS": variant(bos=True), "pairs": variant(digits=2)}
 
 
+EMBEDDED = [pytest.param(name, marks=pytest.mark.embedded) for name in available_embedded()]
+
+
 @cache
-def embedded_tokenizers():
-    """Of the embedded models whose packages are installed."""
-    folders = [load_dequantised(name) for name in available_embedded()]
-    return [AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders]
+def find_tokenizer(kind: str):
+    """One of the word tokenizers, or an embedded model's."""
+    if kind in TOKENIZERS:
+        return TOKENIZERS[kind]
+    return AutoTokenizer.from_pretrained(load_dequantised(kind), local_files_only=True)
 
 
 def decode(tokenizer, tokens) -> list[str]:
@@ -97,23 +101,6 @@ def one(**changes) -> PromptPairs:
 # --- Hand-worked ------------------------------------------------------------------------------
 
 
-def test_an_ioi_prompt_token_by_token():
-    pairs = ioi_pairs(WORD, 40, seed=0)
-    i = next(i for i, text in enumerate(pairs.text) if text.startswith("When ") and i % 2)
-    tokens = decode(WORD, pairs.clean[i, : pairs.length[i]])
-    s_name, io_name = tokens[1], tokens[3]  # BABA: the repeated name comes first
-    place, thing = tokens[7], tokens[12]
-    assert tokens == [
-        *("When", s_name, " and", io_name, " arrived", " at", " the", place, ","),
-        *(s_name, " handed", " the", thing, " to"),
-    ]
-    assert place.strip() in words.PLACES and thing.strip() in words.OBJECTS
-    at = {"IO": 3, "S1": 1, "S1+1": 2, "S2": 9, "END": 13}
-    assert {name: int(where[i]) for name, where in pairs.positions.items()} == at
-    assert decode(WORD, pairs.answer)[i] == io_name and decode(WORD, pairs.foil)[i] == s_name
-    assert pairs.corrupted_text[i] == pairs.text[i].replace(f",{s_name} ", f",{io_name} ")
-
-
 def test_a_colored_objects_prompt_token_by_token():
     """The positions that the paper's own script uses: colours 41, 45, 50, shot answer 30, END 61.
 
@@ -127,8 +114,6 @@ def test_a_colored_objects_prompt_token_by_token():
         assert tokens[30:33] == [tokens[30].title(), "\n", "Q"]
         assert sorted(at["colors"][i]) == [41, 45, 50] and at["shot_colors"][i] == [9, 13, 18]
         assert sorted(at["objects"][i]) == [42, 46, 51] and at["query"][i] == 57
-        assert at["colors"][i][0] == at["queried"][i] - 1
-        assert decode(WORD, pairs.answer)[i] == tokens[at["queried"][i] - 1].title()
         assert (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist() == [57]
         other = WORD.decode([pairs.corrupted[i, 57]])
         assert decode(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
@@ -200,6 +185,7 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert where["S1+1"] == where["S1"] + 1 and where["S1"] < where["S2"] < where["END"]
             assert (where["IO"] < where["S1"]) == (i % 2 == 0)
             assert tokenizer.decode(corrupted[where["S2"]]) == answer
+            assert (clean != corrupted).nonzero().tolist() == [[where["S2"]]]
         if pairs.task == "colored_objects":
             assert [c.title() for c in at["colors"]] == tokenizer.batch_decode(
                 [[t] for t in pairs.candidates[i]]
@@ -234,27 +220,20 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert int(foil) < int(start[2 : 2 + len(answer)]) < int(answer)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
-@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**32))
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("kind", [*TOKENIZERS, *EMBEDDED])
 def test_positions_point_to_the_right_tokens(kind, task, seed):
-    tokenizer = TOKENIZERS[kind]
+    tokenizer = find_tokenizer(kind)
     check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
-
-
-@pytest.mark.embedded
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
-def test_positions_on_the_embedded_models_tokenizers(task, seed):
-    for tokenizer in embedded_tokenizers():
-        check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_seed_alone_decides_and_the_word_tokenizer_gives_every_prompt_back(task):
-    first, other = (TASKS[task](WORD, 200, seed) for seed in (1, 2))
+    first, other = (TASKS[task](WORD, 60, seed) for seed in (1, 2))
     set_seed(5)
-    again = TASKS[task](WORD, 200, 1)
+    again = TASKS[task](WORD, 60, 1)
     drawn = np.random.random(), torch.rand(1)  # noqa: NPY002
     set_seed(5)
     assert drawn == (np.random.random(), torch.rand(1))  # noqa: NPY002
