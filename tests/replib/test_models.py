@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import pickle
@@ -107,10 +106,8 @@ ARCHS = [
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_tiny_model_is_a_frozen_bridge_in_which_every_head_matters(arch):
+def test_a_tiny_model_is_a_frozen_bridge(arch):
     model = tiny_model(arch, seed=3)
-    tokens = model.tokenizer(PROMPT, return_tensors="pt").input_ids
-    logits = model(tokens)
     assert not model.training and not model.original_model.training
     assert not any(p.requires_grad for p in torch.nn.Module.parameters(model))
     assert not any(p.requires_grad for p in model.parameters())
@@ -118,15 +115,6 @@ def test_tiny_model_is_a_frozen_bridge_in_which_every_head_matters(arch):
     assert (info.name, info.n_layers, info.n_heads, info.dtype) == (f"tiny-{arch}", 4, 4, "float32")
     unwrapped = AutoModelForCausalLM.from_config(model.original_model.config)
     assert info.n_params == unwrapped.num_parameters()
-
-    def silence(z, hook, head):
-        z = z.clone()
-        z[:, :, head] = 0
-        return z
-
-    for layer, head in itertools.product(range(4), range(4)):
-        hooks = [(f"blocks.{layer}.attn.hook_z", functools.partial(silence, head=head))]
-        assert (model.run_with_hooks(tokens, fwd_hooks=hooks) - logits).abs().max() > 1e-2
 
 
 def test_tiny_weights_come_from_the_seed_alone():
@@ -255,31 +243,25 @@ def test_a_pickled_checkpoint_is_refused_and_never_opened(folder, tmp_path):
     assert ran.exists()
 
 
+INDEX = "model.safetensors.index.json"
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("file", "content", "words"),
     [
-        *((text, "has no map of weights to files") for text in ("{", "[]", "{}", "[" * 10_000)),
-        ('{"weight_map": {"a": 1}}', "has no map of weights to files"),
-        ('{"weight_map": {"a": "../other.safetensors"}}', "'../other.safetensors'"),
-        ('{"weight_map": {"a": "shard.safetensors"}}', "not in the folder"),
+        *((INDEX, text, f"{INDEX} has no map") for text in ("{", "[]", "{}", "[" * 10_000)),
+        (INDEX, '{"weight_map": {"a": 1}}', f"{INDEX} has no map of weights to files"),
+        (INDEX, '{"weight_map": {"a": "../other.safetensors"}}', "'../other.safetensors'"),
+        (INDEX, '{"weight_map": {"a": "shard.safetensors"}}', "not in the folder"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "cannot wrap it"),
+        ("config.json", {"intermediate_size": 48}, "cannot be loaded"),
+        ("model.safetensors", "not a safetensors file", "cannot be loaded"),
     ],
 )
-def test_an_index_names_files_of_the_folder(folder, content, words):
+def test_a_broken_file_is_one_line(folder, file, content, words):
     shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
-    (folder / "model.safetensors.index.json").write_text(content)
-    refused(folder, "model.safetensors.index.json", words)
-
-
-@pytest.mark.parametrize(
-    ("file", "key", "value", "words"),
-    [
-        ("tokenizer_config.json", "model_max_length", "long", "cannot wrap it"),
-        ("config.json", "intermediate_size", 48, "cannot be loaded"),
-        ("model.safetensors", None, "not a safetensors file", "cannot be loaded"),
-    ],
-)
-def test_a_broken_file_is_one_line(folder, file, key, value, words):
-    content = json.dumps(json.loads((folder / file).read_text()) | {key: value}) if key else value
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / file).read_text()) | content)
     (folder / file).write_text(content)
     refused(folder, str(folder), words)
 

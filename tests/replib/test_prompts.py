@@ -256,22 +256,36 @@ def test_dropped_words_are_counted():
     assert not any("red" in text for text in pairs.text)
 
 
+def lacking(*texts: str) -> PreTrainedTokenizerFast:
+    """The word tokenizer without these words."""
+    return variant(remove=[f" {text}" for text in texts])
+
+
+FEW_WORDS = (*words.NAMES[3:], *words.PLACES[1:], *words.OBJECTS[1:])
+
+
 @pytest.mark.parametrize(
-    ("remove", "make", "reason"),
+    ("make", "tokenizer", "n", "reason"),
     [
-        ([f" {n}" for n in words.NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
-        ([f" {n}" for n in words.PLACES], ioi_pairs, "has 0 places"),
-        ([" and"], ioi_pairs, "no template"),
-        ([f" {c}" for c in words.COLORS[:3]], colored_objects_pairs, "has 5 colours"),
-        (["Q"], colored_objects_pairs, "does not know the words"),
-        (["7"], greater_than_pairs, "splits a year into digits"),
-        ([f" {n}" for n in words.NOUNS], greater_than_pairs, "has 0 nouns"),
-        ([f" {c}" for c in list(words.CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
+        (ioi_pairs, lacking(*words.NAMES[2:]), 50, "has 2 names as single tokens, 3 are"),
+        (ioi_pairs, lacking(*words.PLACES), 50, "has 0 places"),
+        (ioi_pairs, lacking("and"), 50, "no template"),
+        (ioi_pairs, lacking(*FEW_WORDS), 500, "different prompts found, 500 were asked for"),
+        (ioi_pairs, WORD, 0, "n_prompts must be at least 1, not 0"),
+        (colored_objects_pairs, lacking(*words.COLORS[:3]), 50, "has 5 colours"),
+        (colored_objects_pairs, variant(remove=["Q"]), 50, "does not know the words"),
+        (partial(colored_objects_pairs, n_objects=4), WORD, 9, "n_objects must be 2 or 3, not 4"),
+        (partial(colored_objects_pairs, n_shots=0), WORD, 9, "n_shots must be 1, 2 or 3, not 0"),
+        (greater_than_pairs, variant(remove=["7"]), 50, "splits a year into digits"),
+        (greater_than_pairs, variant(digits=3), 50, r"reads ' 1745' as \[' ', '174', '5'\]"),
+        (greater_than_pairs, lacking(*words.NOUNS), 50, "has 0 nouns"),
+        (capital_pairs, lacking(*list(words.CAPITALS)[5:]), 50, "give 40 prompts"),
+        (capital_pairs, WORD, 3000, "3000 were asked for"),
     ],
 )
-def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
+def test_what_a_tokenizer_cannot_give_is_refused(make, tokenizer, n, reason):
     with pytest.raises(UsageError, match=reason) as error:
-        make(variant(remove=tuple(remove)), 50, 0)
+        make(tokenizer, n, 0)
     assert "\n" not in str(error.value)
 
 
@@ -283,26 +297,6 @@ def test_a_tokenizer_without_offsets_is_refused():
     for make, what in [(make, 4) for make in TASKS.values()] + [(pairs_from_file, "mine.json")]:
         with pytest.raises(UsageError, match=r"needs a fast tokenizer .*, not SlowTokenizer"):
             make(slow, what)
-
-
-def test_three_digit_tokens_are_refused():
-    with pytest.raises(UsageError, match=r"reads ' 1745' as \[' ', '174', '5'\]"):
-        greater_than_pairs(variant(digits=3), 10, 0)
-
-
-def test_too_many_prompts_and_bad_numbers_are_refused():
-    with pytest.raises(UsageError, match="3000 were asked for"):
-        capital_pairs(WORD, 3000, 0)
-    removed = (*words.NAMES[3:], *words.PLACES[1:], *words.OBJECTS[1:])
-    tiny = variant(remove=tuple(f" {word}" for word in removed))
-    with pytest.raises(UsageError, match="different prompts found, 500 were asked for"):
-        ioi_pairs(tiny, 500, 0)
-    with pytest.raises(UsageError, match="n_prompts must be at least 1, not 0"):
-        ioi_pairs(WORD, 0, 0)
-    with pytest.raises(UsageError, match="n_objects must be 2 or 3, not 4"):
-        colored_objects_pairs(WORD, 10, 0, n_objects=4)
-    with pytest.raises(UsageError, match="n_shots must be 1, 2 or 3, not 0"):
-        colored_objects_pairs(WORD, 10, 0, n_shots=0)
 
 
 # --- PromptPairs: bad sets cannot be built ------------------------------------------------------
