@@ -441,6 +441,7 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
+        ("none.json", None, "no such file"),
         ("mine.txt", b"x", "unknown kind of file; use .json, .jsonl or .csv"),
         ("mine.json", b" \n ", "is empty"),
         ("mine.json", b"[]", "holds no rows"),
@@ -458,18 +459,11 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
 )
 def test_a_bad_file_is_refused(tmp_path, name, content, reason):
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UsageError, match=reason) as error:
         pairs_from_file(WORD, path)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    for read in (pairs_from_file, colored_objects_from_file):
-        with pytest.raises(UsageError, match="no such file"):
-            read(WORD, tmp_path / "none.json")
-    with pytest.raises(UsageError, match="unknown kind of file; use"):
-        colored_objects_from_file(WORD, tmp_path / "none.csv")
 
 
 def authors_rows(n: int) -> list[list[str]]:
@@ -487,6 +481,8 @@ def test_the_authors_format_is_read(tmp_path):
     assert all(read.positions[name].equal(at) for name, at in made.positions.items())
     assert again.foil.equal(read.foil) and not other.foil.equal(read.foil)
     check(WORD, read, 30)
+    with pytest.raises(UsageError, match="unknown kind of file; use"):
+        colored_objects_from_file(WORD, tmp_path / "cobjs.csv")
 
 
 def test_objects_of_several_words_are_read(tmp_path):
