@@ -138,6 +138,18 @@ def test_edits_agree_with_hooks(arch, everywhere):
         assert i == 0 or (ours.logit_diff[i] - ours.logit_diff[0]).abs().max() > 1e-3
 
 
+def test_scaling_one_head_leaves_its_group_alone():
+    """Llama and Gemma heads share value vectors: only the scaled head's write may change."""
+    for arch in ("llama", "gemma3"):
+        net, pairs = network(arch), make_pairs(2)
+        both = read(net, pairs, [HeadEdit(), scale_head((2, 0), 2.0)], capture=True)
+        # the norms' scales change with the edit, the proportions between heads only by it
+        before, after = both.attribution[:, :, 2, :, 0]
+        ratio = before / before[:, 1:2], after / after[:, 1:2]
+        torch.testing.assert_close(ratio[1][:, 2:], ratio[0][:, 2:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ratio[1][:, 0], 2 * ratio[0][:, 0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("arch", FEW)
 def test_every_head_of_a_tiny_model_matters(arch):
     net, pairs = network(arch), make_pairs(3)
