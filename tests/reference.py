@@ -12,8 +12,7 @@ from replib.interventions.head_edits import HeadEdit, Site
 
 def activations(model, tokens, *names):
     """{name: activation} for every hook whose name ends with one of `names`."""
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(names))
-    return {name: value.clone() for name, value in cache.items()}
+    return run(model, tokens, [], names)[1]
 
 
 def end_logit_diff(logits, pairs):
@@ -22,8 +21,8 @@ def end_logit_diff(logits, pairs):
 
 
 def run(model, tokens, writes, record=()):
-    """Logits and recorded activations of one pass with `writes`: (hook name, function), in turn."""
-    seen = {}
+    """Logits of one pass with `writes`, (hook name, function) in turn, and what then passed at the
+    hooks whose names end with one of `record`."""
 
     def write(function):
         def hook(value, hook):
@@ -33,17 +32,12 @@ def run(model, tokens, writes, record=()):
 
         return hook
 
-    def keep(name):
-        def hook(value, hook):
-            seen[name] = value.clone()
-
-        return hook
-
     hooks = [(name, write(function)) for name, function in writes]
-    hooks += [(name, keep(name)) for name in record]
-    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert set(seen) == set(record), "a hook did not fire"
-    return logits, seen
+    with model.hooks(fwd_hooks=hooks):
+        logits, cache = model.run_with_cache(
+            tokens, names_filter=lambda name: name.endswith(tuple(record))
+        )
+    return logits, {name: value.clone() for name, value in cache.items()}
 
 
 def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
