@@ -31,12 +31,6 @@ def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, words, caps
     assert err.count("\n") == 1 and words in err
 
 
-def test_help_lists_the_options_of_the_chapter(capsys):
-    assert main(["train", COPYING, "--help"]) == 0
-    told = capsys.readouterr().out
-    assert "--cell" in told and "--format" not in told
-
-
 @pytest.mark.parametrize("code", [0, 1])
 def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, capsys):
     left, commands = [["copy/rope-0.1-0", "copy/lstm-0.1-0"], []], []
