@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import re
 
 import pytest
@@ -159,37 +158,21 @@ def leaves(node):
             yield node, key
 
 
-@pytest.fixture
-def written(record, tmp_path):
-    write_record(tmp_path / "record.json", record)
-    return tmp_path / "record.json"
-
-
-def test_every_altered_value_is_found(written):
-    content = json.loads(written.read_text())
+def test_every_altered_value_is_found(record, tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, record)
+    content = read_record(path)
     for node, key in leaves(content):
         value = node[key]
         node[key] = f"{value} " if isinstance(value, str) else 1 + (value or 0)
-        written.write_text(json.dumps(content))
+        path.write_text(json.dumps(content))
         with pytest.raises(UsageError):
-            read_record(written)
+            read_record(path)
         node[key] = value
     del content["claims"][0]
-    written.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match="was altered after it was written: its seal does not fit"):
-        read_record(written)
-
-
-def test_a_flipped_bit_is_found(written):
-    whole, draw, before = written.read_bytes(), random.Random(0), read_record(written)
-    for _ in range(100):
-        changed = bytearray(whole)
-        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        written.write_bytes(changed)
-        try:
-            assert read_record(written) == before  # white space that means the same
-        except UsageError as error:
-            assert "\n" not in str(error)
+        read_record(path)
 
 
 @pytest.mark.parametrize("path", CERTIFIED, ids=lambda path: "/".join(path.parts[-3:-1]))

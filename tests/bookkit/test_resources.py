@@ -148,11 +148,11 @@ def test_a_model_of_the_hub_that_cannot_fit_is_refused_before_the_download(monke
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
 
-    def refuse(n_params):
-        estimate(Size(n_params, 0, 1), "float32", "cpu", 24e9, None)
-
     with pytest.raises(UsageError, match="70 billion parameters"):
-        prepare_model("org/large", before_download=refuse)
+        prepare_model(
+            "org/large",
+            before_download=lambda n: estimate(Size(n, 0, 1), "float32", "cpu", 24e9, None),
+        )
 
 
 def test_batches_follow_the_variable(monkeypatch):

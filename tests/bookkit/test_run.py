@@ -170,13 +170,6 @@ def test_a_failed_run(good, tmp_path, mode, limit, message, name):
     assert (error[0], after) == (name, {"pending"})
 
 
-def test_no_time_at_all(tmp_path):
-    with pytest.raises(RunFailed, match=r"time limit of 0\.01 s reached before its first cell"):
-        run(tmp_path, time_limit_s=0.01)
-    notebook = json.loads((tmp_path / "toy" / "tiny.failed" / "notebook.ipynb").read_text())
-    assert notebook["metadata"]["papermill"]["exception"] is True
-
-
 def test_the_user_s_mistake_leaves_nothing(good, tmp_path, monkeypatch):
     out = tmp_path / "new" / "runs"
     with pytest.raises(UsageError, match=r"^row 3 is broken \(in cell \[6\]\)$"):
@@ -210,10 +203,7 @@ EARLY = {"output_type": "error", "ename": "SystemExit", "evalue": "0", "tracebac
     [
         (lambda cells: cells[-1]["outputs"].clear(), "ended with 0 tables of verdicts"),
         (lambda cells: cells[-1]["metadata"]["tags"].clear(), "with the tag claims"),
-        (
-            lambda cells: cells[-2]["outputs"].append(EARLY),
-            "SystemExit: 0 in cell [6], which",
-        ),
+        (lambda cells: cells[-2]["outputs"].append(EARLY), "SystemExit: 0 in cell [6], which"),
         (lambda cells: bundle(cells)["claims"].pop(), "claim 1.10 is missing from the verdicts"),
         (lambda cells: bundle(cells).update(claims_sha256="0"), "about another claims file, or it"),
         (lambda cells: bundle(cells)["model"].update(name="x"), "measured 'x', not 'tiny'"),

@@ -18,7 +18,6 @@ KNOB, COPYING, SMOLLM = "context-knob", "copying-mamba", "smollm2-135m"
         (["ioi-circuit-reuse", "--model", SMOLLM, "--seed", "1"], "invalid choice"),
         ([COPYING, "--seed", "1"], "--seed does not belong to copying-mamba"),
         ([COPYING, "--cores", "0"], "--cores is 0"),
-        ([KNOB, "--cell", "x", "--seed", "1"], "--cell does not belong to context-knob"),
         ([KNOB, "--seed", "1"], "needs --model"),
         ([KNOB, "--model", SMOLLM, "--seed", "-1"], "--seed is -1"),
         ([KNOB, "--model", "tiny", "--seed", "1"], "made in memory"),
