@@ -18,7 +18,6 @@ KNOB, COPYING, SMOLLM = "context-knob", "copying-mamba", "smollm2-135m"
         (["ioi-circuit-reuse", "--model", SMOLLM, "--seed", "1"], "invalid choice"),
         ([COPYING, "--seed", "1"], "--seed does not belong to copying-mamba"),
         ([COPYING, "--cores", "0"], "--cores is 0"),
-        ([KNOB, "--cell", "x", "--seed", "1"], "--cell does not belong to context-knob"),
         ([KNOB, "--seed", "1"], "needs --model"),
         ([KNOB, "--model", SMOLLM, "--seed", "-1"], "--seed is -1"),
         ([KNOB, "--model", "tiny", "--seed", "1"], "made in memory"),
@@ -29,12 +28,6 @@ def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, words, caps
     assert main(["train", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and words in err
-
-
-def test_help_lists_the_options_of_the_chapter(capsys):
-    assert main(["train", COPYING, "--help"]) == 0
-    told = capsys.readouterr().out
-    assert "--cell" in told and "--format" not in told
 
 
 @pytest.mark.parametrize("code", [0, 1])
