@@ -81,22 +81,6 @@ def test_a_stale_page_from_a_record_alone_says_so_and_shows_no_figure(built: Pat
     assert "was not kept" in old.select_one("figure img, .cell_output img")["alt"]
 
 
-def test_a_failed_page_stands_apart(built: Path) -> None:
-    source, error, log = (part.get_text() for part in soup(built, FAILED).select("article pre"))
-    assert source == "fail()" and "[error]" in error and "[log]" in log
-    good = soup(built, FAILED.replace(".failed", ""))
-    link = good.select_one(f'.model-switch a[href="{hostile.MODEL}.failed.html"]')
-    assert link.find_parent("div").select_one("span").get_text() == "Failed"
-
-
-def test_the_atlas_has_a_page_for_each_model_with_heads(built: Path) -> None:
-    atlas = soup(built, f"atlas/{MODELS[0]}.html")
-    assert "rule of copy" in atlas.get_text()
-    assert "L0H1, L2H3" in atlas.select_one("img[alt^='Grid of 3 layers']")["alt"]
-    assert not (built / f"_build/html/atlas/{MODELS[1]}.html").exists()
-    assert MODELS[0] in soup(built, "atlas/index.html").select_one("nav").get_text()
-
-
 def test_a_wrong_key_record_or_format_is_an_error(built: Path) -> None:
     env = SimpleNamespace(docname="index", note_dependency=str)
     env.app = SimpleNamespace(env=env, srcdir=built / "build/book")
@@ -129,8 +113,6 @@ BREAKS = {
     ],
     f"_build/html/_static/citations/{PAPER}.bib": [(None, "", f"{PAPER}.bib, which is not in the")],
     RECORD: [
-        (None, "", "no finished run of fake-paper on model-a"),
-        ('"finished"', '"running"', "finished"),
         ("900.0", "901.0", "built from another run"),
         ('"value": 0.3', '"value": 0.4', "claim 1.1, measured"),
     ],
@@ -152,13 +134,10 @@ BREAKS = {
         ("<td>0.3 [", "<td>0.7 [", "does not show 0.3 for claim 1.1"),
         ("<tr><td>1.2</td>", "<tr><td>1.1</td>", "no verdict on claim 1.2"),
         ('alt="A grey box for model-a"', 'alt=""', "without alternative text"),
-        ('href="model-b.html"', 'href="model-c.html"', "links to model-c.html"),
-        ('href="#verdicts"', 'href="#verdict"', "links to #verdict, where"),
         ('<a href="model-b.html"', '<a href="model-b.html#x"', "model-b.html#x, where"),
         ('src="../../_images/', 'src="../../_image/', "which is not in the book"),
         ('http-equiv="Content-Security-Policy"', 'name="policy"', NO_POLICY),
         ("script-src 'self'", "script-src 'self' 'unsafe-inline'", NO_POLICY),
-        ("<head>", '<head><script src="../../a.js"></script>', NO_POLICY),
         ("</head>", "<script>1</script></head>", NO_POLICY),
         ("", "<p>is {record}`claims.1.1.value`</p>", "unresolved role"),
         ("", "<p>{term}<code>null</code></p>", "unresolved role"),
@@ -185,11 +164,9 @@ BREAKS = {
     ],
     f"_build/html/{FAILED}": [
         ('class="failed-note"', 'class="note"', "does not say that the run failed"),
-        ('data-run="', 'data-run="x', "does not say that the run failed"),
         ("in cell [6], `fail()`</dd>", "</dd>", "does not say why"),
         ("<aside", '<p class="cell"></p><aside', "says that the run failed after"),
         ("", '<b class="outcome">holds</b>', "shows a result"),
-        ("", '<b class="record">0.5</b>', "shows a result"),
     ],
 }
 CASES = [(file, *case) for file, cases in BREAKS.items() for case in cases]

@@ -112,10 +112,10 @@ def test_a_failed_run_gets_a_page_and_counts_for_nothing(project: Path) -> None:
     fail(project, model=MODELS[0])
     assert [run.key for run in stage(project)] == EXPECTED
     book, name = project / "build/book", f"chapters/{PAPER}/{MODELS[0]}"
-    assert (book / f"{name}.ipynb").is_file()
     text = (book / f"{name}.failed.md").read_text()
     assert 'aria-current="page">model-a</a></li></ul></div>\n</nav>' in text
     assert f"{name}.failed" in (book / "_toc.yml").read_text()
+    assert 'href=\\"model-a.failed.html\\"' in (book / f"{name}.ipynb").read_text()
     landing = (book / f"chapters/{PAPER}/index.md").read_text()
     assert landing.count("the run **failed**: ValueError\\: no") == 1
     records = sorted(path.stem for path in (book / "static/records").glob("*/*.json"))
