@@ -49,24 +49,17 @@ PAGE = """<html><head>
 </head><body><article>TEXT</article></body></html>"""
 
 
-def scripts_allowed(page: str) -> int:
-    return html_policy.policy(page).count("sha256-")
-
-
-def test_only_scripts_of_the_head_are_allowed() -> None:
-    text = "</head></article></body><head><script>two</script></head>"
-    assert scripts_allowed(PAGE) == scripts_allowed(PAGE.replace("TEXT", text)) == 1
-    search = PAGE.replace("<article>TEXT</article>", "<script>two</script>")
-    assert scripts_allowed(search) == 2  # nothing of anybody's on that page
-
-
-def test_a_page_is_protected_once() -> None:
+def test_a_page_is_protected_once_and_allows_only_the_scripts_of_its_head() -> None:
     page = html_policy.protect(PAGE)
     assert html_policy.protect(page) == page
     assert page.index("Content-Security-Policy") < page.index("<script")
     assert html_policy.is_protected(page) and not html_policy.is_protected(PAGE)
     with pytest.raises(ValueError, match="begin"):
         html_policy.protect(PAGE.replace("<head>", "<head><script>0</script>"))
+    text = "</head></article></body><head><script>two</script></head>"
+    search = PAGE.replace("<article>TEXT</article>", "<script>two</script>")  # nothing of anybody's
+    for page, allowed in ((PAGE, 1), (PAGE.replace("TEXT", text), 1), (search, 2)):
+        assert html_policy.policy(page).count("sha256-") == allowed
 
 
 def test_parts_are_named_once() -> None:
@@ -79,21 +72,15 @@ def test_parts_are_named_once() -> None:
 
 
 def test_without_scripts_the_plain_figure_is_pointed_at() -> None:
-    text = slider({"</script>?": {"a": [0.0, 0.5, 1.0]}}, ["one", "two", "three"], "Layer").data
+    rows = {"</script>?": {"a": [0.0, 0.5, 1.0]}}
+    text = slider(rows, ["one", "two", "three"], "Layer", start=0).data
     assert "http" not in text and "src=" not in text
     page = BeautifulSoup(text, "html.parser")
     assert page.select_one(".knob-moving").has_attr("hidden")
     still = page.select_one(".knob-still")
     assert "plain figure above" in still.text and not still.has_attr("hidden")
-    assert page.select_one("label input")["aria-label"] == "Layer"
+    given = page.select_one("label input")
+    assert (given["aria-label"], given["value"]) == ("Layer", "0")
     assert [script["type"] for script in page.select("script")] == ["application/json"]
-
-
-def test_the_step_that_is_shown_first_can_be_chosen() -> None:
-    text = slider({"Which?": {"a": [0.0, 1.0]}}, ["first", "second"], "Layer", start=1).data
-    assert BeautifulSoup(text, "html.parser").select_one("input")["value"] == "1"
-
-
-def test_a_value_that_is_not_finite_is_refused_where_it_arises() -> None:
     with pytest.raises(ValueError, match="JSON"):
         slider({"Which?": {"a": [float("nan")]}}, ["first"], "Layer")
