@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from determinism import IDENTICAL, difference
@@ -76,12 +77,13 @@ def queue() -> str:
     return subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout
 
 
-def wait_until(condition: Callable, seconds: float, what: str) -> None:
+def wait_until(condition: Callable, seconds: float, what: str) -> Any:
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             sys.exit(f"slurm: waited {seconds:.0f} s for {what}\n{queue()}")
         time.sleep(0.2)
+    return found
 
 
 def running() -> list[tuple[psutil.Process, str]]:
@@ -101,8 +103,7 @@ def broken_off(command: Sequence[str]) -> str:
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
     stamps = ROOT / "build/sweeps" / NAME / "stamps"
     wait_until(lambda: len(list(stamps.glob("*/*/*.ok"))) >= 2, 300, "the first two jobs")
-    wait_until(running, 120, "a job to kill")
-    job, lost = running()[0]
+    job, lost = wait_until(running, 120, "a job to kill")[0]
     job.kill()
     print(f"slurm: killed {lost}, then the process that plans", flush=True)
     time.sleep(1)
