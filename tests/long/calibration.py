@@ -11,8 +11,8 @@ other side is safe and called conservative. Where a method is known to miss what
 says why; then the fault must be there, so that this list stays true.
 """
 
-import ast
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -164,16 +164,12 @@ case("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", truth=0.9)(
     lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float))[1]
 )
 SPREADS = "{} and {} seeds, normal, spreads 1 and {}"
-
-
-@case("seeds_difference", SPREADS, (5, 5, 1), (5, 5, 4), (5, 3, 4), truth=-1.0)
-def _(g, n, other, spread):
-    return m.seeds_difference(g.normal(0, 1, size=n), g.normal(1, spread, size=other))[1]
-
-
-@case("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", truth=0.4)
-def _(g):
-    return m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
+case("seeds_difference", SPREADS, (5, 5, 1), (5, 5, 4), (5, 3, 4), truth=-1.0)(
+    lambda g, n, k, spread: m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k))[1]
+)
+case("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", truth=0.4)(
+    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
+)
 
 
 def bootstrap(g: Generator, values: Any) -> m.Interval:
@@ -256,17 +252,11 @@ def _(g, n):
 K, N_LAYERS, N_HEADS = 6, 30, 9
 
 
-def in_notebook(paper: str, name: str, known: dict[str, Any]) -> Callable:
-    """A function that a notebook defines, with what it uses from there."""
-    cells = json.loads((ROOT / f"notebooks/{paper}/{paper}.ipynb").read_text("utf-8"))["cells"]
-    code = "".join(next(c["source"] for c in cells if f"def {name}(" in "".join(c["source"])))
-    body = [node for node in ast.parse(code).body if getattr(node, "name", "") == name]
-    exec(compile(ast.Module(body, []), paper, "exec"), known)
-    return known[name]
-
-
+# The function of that name in the notebook.
+NOTEBOOK = json.loads((ROOT / "notebooks/ioi-circuit-reuse/ioi-circuit-reuse.ipynb").read_text())
+CODE = "".join(line for cell in NOTEBOOK["cells"] for line in cell["source"])
 known = {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
-resampled = in_notebook("ioi-circuit-reuse", "resampled", known)
+exec(re.search(r"^def resampled\(.*?\n(?=\S)", CODE, re.DOTALL | re.MULTILINE)[0], known)
 
 
 def two_tasks(far: float) -> torch.Tensor:
@@ -292,7 +282,7 @@ def _(g, _, far):
     for effect in two_tasks(far):
         values = effect[..., None] + torch.from_numpy(g.normal(size=(N_LAYERS, N_HEADS, 50)))
         patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
-        tops.append(resampled([patch], each(50), "task", 200))
+        tops.append(known["resampled"]([patch], each(50), "task", 200))
     drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
     return np.quantile(drawn, [0.025, 0.975])
 

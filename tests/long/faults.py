@@ -109,19 +109,21 @@ class Ended:
 class Place:
     """A project with one small chapter, its runs, and whatever processes were started for it."""
 
-    def __init__(self, folder: Path, out: Path, model: str) -> None:
+    def __init__(self, folder: Path, out: Path, model: str, draw: random.Random, number: int):
         shutil.copytree(HERE / "notebooks", folder / "notebooks")
         shutil.copytree(ROOT / "workflow", folder / "workflow")
         (folder / "requirements.txt").write_text("torch==1\n")
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(SITE)
         self.folder, self.out, self.model = folder, out, model
+        self.draw, self.number = draw, number  # of moments and places; which of its kind
         self.notebook = folder / "notebooks/toy/toy.ipynb"
         self.whole = self.notebook.read_text()
         self.result = out / "toy" / model
         self.environment = os.environ | {"FAULT": str(folder), "REPLIB_THREADS": "1"}
         self.environment["PYTHONPATH"] = f"{folder}/site{os.pathsep}{PYTHONPATH}"
-        self.fault: dict[str, str] = {}  # more of it, until it is mended
+        self.before: dict[str, bytes] = {}  # the earlier result
+        self.fault: dict[str, str] = {}  # more of the environment, until it is mended
         self.limit: list[str] = []  # what stands before the command, until then
 
     def edit(self, code: str, at: int | None = None) -> None:
@@ -234,18 +236,18 @@ def none_left(place: Place, seconds: float = 15) -> None:
     assert not alive, f"left a process: {alive[:1]}"
 
 
-def undamaged(place: Place, before: dict[str, bytes], how: str) -> None:
+def undamaged(place: Place, how: str) -> None:
     """The earlier result as it was, unless the run could finish; a failed run has no record; every
     process is gone."""
     none_left(place)
     assert place.result.is_dir(), "the earlier result is gone"
-    if place.snapshot() != before:
+    if place.snapshot() != place.before:
         assert how != TOLD, "the earlier result was changed"
         read_record(place.result / "record.json")
     assert not list(place.out.glob("toy/*.failed/record.json")), "a failed run has a record"
 
 
-def recovers(place: Place, before: dict[str, bytes]) -> None:
+def recovers(place: Place) -> None:
     """The next run succeeds by itself and leaves one result and nothing else."""
     place.mend()
     for left in place.out.glob("toy/.*.tmp-*"):
@@ -254,13 +256,14 @@ def recovers(place: Place, before: dict[str, bytes]) -> None:
     is_quiet = ended.code == 0 and not ended.lines
     assert is_quiet, f"the next run did not recover: {ended.code}, {ended.said[-400:]!r}"
     claims = read_record(place.result / "record.json")["claims"]
-    assert claims == json.loads(before["record.json"])["claims"], "the next run measured otherwise"
+    assert claims == json.loads(place.before["record.json"])["claims"], (
+        "the next run measured otherwise"
+    )
     names = sorted(path.name for path in place.result.parent.iterdir())
     assert names == [place.model], f"the next run left {names}"
 
 
-# --- the faults: each puts one into a run and says how that ended. The last three parameters are
-# --- where, what draws moments and places, and which of its kind ----------------------------------
+# --- the faults: each puts one into a run and says how that ended ---------------------------------
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 ENDS = {KILL: -9, TERM: 143, INT: 130}  # how the runner ends
@@ -296,11 +299,11 @@ PRINTS = tuple(
 )
 
 
-def in_a_cell(codes: Sequence[str], place: Place, draw: random.Random, number: int) -> str:
+def in_a_cell(codes: Sequence[str], place: Place) -> str:
     """One of the codes stands in one of the cells; the notebook shows that this cell failed."""
-    place.edit(codes[number % len(codes)], draw.randrange(6))
+    place.edit(codes[place.number % len(codes)], place.draw.randrange(6))
     if codes is TAKES_MEMORY:
-        place.limit = ["prlimit", f"--as={draw.randrange(2500, 5000) * MB}"]
+        place.limit = ["prlimit", f"--as={place.draw.randrange(2500, 5000) * MB}"]
     ended = place.run(*(["--time-limit", "9"] if codes is HANGS else []))
     if codes is PRINTS and ended.code == 0:
         return finished(ended)
@@ -309,21 +312,14 @@ def in_a_cell(codes: Sequence[str], place: Place, draw: random.Random, number: i
     return told(ended, 1)
 
 
-def signalled(
-    word: str,
-    seconds: float,
-    signs: Sequence[signal.Signals],
-    place: Place,
-    draw: random.Random,
-    number: int,
-) -> str:
+def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place: Place) -> str:
     """One of the signals reaches the process with `word` in its command line, or without a word the
     runner, at some moment."""
     place.slowly()
     process = place.begin()
     victim = place.find(word or CHILD)  # when it has a child, the runner handles signals
-    time.sleep(draw.uniform(0, seconds))
-    sign = draw.choice(signs)
+    time.sleep(place.draw.uniform(0, seconds))
+    sign = place.draw.choice(signs)
     with contextlib.suppress(psutil.Error):
         (victim if word else process).send_signal(sign)
     ended = wait(process)
@@ -339,9 +335,9 @@ def signalled(
     return told(ended, 1)
 
 
-def at_a_file(how: str, place: Place, draw: random.Random, number: int) -> str:
+def at_a_file(how: str, place: Place) -> str:
     """At the n-th file that the runner makes, opens for writing, renames or removes."""
-    at, under = str(number + 1), str(place.out)
+    at, under = str(place.number + 1), str(place.out)
     place.fault = {"FAULT_AT": at, "FAULT_UNDER": under, "FAULT_HOW": how}
     ended = place.run()
     if how == "kill" and ended.code == -signal.SIGKILL:
@@ -350,9 +346,9 @@ def at_a_file(how: str, place: Place, draw: random.Random, number: int) -> str:
     return finished(ended) if how == "kill" else either(ended)
 
 
-def not_a_number(place: Place, draw: random.Random, number: int) -> str:
-    bad = draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
-    sound = draw.choice(("values.mean()", "values.std()", "(0, 1)"))
+def not_a_number(place: Place) -> str:
+    bad = place.draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
+    sound = place.draw.choice(("values.mean()", "values.std()", "(0, 1)"))
     new = f"(0, abs({bad}))" if sound == "(0, 1)" else bad
     place.notebook.write_text(place.whole.replace(sound, new, 1))
     ended = finished(place.run())
@@ -373,8 +369,8 @@ def mounted(folder: Path, *ways: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def disk_full(place: Place, draw: random.Random, number: int) -> str:
-    free, leave = os.statvfs(place.out), draw.randrange(0, 28 << 10)
+def disk_full(place: Place) -> str:
+    free, leave = os.statvfs(place.out), place.draw.randrange(0, 28 << 10)
     filler = place.out / "filler"
     filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
     try:
@@ -383,28 +379,28 @@ def disk_full(place: Place, draw: random.Random, number: int) -> str:
         filler.unlink()
 
 
-def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
-    way = f"-t tmpfs -o size=8k,nr_inodes={number + 1} tmpfs"
+def temporary_disk_full(place: Place) -> str:
+    way = f"-t tmpfs -o size=8k,nr_inodes={place.number + 1} tmpfs"
     with mounted(place.folder / "tmp", way) as folder:
         place.fault["TMPDIR"] = str(folder)
         return either(place.run())
 
 
-def at_once(n: int, place: Place, draw: random.Random, number: int) -> str:
+def at_once(n: int, place: Place) -> str:
     for process in [place.begin() for _ in range(n)]:
         finished(wait(process))
     return FINISHED
 
 
-def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
+def clock_set_back(place: Place) -> str:
     """The wall clock of every process of the run; files of the earlier result are in the future."""
     clock = place.folder / "clock"
     clock.write_text("0")
     place.fault["FAULT_CLOCK"] = str(clock)
     place.slowly()
     process = place.begin()
-    time.sleep(draw.uniform(0.5, 4))
-    clock.write_text(str(-draw.choice((10, 3600, 86400, 400 * 86400))))
+    time.sleep(place.draw.uniform(0.5, 4))
+    clock.write_text(str(-place.draw.choice((10, 3600, 86400, 400 * 86400))))
     ended = finished(wait(process))
     took = read_record(place.result / "record.json")["wall_time_s"]
     assert 0 < took < 60, "the time that the run took is wrong"
@@ -413,15 +409,15 @@ def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
     return ended
 
 
-def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
+def workflow_killed(place: Place) -> str:
     """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
     place.slowly()
     sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
     (place.folder / "three.yaml").write_text(sweep)
     words = ["sweep", "three.yaml", "--jobs", "2"]
     process = place.start(*words)
-    victim = place.find(draw.choice(("snakemake", "bookkit.cli sweep")))
-    time.sleep(draw.uniform(0, 12))
+    victim = place.find(place.draw.choice(("snakemake", "bookkit.cli sweep")))
+    time.sleep(place.draw.uniform(0, 12))
     with contextlib.suppress(psutil.Error):
         victim.kill()
     first = wait(process)
@@ -431,6 +427,7 @@ def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
         read_record(path)
     second = wait(place.start(*words))
     assert second.code == 0, f"the same command did not go on: {second.said[-500:]}"
+    assert place.snapshot() == place.before, "the earlier result was changed"
     seeds = sorted(read_record(path)["seed"] for path in out.glob("*/toy/tiny/record.json"))
     assert seeds == [0, 1, 2], f"the sweep ended with the seeds {seeds}"
     return FINISHED if first.code == 0 else SILENT
@@ -446,15 +443,15 @@ def damaged(content: bytes, draw: random.Random, cut: bool) -> bytes:
     return content[:at] if cut else content[:at] + bytes([flipped]) + content[at + 1 :]
 
 
-def cache_damaged(cut: bool, place: Place, draw: random.Random, number: int) -> str:
+def cache_damaged(cut: bool, place: Place) -> str:
     """The weights of `toy`, unpacked by the first run; another run must unpack them again."""
     weights = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
     sound, times = weights.read_bytes(), weights.stat()
-    if cut and draw.random() < 0.5:
-        draw.choice(sorted(weights.parent.iterdir())).unlink()
+    if cut and place.draw.random() < 0.5:
+        place.draw.choice(sorted(weights.parent.iterdir())).unlink()
     else:
-        weights.write_bytes(damaged(sound, draw, cut))
-        if number % 2 and not cut:  # as a bad disk does it
+        weights.write_bytes(damaged(sound, place.draw, cut))
+        if place.number % 2 and not cut:  # as a bad disk does it
             os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     ended = place.load()
     assert ended.code == 0, f"did not make the cache again: {ended.said[-400:]}"
@@ -462,9 +459,9 @@ def cache_damaged(cut: bool, place: Place, draw: random.Random, number: int) -> 
     return FINISHED
 
 
-def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
+def cache_read_only(place: Place) -> str:
     cache = place.folder / "cache"
-    unpacked = number % 2 == 0
+    unpacked = place.number % 2 == 0
     if not unpacked:
         shutil.rmtree(cache)
     with mounted(cache, f"--bind {cache}", "-o remount,bind,ro"):
@@ -472,17 +469,17 @@ def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
     return finished(ended) if unpacked else told(ended)
 
 
-def embedded_weights_altered(place: Place, draw: random.Random, number: int) -> str:
+def embedded_weights_altered(place: Place) -> str:
     shutil.rmtree(place.folder / "cache")
     piece = place.folder / "site" / "toy_part2" / "piece"
     whole = piece.read_bytes()
-    piece.write_bytes(damaged(whole, draw, cut=draw.random() < 0.5))
+    piece.write_bytes(damaged(whole, place.draw, cut=place.draw.random() < 0.5))
     ended = place.load()
     piece.write_bytes(whole)
     return told(ended, 2)
 
 
-def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str:
+def folder_weights_broken(place: Place) -> str:
     """A folder of the user's own, saved whole, then broken."""
     from replib.models.tiny import tiny_parts
 
@@ -491,9 +488,9 @@ def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str
         part.save_pretrained(folder)
     weights, config = folder / "model.safetensors", folder / "config.json"
     sound = weights.read_bytes()
-    path, content = draw.choice(
+    path, content = place.draw.choice(
         (
-            (weights, damaged(sound, draw, cut=True)),
+            (weights, damaged(sound, place.draw, cut=True)),
             (weights, (1 << 60).to_bytes(8, "little") + sound[8:]),  # a header beyond the file
             (weights, b"not a tensor in sight"),
             (config, json.dumps(json.loads(config.read_text()) | {"hidden_size": 64}).encode()),
@@ -530,9 +527,9 @@ class Hub(BaseHTTPRequestHandler):
 HUB = ("unreachable", "slow", "hang up", 500, 503, 429, 404, 401, "<html>no</html>", '{"id": 1')
 
 
-def hub_fails(place: Place, draw: random.Random, number: int) -> str:
+def hub_fails(place: Place) -> str:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.answer = HUB[number % len(HUB)]
+    server.answer = HUB[place.number % len(HUB)]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = 9 if server.answer == "unreachable" else server.server_port
     place.fault = {"HF_ENDPOINT": f"http://127.0.0.1:{port}"}
@@ -553,7 +550,7 @@ class Kind:
     """A row of the table: `count` faults in the long form, and what is special about them."""
 
     name: str
-    fault: Callable[[Place, random.Random, int], str]
+    fault: Callable[[Place], str]
     count: int
     root: bool = False  # needs root
     disk: bool = False  # the runs stand on a small disk of their own
@@ -603,7 +600,7 @@ def inject(kind: Kind, number: int, seed: int = 0) -> str:
         out = folder / "p/out"
         if kind.disk:
             out = stack.enter_context(mounted(folder / "disk", "-t tmpfs -o size=4M tmpfs"))
-        place = Place(folder / "p", out, "toy" if kind.weights else "tiny")
+        place = Place(folder / "p", out, "toy" if kind.weights else "tiny", draw, number)
         if kind.weights:
             from tiny_gguf import write_packages
 
@@ -611,10 +608,10 @@ def inject(kind: Kind, number: int, seed: int = 0) -> str:
             place.environment["REPLIB_CACHE"] = str(place.folder / "cache")
         try:
             finished(place.run())
-            before = place.snapshot()
-            how = kind.fault(place, draw, number)
-            undamaged(place, before, how)
-            recovers(place, before)
+            place.before = place.snapshot()
+            how = kind.fault(place)
+            undamaged(place, how)
+            recovers(place)
         except (AssertionError, OSError, UsageError) as error:
             return f"wrong: {error}"
         finally:
