@@ -170,7 +170,6 @@ def compare_all(
     folder: Path,
     compared: Sequence[str] = tuple(COMPARED),
     settings: Mapping[str, Any] | None = None,
-    at_once: int = 2,
 ) -> list[tuple[list, list[str]]]:
     """`row` of each comparison, of runs that are made here."""
     names = sorted({name for one in compared for name in COMPARED[one][:2]})
@@ -178,7 +177,7 @@ def compare_all(
     def made(name: str) -> dict | str:
         return run(paper, model, folder / name, settings or {}, **RUNS[name])
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         records = dict(zip(names, pool.map(made, names), strict=True))
     pairs = ((one, *(records[name] for name in COMPARED[one][:2])) for one in compared)
     return [row(paper, model, *pair) for pair in pairs]
@@ -188,7 +187,7 @@ def main() -> int:
     rows, n_faults, began = [], 0, time.monotonic()
     for paper, model in [(p, name) for p, names in CONTROLS.items() for name in names]:
         with tempfile.TemporaryDirectory() as folder:
-            found = compare_all(paper, model, Path(folder), at_once=os.cpu_count() or 1)
+            found = compare_all(paper, model, Path(folder))
         for line, faults in found:
             rows.append(line)
             n_faults += bool(faults)

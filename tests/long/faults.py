@@ -123,7 +123,7 @@ class Place:
         self.environment = os.environ | {"FAULT": str(folder), "REPLIB_THREADS": "1"}
         self.environment["PYTHONPATH"] = f"{folder}/site{os.pathsep}{PYTHONPATH}"
         self.before: dict[str, bytes] = {}  # the earlier result
-        self.fault: dict[str, str] = {}  # more of the environment, until it is mended
+        self.fault: dict[str, str] = {}  # more of the environment, until the last run
         self.limit: list[str] = []  # what stands before the command, until then
 
     def edit(self, code: str, at: int | None = None) -> None:
@@ -137,11 +137,6 @@ class Place:
     def slowly(self) -> None:
         """Every cell takes a moment."""
         self.edit("import time; time.sleep(0.25)")
-
-    def mend(self) -> None:
-        """The notebook as it was, and no fault."""
-        self.notebook.write_text(self.whole)
-        self.fault, self.limit = {}, []
 
     def start(self, *words: str) -> subprocess.Popen:
         words = (*self.limit, sys.executable, "-m", "bookkit.cli", *words)
@@ -205,9 +200,9 @@ def told(ended: Ended, *codes: int) -> str:
     return TOLD
 
 
-def finished(ended: Ended) -> str:
+def finished(ended: Ended, what: str = "it") -> str:
     is_quiet = ended.code == 0 and not ended.lines
-    assert is_quiet, f"did not finish: {ended.code}, {ended.said[-400:]!r}"
+    assert is_quiet, f"{what} did not finish: {ended.code}, {ended.said[-400:]!r}"
     return FINISHED
 
 
@@ -249,16 +244,14 @@ def undamaged(place: Place, how: str) -> None:
 
 def recovers(place: Place) -> None:
     """The next run succeeds by itself and leaves one result and nothing else."""
-    place.mend()
+    place.notebook.write_text(place.whole)
+    place.fault, place.limit = {}, []
     for left in place.out.glob("toy/.*.tmp-*"):
         os.utime(left, (0, 0))  # left overs are swept after a minute
-    ended = place.run()
-    is_quiet = ended.code == 0 and not ended.lines
-    assert is_quiet, f"the next run did not recover: {ended.code}, {ended.said[-400:]!r}"
+    finished(place.run(), "the next run")
     claims = read_record(place.result / "record.json")["claims"]
-    assert claims == json.loads(place.before["record.json"])["claims"], (
-        "the next run measured otherwise"
-    )
+    is_same = claims == json.loads(place.before["record.json"])["claims"]
+    assert is_same, "the next run measured something else"
     names = sorted(path.name for path in place.result.parent.iterdir())
     assert names == [place.model], f"the next run left {names}"
 
@@ -552,6 +545,7 @@ class Kind:
     name: str
     fault: Callable[[Place], str]
     count: int
+    short: tuple[int, ...] = ()  # which of them are in the tests
     root: bool = False  # needs root
     disk: bool = False  # the runs stand on a small disk of their own
     weights: bool = False  # with the embedded model `toy`
@@ -560,31 +554,31 @@ class Kind:
 KILLS_ITSELF = ["import os; os.kill(os.getpid(), 9)"]
 ANY_END = (KILL, TERM, signal.SIGSEGV)
 KINDS = (
-    Kind("kernel killed by its own cell", partial(in_a_cell, KILLS_ITSELF), 12),
+    Kind("kernel killed by its own cell", partial(in_a_cell, KILLS_ITSELF), 12, (0,)),
     Kind("kernel killed from outside", partial(signalled, "ipykernel", 2.5, [KILL]), 12),
-    Kind("papermill's process killed", partial(signalled, CHILD, 3.5, ANY_END), 12),
+    Kind("papermill's process killed", partial(signalled, CHILD, 3.5, ANY_END), 12, (0,)),
     Kind("runner killed (SIGKILL)", partial(signalled, "", 4.5, [KILL]), 15),
     Kind("runner ended (SIGTERM)", partial(signalled, "", 4.5, [TERM]), 8),
     Kind("runner interrupted (Ctrl-C)", partial(signalled, "", 4.5, [INT]), 8),
-    Kind("runner killed at its n-th file", partial(at_a_file, "kill"), 24),
-    Kind("disk full at the runner's n-th file", partial(at_a_file, "full"), 24),
-    Kind("disk full (tmpfs)", disk_full, 12, root=True, disk=True),
+    Kind("runner killed at its n-th file", partial(at_a_file, "kill"), 24, (4, 11)),
+    Kind("disk full at the runner's n-th file", partial(at_a_file, "full"), 24, (3, 5)),
+    Kind("disk full (tmpfs)", disk_full, 12, (0,), root=True, disk=True),
     Kind("folder for temporary files full", temporary_disk_full, 5, root=True),
-    Kind("a cell raises", partial(in_a_cell, RAISES), len(RAISES)),
+    Kind("a cell raises", partial(in_a_cell, RAISES), len(RAISES), (2, 8)),
     Kind("a cell hangs past the limit", partial(in_a_cell, HANGS), 8),
     Kind("a cell prints 100 MB", partial(in_a_cell, PRINTS), 3),
-    Kind("a measured value is not finite", not_a_number, 8),
-    Kind("memory limit hit", partial(in_a_cell, TAKES_MEMORY), 8),
+    Kind("a measured value is not finite", not_a_number, 8, (1,)),
+    Kind("memory limit hit", partial(in_a_cell, TAKES_MEMORY), 8, (0,)),
     Kind("Snakemake or the sweep killed", workflow_killed, 8),
-    Kind("cache with one flipped bit", partial(cache_damaged, False), 6, weights=True),
+    Kind("cache with one flipped bit", partial(cache_damaged, False), 6, (3,), weights=True),
     Kind("cache half-written", partial(cache_damaged, True), 6, weights=True),
     Kind("cache read-only", cache_read_only, 4, root=True, weights=True),
     Kind("embedded weights altered", embedded_weights_altered, 4, weights=True),
     Kind("weights of a folder broken", folder_weights_broken, 10),
     Kind("hub unreachable, slow or wrong", hub_fails, len(HUB)),
     Kind("two runs of one pair at once", partial(at_once, 2), 5),
-    Kind("eight runs of one pair at once", partial(at_once, 8), 2),
-    Kind("clock set back", clock_set_back, 6),
+    Kind("eight runs of one pair at once", partial(at_once, 8), 2, (0,)),
+    Kind("clock set back", clock_set_back, 6, (0,)),
 )
 COLUMNS = ("fault", "injected", TOLD, FINISHED, SILENT, "wrong")
 

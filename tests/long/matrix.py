@@ -22,7 +22,7 @@ from bookkit.records import read_record
 from replib.chapters.context_knob import training as finetuning
 from replib.chapters.context_knob.intents import SPLITS
 from replib.chapters.context_knob.stored import INTENT_FORMATS
-from replib.chapters.factual_recall.facts import relations
+from replib.chapters.factual_recall.facts import readable, relations
 from replib.prompts.vocabulary import word_tokenizer
 
 # Smaller than the smoke profile: here the question is whether it runs.
@@ -100,13 +100,10 @@ REFUSED = {
 
 def train_adapters(project: Path, model: Path) -> None:
     """Adapters as `replib train` makes them, from a handful of rows; what they learn is nothing."""
-    capitals = [f for f in relations()["capital"] if f.subject.isalpha() and f.answer.isalpha()]
     settings = {"rows": 16, "batch": 8, "validation_rows": 8, "foils": 2, "validate_every": 1}
 
     def known(tokenizer, greedily, split, most):
-        unknown = tokenizer.unk_token_id
-        readable = [f for f in capitals if unknown not in tokenizer(f" {f.answer}").input_ids]
-        return readable[list(SPLITS).index(split) :: 3][:most]
+        return readable(tokenizer, relations()["capital"])[list(SPLITS).index(split) :: 3][:most]
 
     with (
         mock.patch.object(finetuning, "known_facts", known),
