@@ -25,7 +25,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,15 @@ runner.environment = lambda *given: usual(*given) | {"PYTHONHASHSEED": "4711"}
 from bookkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-# What `run_chapter` gets beside the usual, and how two of these records are compared.
+# The number type and what else a run gets, and how two of their records are compared.
 RUNS = {
-    "usual": {},
-    "again": {},
-    "elsewhere": {"start": ("-c", ELSEWHERE)},
-    "2 threads": {"threads": 2},
-    "float64": {"dtype": "float64"},
-    "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16 again": {"dtype": "bfloat16"},
+    "usual": ("float32", {}),
+    "again": ("float32", {}),
+    "elsewhere": ("float32", {"start": ("-c", ELSEWHERE)}),
+    "2 threads": ("float32", {"threads": 2}),
+    "float64": ("float64", {}),
+    "bfloat16": ("bfloat16", {}),
+    "bfloat16 again": ("bfloat16", {}),
 }
 COMPARED = {
     "run twice": ("usual", "again", IDENTICAL),
@@ -100,13 +100,12 @@ COMPARED = {
 }
 
 
-def run(
-    paper: str, model: str, out: Path, settings: Mapping[str, Any], dtype: str = "float32", **more
-) -> dict | str:
+def run(paper: str, model: str, how: str, out: Path, settings: Mapping[str, Any]) -> dict | str:
     """The record of one run; the last line it said if it did not finish."""
     out.mkdir()
+    dtype, more = RUNS[how]
     if "start" in more:
-        more["cwd"] = out
+        more = more | {"cwd": out}
     process = run_chapter(paper, model, settings, out, "--dtype", dtype, **more)
     if process.returncode:
         return f"cannot: {process.stderr.strip().splitlines()[-1]}"
@@ -164,21 +163,12 @@ def row(paper: str, model: str, name: str, a: dict | str, b: dict | str) -> tupl
     return [paper, model, name, n, bound, *numbers, kept], sorted(faults)
 
 
-def compare_all(
-    paper: str,
-    model: str,
-    folder: Path,
-    compared: Sequence[str] = tuple(COMPARED),
-    settings: Mapping[str, Any] | None = None,
-) -> list[tuple[list, list[str]]]:
-    """`row` of each comparison, of runs that are made here."""
+def compare_all(paper: str, model: str, folder: Path, compared: Iterable[str], **settings) -> list:
+    """`row` of each comparison, of runs that are made here, with these parameters."""
     names = sorted({name for one in compared for name in COMPARED[one][:2]})
-
-    def made(name: str) -> dict | str:
-        return run(paper, model, folder / name, settings or {}, **RUNS[name])
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        records = dict(zip(names, pool.map(made, names), strict=True))
+        made = pool.map(lambda name: run(paper, model, name, folder / name, settings), names)
+        records = dict(zip(names, made, strict=True))
     pairs = ((one, *(records[name] for name in COMPARED[one][:2])) for one in compared)
     return [row(paper, model, *pair) for pair in pairs]
 
@@ -187,7 +177,7 @@ def main() -> int:
     rows, n_faults, began = [], 0, time.monotonic()
     for paper, model in [(p, name) for p, names in CONTROLS.items() for name in names]:
         with tempfile.TemporaryDirectory() as folder:
-            found = compare_all(paper, model, Path(folder))
+            found = compare_all(paper, model, Path(folder), COMPARED)
         for line, faults in found:
             rows.append(line)
             n_faults += bool(faults)

@@ -12,7 +12,7 @@ own, where an earlier good result stands. Afterwards these must be true, whateve
 - the earlier result is the same to the last byte, or was replaced as a whole by one that finished;
 - the next run, without the fault and without help, succeeds and leaves one result.
 
-Moments and places are drawn from a seed, so a fault can be met again.
+Moments and places are drawn from the fault's name and number, so it can be met again.
 """
 
 import argparse
@@ -88,22 +88,15 @@ if source and ("bookkit" in words or "ipykernel" in words):
     sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
     sources.EMBEDDED, sources.KNOWN = (*sources.EMBEDDED, "toy"), (*sources.KNOWN, "toy")
 """
-# Of what a run says, its progress.
 QUIET = r"^(dequantising |replib: \S+ on \S+: (cell \d+ of \d+|[\d,]+ parameters in ))"
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
+Ended = subprocess.CompletedProcess[str]
 
-    code: int
-    told: str  # on standard output
-    said: str  # on standard error
 
-    @property
-    def lines(self) -> list[str]:
-        """What it said, without its progress."""
-        return [line for line in self.said.splitlines() if line and not re.search(QUIET, line)]
+def lines(said: str) -> list[str]:
+    """What a run said, without its progress."""
+    return [line for line in said.splitlines() if line and not re.search(QUIET, line)]
 
 
 class Place:
@@ -184,31 +177,32 @@ def wait(process: subprocess.Popen) -> Ended:
         told, said = process.communicate(timeout=180)
     except subprocess.TimeoutExpired:
         raise AssertionError("the command did not end") from None
-    return Ended(process.returncode, told, said)
+    return Ended(process.args, process.returncode, told, said)
 
 
 # --- what must be true afterwards: an AssertionError says what is not -----------------------------
 
 
-def told(ended: Ended, *codes: int) -> str:
-    """One line about what happened, and one of these codes, or any but 0."""
-    assert ended.code != 0, f"false success: {ended.told.strip()[-200:]}"
-    assert not codes or ended.code in codes, f"ended with {ended.code}: {ended.said[-400:]}"
-    lines = ended.lines
-    is_line = len(lines) == 1 and lines[0].startswith("replib: ") and len(lines[0]) <= 2100
-    assert is_line, f"not one line: {ended.said[-600:]!r}"
+def told(ended: Ended, code: int = 0) -> str:
+    """One line about what happened, and this code, or any but 0."""
+    assert ended.returncode != 0, f"false success: {ended.stdout.strip()[-200:]}"
+    is_right = ended.returncode == (code or ended.returncode)
+    assert is_right, f"ended with {ended.returncode}: {ended.stderr[-400:]}"
+    line, *more = lines(ended.stderr) or [""]
+    is_line = not more and line.startswith("replib: ") and len(line) <= 2100
+    assert is_line, f"not one line: {ended.stderr[-600:]!r}"
     return TOLD
 
 
 def finished(ended: Ended, what: str = "it") -> str:
-    is_quiet = ended.code == 0 and not ended.lines
-    assert is_quiet, f"{what} did not finish: {ended.code}, {ended.said[-400:]!r}"
+    is_quiet = ended.returncode == 0 and not lines(ended.stderr)
+    assert is_quiet, f"{what} did not finish: {ended.returncode}, {ended.stderr[-400:]!r}"
     return FINISHED
 
 
 def either(ended: Ended) -> str:
     """It had done its work before the fault, or told of it."""
-    return finished(ended) if ended.code == 0 else told(ended)
+    return finished(ended) if ended.returncode == 0 else told(ended)
 
 
 def stopped_at(place: Place) -> None:
@@ -298,10 +292,10 @@ def in_a_cell(codes: Sequence[str], place: Place) -> str:
     if codes is TAKES_MEMORY:
         place.limit = ["prlimit", f"--as={place.draw.randrange(2500, 5000) * MB}"]
     ended = place.run(*(["--time-limit", "9"] if codes is HANGS else []))
-    if codes is PRINTS and ended.code == 0:
+    if codes is PRINTS and ended.returncode == 0:
         return finished(ended)
     stopped_at(place)
-    assert codes is not HANGS or "time limit of 9 s reached" in ended.said, ended.said[-300:]
+    assert codes is not HANGS or "time limit of 9 s reached" in ended.stderr, ended.stderr[-300:]
     return told(ended, 1)
 
 
@@ -316,11 +310,11 @@ def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place:
     with contextlib.suppress(psutil.Error):
         (victim if word else process).send_signal(sign)
     ended = wait(process)
-    if ended.code == 0:
+    if ended.returncode == 0:
         return finished(ended)
     if not word:
-        is_expected = ended.code == ENDS[sign] and "Traceback" not in ended.said
-        assert is_expected, f"ended with {ended.code}: {ended.said[-300:]!r}"
+        is_expected = ended.returncode == ENDS[sign] and "Traceback" not in ended.stderr
+        assert is_expected, f"ended with {ended.returncode}: {ended.stderr[-300:]!r}"
         return SILENT if sign == KILL else TOLD
     if word == "ipykernel":
         stopped = nbformat.read(place.out / "toy/tiny.failed/notebook.ipynb", as_version=4)
@@ -333,7 +327,7 @@ def at_a_file(how: str, place: Place) -> str:
     at, under = str(place.number + 1), str(place.out)
     place.fault = {"FAULT_AT": at, "FAULT_UNDER": under, "FAULT_HOW": how}
     ended = place.run()
-    if how == "kill" and ended.code == -signal.SIGKILL:
+    if how == "kill" and ended.returncode == -signal.SIGKILL:
         return SILENT
     # Finished: fewer such moments than that; or one that nothing depends on.
     return finished(ended) if how == "kill" else either(ended)
@@ -419,11 +413,11 @@ def workflow_killed(place: Place) -> str:
     for path in out.glob("*/toy/tiny/record.json"):
         read_record(path)
     second = wait(place.start(*words))
-    assert second.code == 0, f"the same command did not go on: {second.said[-500:]}"
+    assert second.returncode == 0, f"the same command did not go on: {second.stderr[-500:]}"
     assert place.snapshot() == place.before, "the earlier result was changed"
     seeds = sorted(read_record(path)["seed"] for path in out.glob("*/toy/tiny/record.json"))
     assert seeds == [0, 1, 2], f"the sweep ended with the seeds {seeds}"
-    return FINISHED if first.code == 0 else SILENT
+    return FINISHED if first.returncode == 0 else SILENT
 
 
 # --- weights and the hub --------------------------------------------------------------------------
@@ -447,7 +441,7 @@ def cache_damaged(cut: bool, place: Place) -> str:
         if place.number % 2 and not cut:  # as a bad disk does it
             os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     ended = place.load()
-    assert ended.code == 0, f"did not make the cache again: {ended.said[-400:]}"
+    assert ended.returncode == 0, f"did not make the cache again: {ended.stderr[-400:]}"
     assert weights.read_bytes() == sound, "false success: the altered weights were used"
     return FINISHED
 
@@ -583,14 +577,12 @@ KINDS = (
 COLUMNS = ("fault", "injected", TOLD, FINISHED, SILENT, "wrong")
 
 
-def inject(kind: Kind, number: int, seed: int = 0) -> str:
+def inject(kind: Kind, number: int) -> str:
     """Put the number-th fault of a kind into a run; how it ended, or `wrong: ...`."""
-    draw = random.Random(f"{kind.name} {number} {seed}")
-    with (
-        tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as name,
-        contextlib.ExitStack() as stack,
-    ):
-        folder = Path(name)
+    draw = random.Random(f"{kind.name} {number} 0")
+    with contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary))
         out = folder / "p/out"
         if kind.disk:
             out = stack.enter_context(mounted(folder / "disk", "-t tmpfs -o size=4M tmpfs"))
@@ -618,7 +610,6 @@ def inject(kind: Kind, number: int, seed: int = 0) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[""], metavar="KIND", help="part of a name")
     given = parser.parse_args()
     # A shell's background job ignores Ctrl-C and passes that on; who handles it does not.
@@ -628,7 +619,7 @@ def main() -> int:
     missing = [kind for kind in chosen if kind.root and os.geteuid() != 0]
     with ThreadPoolExecutor(2) as pool:
         put = {
-            kind.name: pool.map(partial(inject, kind, seed=given.seed), range(kind.count))
+            kind.name: pool.map(partial(inject, kind), range(kind.count))
             for kind in chosen
             if kind not in missing
         }

@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 import transformers
+from faults import lines
 from trust import ROOT, run_chapter
 
 from bookkit.project import list_papers
@@ -123,10 +124,7 @@ def run(paper: str, architecture: str, folder: Path) -> tuple[int, str]:
         record = next((out / paper).glob(f"{architecture}*/record.json"))
         assert len(read_record(record)["claims"]) > 0
         return 0, re.sub(r".*: (.*); \d+ s; .*", r"\1", process.stdout.strip())
-    # Not the lines that say how far it is.
-    said = process.stderr.strip().splitlines()
-    kept = [line for line in said if not re.search(r": cell \d+ of \d+$|parameters in", line)]
-    return process.returncode, "\n".join(kept)
+    return process.returncode, "\n".join(lines(process.stderr))
 
 
 def is_sound(architecture: str, code: int, text: str) -> bool:

@@ -17,8 +17,8 @@ from bookkit.project import list_papers
 @pytest.mark.slow
 def test_a_run_gives_the_same_record_again(tmp_path):
     names = ("another folder and hash seed", "1 thread, 2 threads", "float32, float64")
-    settings = SMALL["factual-recall"]
-    found = compare_all("factual-recall", "planted-facts", tmp_path, names, settings)
+    pair = ("factual-recall", "planted-facts")
+    found = compare_all(*pair, tmp_path, names, **SMALL["factual-recall"])
     for row, faults in found:
         assert faults == [], row
         assert row[3] > 100
