@@ -85,7 +85,7 @@ sys.exit(main(sys.argv[1:]))
 RUNS = {
     "usual": ("float32", {}),
     "again": ("float32", {}),
-    "elsewhere": ("float32", {"start": ("-c", ELSEWHERE)}),
+    "elsewhere": ("float32", {"start": ("-c", ELSEWHERE), "cwd": Path("/")}),
     "2 threads": ("float32", {"threads": 2}),
     "float64": ("float64", {}),
     "bfloat16": ("bfloat16", {}),
@@ -104,8 +104,6 @@ def run(paper: str, model: str, how: str, out: Path, settings: Mapping[str, Any]
     """The record of one run; the last line it said if it did not finish."""
     out.mkdir()
     dtype, more = RUNS[how]
-    if "start" in more:
-        more = more | {"cwd": out}
     process = run_chapter(paper, model, settings, out, "--dtype", dtype, **more)
     if process.returncode:
         return f"cannot: {process.stderr.strip().splitlines()[-1]}"
@@ -142,7 +140,7 @@ def difference(a: Mapping, b: Mapping, bound: str) -> tuple[list, set[str]]:
         faults |= {key for key in every if a.get(key, ...) != b.get(key, ...)}
     else:
         rounded = {key for key in both if apart[key] <= ABSOLUTE + RELATIVE * size[key]}
-        faults -= {key for key in rounded if not type(x[key]) is type(y[key]) is int}
+        faults -= {key for key in rounded if isinstance(x[key] + y[key], float)}  # not whole
     large = [apart[key] / size[key] for key in both if size[key] > ABSOLUTE / RELATIVE]
     largest = [float(f"{max(some, default=0.0):.2g}") for some in (apart.values(), large)]
     return [len(both), *largest, outcomes], faults

@@ -33,8 +33,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler
 
 import nbformat
 import psutil
@@ -488,30 +489,23 @@ def folder_weights_broken(place: Place) -> str:
     return told(place.load(str(folder)), 2)
 
 
-class Hub(BaseHTTPRequestHandler):
+HUB = (
+    *("unreachable", "slow", ""),  # the last hangs up
+    *(f"HTTP/1.0 {code} No\r\n\r\n" for code in (500, 503, 429, 404, 401)),
+    "HTTP/1.0 200 OK\r\nContent-Length: 25\r\n\r\n<html>no</html>",  # breaks off
+    'HTTP/1.0 200 OK\r\nContent-Length: 18\r\n\r\n{"id": 1',
+)
+
+
+class Hub(StreamRequestHandler):
     """A hub that answers wrongly; how, its server says."""
 
-    def do_GET(self) -> None:
-        answer = self.server.answer
-        if answer == "slow":
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        if self.server.answer == "slow":
             time.sleep(60)
-        elif answer == "hang up":
-            self.connection.close()
-        elif isinstance(answer, int):
-            self.send_error(answer)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer) + 10))  # breaks off
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-    do_HEAD = do_GET
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-HUB = ("unreachable", "slow", "hang up", 500, 503, 429, 404, 401, "<html>no</html>", '{"id": 1')
+        self.wfile.write(self.server.answer.encode())
 
 
 def hub_fails(place: Place) -> str:
