@@ -197,10 +197,11 @@ def _(g, n, gained, lost):
 case("bootstrap", "{} prompts, skewed (exponential)", 20, 100, truth=1.0)(
     lambda g, n: bootstrap(g, g.exponential(size=n))
 )
-CORRELATED = "{} templates of 5 prompts that correlate by 0.5, normal"
 
 
-@case("bootstrap", CORRELATED, 5, 9, 18, 40, truth=1.0)
+@case(
+    "bootstrap", "{} templates of 5 prompts that correlate by 0.5, normal", 5, 9, 18, 40, truth=1.0
+)
 def _(g, n):
     groups = np.arange(n).repeat(5)
     values = g.normal(1.0, 1.0, size=n)[groups] + g.normal(size=5 * n)
@@ -235,10 +236,9 @@ SUCCESSIONS = "classes of 7, 12, 26 and 100 successions, share right {}"
 case("macro_interval", SUCCESSIONS, 0.5, 0.9, truth=lambda p: p)(
     lambda g, p: su.macro_interval({str(n): right(g, n, p) for n in (7, 12, 26, 100)}, g)
 )
-CLUSTERED = "{0} countries × 2 prompts, {0} cities, both clustered"
 
 
-@case("logistic", CLUSTERED, 20, 60, truth=1.0)
+@case("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 20, 60, truth=1.0)
 def _(g, n):
     country, city = np.arange(n).repeat(2), g.permutation(np.arange(n).repeat(2))
     x = np.column_stack([g.normal(size=n)[country], g.normal(size=n)[city]])

@@ -128,10 +128,6 @@ class Place:
             cell["source"] = f"{code}\n{''.join(cell['source'])}"
         self.notebook.write_text(json.dumps(content))
 
-    def slowly(self) -> None:
-        """Every cell takes a moment."""
-        self.edit("import time; time.sleep(0.25)")
-
     def start(self, *words: str) -> subprocess.Popen:
         words = (*self.limit, sys.executable, "-m", "bookkit.cli", *words)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "errors": "replace"}
@@ -254,6 +250,7 @@ def recovers(place: Place) -> None:
 # --- the faults: each puts one into a run and says how that ended ---------------------------------
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+SLOWLY = "import time; time.sleep(0.25)"
 ENDS = {KILL: -9, TERM: 143, INT: 130}  # how the runner ends
 CHILD = "bookkit.run.child run"
 RAISES = (
@@ -303,7 +300,7 @@ def in_a_cell(codes: Sequence[str], place: Place) -> str:
 def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place: Place) -> str:
     """One of the signals reaches the process with `word` in its command line, or without a word the
     runner, at some moment."""
-    place.slowly()
+    place.edit(SLOWLY)
     process = place.begin()
     victim = place.find(word or CHILD)  # when it has a child, the runner handles signals
     time.sleep(place.draw.uniform(0, seconds))
@@ -385,7 +382,7 @@ def clock_set_back(place: Place) -> str:
     clock = place.folder / "clock"
     clock.write_text("0")
     place.fault["FAULT_CLOCK"] = str(clock)
-    place.slowly()
+    place.edit(SLOWLY)
     process = place.begin()
     time.sleep(place.draw.uniform(0.5, 4))
     clock.write_text(str(-place.draw.choice((10, 3600, 86400, 400 * 86400))))
@@ -399,7 +396,7 @@ def clock_set_back(place: Place) -> str:
 
 def workflow_killed(place: Place) -> str:
     """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
-    place.slowly()
+    place.edit(SLOWLY)
     sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
     (place.folder / "three.yaml").write_text(sweep)
     words = ["sweep", "three.yaml", "--jobs", "2"]
