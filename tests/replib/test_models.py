@@ -19,7 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_gguf
+from tiny_gguf import write_gguf, write_packages
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from replib.errors import UsageError
@@ -68,20 +68,8 @@ def folder(tmp_path, saved):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """An embedded model "toy" whose GGUF file two packages carry in two parts."""
-    write_gguf(tmp_path / "whole.gguf")
-    whole = (tmp_path / "whole.gguf").read_bytes()
-    for i, piece in enumerate((whole[:1000], whole[1000:]), start=1):
-        package = tmp_path / "packages" / f"toy_part{i}"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text("raise RuntimeError('imported')")
-        (package / "piece").write_bytes(piece)
+    source = EmbeddedSource(**write_packages(tmp_path / "packages"))
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
-    source = EmbeddedSource(
-        requirements=("toy==1.0",),
-        parts=("toy_part1/piece", "toy_part2/piece"),
-        sha256=hashlib.sha256(whole).hexdigest(),
-        note="toy",
-    )
     monkeypatch.setitem(SOURCES, "toy", source)
     monkeypatch.setattr(sources, "EMBEDDED", (*sources.EMBEDDED, "toy"))
     return source
