@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
 
 from bookkit.book.contents import pages_in
 from bookkit.book.html import show_value
@@ -55,8 +57,6 @@ def record_role(
 
     An unknown key, record or a format that does not fit stops the build.
     """
-    from sphinx.errors import ExtensionError
-
     app = inliner.document.settings.env.app
     page = app.env.docname
     match = re.fullmatch(r"\s*(?:(\S+/\S+)\s+)?([^\s:]+)(?::(.*))?", text)
@@ -88,9 +88,8 @@ def number_by_page(app: Any, env: Any) -> list[str]:
 
 def setup(app: Any) -> dict[str, Any]:
     """Register {record}, {scorecard} and {transfer} with Sphinx."""
-    from sphinx.util.docutils import SphinxDirective
 
-    def table(make: Callable[[Sequence[Run]], str], about: str) -> type[SphinxDirective]:
+    def table(make: Callable[[Sequence[Run]], str]) -> type[SphinxDirective]:
         """A directive without content: what `make` makes of all records in the book."""
 
         class Table(SphinxDirective):
@@ -102,11 +101,10 @@ def setup(app: Any) -> dict[str, Any]:
                 runs = [_staged_run(self.env.app, pair) for pair in found]
                 return [nodes.raw("", make(runs), format="html")]
 
-        Table.__doc__ = about
         return Table
 
-    app.add_directive("scorecard", table(scorecard, "claims × models of each paper"))
-    app.add_directive("transfer", table(transfer, "claims of all papers × models"))
+    app.add_directive("scorecard", table(scorecard))
+    app.add_directive("transfer", table(transfer))
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
