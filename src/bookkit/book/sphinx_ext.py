@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,25 +85,22 @@ def number_by_page(app: Any, env: Any) -> list[str]:
     return []
 
 
+class RecordTable(SphinxDirective):
+    """{scorecard} and {transfer}: a table of all records in the book."""
+
+    def run(self) -> list[nodes.Node]:
+        source = Path(self.env.srcdir)
+        pairs = [page.removeprefix("chapters/") for page in pages_in(source / "_toc.yml")]
+        found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
+        runs = [_staged_run(self.env.app, pair) for pair in found]
+        make = {"scorecard": scorecard, "transfer": transfer}[self.name]
+        return [nodes.raw("", make(runs), format="html")]
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register {record}, {scorecard} and {transfer} with Sphinx."""
-
-    def table(make: Callable[[Sequence[Run]], str]) -> type[SphinxDirective]:
-        """A directive without content: what `make` makes of all records in the book."""
-
-        class Table(SphinxDirective):
-            def run(self) -> list[nodes.Node]:
-                source = Path(self.env.srcdir)
-                pages = pages_in(source / "_toc.yml")
-                pairs = [page.removeprefix("chapters/") for page in pages]
-                found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
-                runs = [_staged_run(self.env.app, pair) for pair in found]
-                return [nodes.raw("", make(runs), format="html")]
-
-        return Table
-
-    app.add_directive("scorecard", table(scorecard))
-    app.add_directive("transfer", table(transfer))
+    app.add_directive("scorecard", RecordTable)
+    app.add_directive("transfer", RecordTable)
     app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them

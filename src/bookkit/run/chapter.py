@@ -62,13 +62,6 @@ class Parameter:
             raise UsageError(f"parameter {self.name}: {found!r} cannot stand in {text!r}")
         return value
 
-    def check(self, value: Any, where: str) -> Any:
-        """`value`, if it is of this parameter's type."""
-        if self.allows(value):
-            return value
-        said = f"{self.name} is {value!r}, which is not {self.annotation}"
-        raise UsageError(f"{where}: parameter {said}")
-
 
 def _settable(name: str) -> str:
     if name in ("model_name", "device", "profile"):
@@ -151,7 +144,9 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     for name, profile in profiles.items():
         for key, value in profile.parameters.items():
             known = known_parameter(parameters, key, paper, f"{where}, {name}: ")
-            known.check(value, f"{where}, {name}")
+            if not known.allows(value):
+                said = f"{key} is {value!r}, which is not {known.annotation}"
+                raise UsageError(f"{where}, {name}: parameter {said}")
     return Chapter(root, claims, notebook, parameters, profiles)
 
 
