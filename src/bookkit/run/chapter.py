@@ -21,7 +21,7 @@ from replib.claims.measure import Claims
 from replib.claims.schema import Different, Strict, Words, fit
 from replib.errors import UsageError, did_you_mean, find_control, one_line
 from replib.files import read_text, read_yaml, sha256_text
-from replib.hashes import library_hash
+from replib.hashes import library_hash, notebook_hash, pins_hash
 from replib.models.sources import PLANTED, planted_module
 
 
@@ -123,6 +123,16 @@ class Chapter:
 
     def parameters_hash(self, profile: str) -> str:
         return sha256_text(json.dumps(self.values(profile), sort_keys=True))
+
+    def hashes(self, model: str, profile: str) -> dict[str, str | None]:
+        """sha256 of what a checkout gives to a run on `model`, and on which its numbers depend."""
+        return {
+            "notebook": notebook_hash(self.notebook),
+            "claims": self.claims.sha256,
+            "library": self.library_hash(model),
+            "requirements": pins_hash(self.root / "requirements.txt"),
+            "parameters": self.parameters_hash(profile),
+        }
 
 
 def find_chapter(root: Path, paper: str) -> Chapter:

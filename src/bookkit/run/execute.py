@@ -31,7 +31,6 @@ from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.errors import UsageError, one_line
 from replib.files import put_in_place, sha256_file
-from replib.hashes import notebook_hash, pins_hash
 from replib.interventions import budget as batches
 from replib.models.threads import n_threads
 
@@ -77,15 +76,11 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     chapter = run.chapter
     notebook, source, log = work / "notebook.ipynb", work / "source.ipynb", work / "run.log"
     source.write_text(chapter.notebook, encoding="utf-8")
+    files = {name: sha256_file(path) for name, path in run.files.items()}
     hashes = {
-        "notebook": notebook_hash(chapter.notebook),
-        "claims": chapter.claims.sha256,
-        "library": chapter.library_hash(run.model),
-        "requirements": pins_hash(chapter.root / "requirements.txt"),
+        **chapter.hashes(run.model, run.profile),
         "environment": environment_hash(),
-        "parameters": chapter.parameters_hash(run.profile),
-        "inputs": {name: sha256_file(path) for name, path in run.files.items()}
-        | stored_inputs(chapter, run.parameters),
+        "inputs": files | stored_inputs(chapter, run.parameters),
     }
     changed = {
         name: run.parameters[name]
