@@ -1,14 +1,7 @@
 """Many runs from one file: papers × models × seeds × parameters, as jobs of a workflow.
 
-    name: seeds                      # the results stand in build/sweeps/seeds
-    papers: [some-paper]
-    models: [smollm2-135m, gpt2]
-    seeds: [0, 1, 2]
-    profile: laptop
-    parameters: {n_prompts: [50, 100]}
-
 A job is one `replib run`; those with one seed and the same parameters stand in one folder of runs:
-`make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it. The second part is what a job of
+`make book RECORDS=build/sweeps/NAME/seed-0` makes a book of it. The second part is what a job of
 any workflow depends on, and the stamps that say it is done. Snakemake watches files and parameters;
 package versions and weights are neither, so their marks are given to it as parameters.
 """

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from bookkit.book import cells as parts
 from bookkit.book.failed import FailedRun
 from bookkit.book.html import macro, png, render
@@ -78,12 +80,7 @@ def unexecuted(run: Run, root: Path) -> dict[str, Any]:
 @cache
 def _not_kept() -> str:
     """A picture in the place of a figure that was not kept, in base64."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig = plt.figure(figsize=(6, 0.8))
+    fig = Figure(figsize=(6, 0.8))
     fig.text(0.5, 0.5, NOT_KEPT, ha="center", va="center", fontsize=9, style="italic")
     return base64.b64encode(png(fig, dpi=110)).decode()
 

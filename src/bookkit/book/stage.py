@@ -75,8 +75,7 @@ def copy_prose(root: Path, part: Path) -> None:
     """The pages of `book/` but the chapters' prose, the static files, and the configuration with
     the title and the authors of CITATION.cff."""
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(root / "book", part)
-    shutil.rmtree(part / "chapters", ignore_errors=True)
+    shutil.copytree(root / "book", part, ignore=shutil.ignore_patterns("chapters"))
     (part / "_static").rename(part / "static")
     about = citations.about(root)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))

@@ -136,9 +136,9 @@ def write_notebooks(
     for part in parts(root):
         setup, found = read_exercises(root / "notebooks" / part / NAME)
         more = {"repository": find_repository(root), "figures": (figures or {}).get(part)}
-        more["title"] = title_of(root, part)
+        title = title_of(root, part)
         for who in ("student",) if figures is None else ("student", "instructor"):
-            made = notebook(setup=setup, exercises=found, instructor=who == "instructor", **more)
+            made = notebook(title, setup, found, instructor=who == "instructor", **more)
             path = out / f"{part}-{who}.ipynb"
             text = json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
             write_whole(path, text.encode())
