@@ -17,7 +17,6 @@ from bookkit.project import chapter_module
 from bookkit.run import resources as sizing
 from replib.errors import UsageError, one_line
 from replib.models import sources
-from replib.models.sources import MADE_IN_MEMORY
 
 
 def _run_child() -> None:
@@ -131,13 +130,11 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         device = find_device(found["device"])
         found["device"] = str(device)
         found["dtype"] = str(find_dtype(found["dtype"], device)).removeprefix("torch.")
-        fits = None
-        if name not in MADE_IN_MEMORY:
 
-            def fits(n_params: int) -> None:
-                size = sizing.Size(n_params, 0, 1)
-                free = sizing.available_bytes(found["device"])
-                sizing.estimate(size, found["dtype"], found["device"], free, None)
+        def fits(n_params: int) -> None:
+            size = sizing.Size(n_params, 0, 1)
+            free = sizing.available_bytes(found["device"])
+            sizing.estimate(size, found["dtype"], found["device"], free, None)
 
         folder = prepare_model(name, revision=revision, before_download=fits)
     if folder is not None:
