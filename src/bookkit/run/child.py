@@ -17,6 +17,7 @@ from bookkit.project import chapter_module
 from bookkit.run import resources as sizing
 from replib.errors import UsageError, one_line
 from replib.models import sources
+from replib.models.threads import n_threads
 
 
 def _run_child() -> None:
@@ -110,12 +111,14 @@ def _prepare_child() -> None:
 
 def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Device, number type, size and speed of a run; None if its model is to be left out."""
-    name, revision = question["model"], question["revision"]
+    parameters = question["parameters"]
+    name, revision = parameters["model_name"], parameters.get("revision") or None
     embedded = name in sources.EMBEDDED and name not in sources.available_embedded()
     if embedded and question["skip_missing"]:
         print(f"replib: {name} is not installed, left out", file=sys.stderr)
         return None
-    found = {"device": question["device"], "dtype": question["dtype"], "size": None, "speed": None}
+    found = {"device": parameters["device"], "dtype": parameters.get("dtype", "float32")}
+    found |= {"size": None, "speed": None}
     simple = found["device"] == "cpu" and found["dtype"] in sizing.BYTES and revision is None
     folder = size = None
     if simple and name in sources.EMBEDDED and sources.is_ready(name):
@@ -140,23 +143,24 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
     if folder is not None:
         size = size or sizing.folder_size(folder)
         found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
-        found["speed"] = sizing.measure_speed(
-            size.d_model, found["dtype"], found["device"], question["threads"]
-        )
-    _check_files(question)
+        kind = found["dtype"], found["device"]
+        found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
+    _check_files(question["paper"], parameters)
     return found
 
 
-def _check_files(question: Mapping[str, Any]) -> None:
+def _check_files(paper: str, parameters: Mapping[str, Any]) -> None:
     """Read the user's rows as the chapter will."""
-    if not question["files"]:
+    given = {key: path for key, path in parameters.items() if key.endswith("_file") and path}
+    if not given:
         return
     from replib.models.load import load_model
     from replib.prompts.files import READERS
 
-    readers = READERS | getattr(chapter_module(question["paper"]), "file_readers", dict)()
-    if files := {key: path for key, path in question["files"].items() if key in readers}:
-        tokenizer = load_model(question["model"], revision=question["revision"]).tokenizer
+    readers = READERS | getattr(chapter_module(paper), "file_readers", dict)()
+    if files := {key: path for key, path in given.items() if key in readers}:
+        revision = parameters.get("revision") or None
+        tokenizer = load_model(parameters["model_name"], revision=revision).tokenizer
         for key, path in files.items():
             readers[key](tokenizer, path)
 

@@ -15,7 +15,6 @@ from bookkit.run.chapter import Chapter, known_parameter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
-from replib.models.threads import n_threads
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 
@@ -130,16 +129,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     if all(quick):
         return list(runs)
     questions = [
-        {
-            "paper": run.chapter.paper,
-            "model": run.model,
-            "skip_missing": skip_missing,
-            "revision": run.parameters.get("revision") or None,
-            "device": run.parameters["device"],
-            "dtype": run.parameters.get("dtype", "float32"),
-            "threads": n_threads(),
-            "files": {name: str(path) for name, path in run.files.items()},
-        }
+        {"paper": run.chapter.paper, "skip_missing": skip_missing, "parameters": run.parameters}
         for run in runs
     ]
     process = subprocess.run(
