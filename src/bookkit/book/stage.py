@@ -140,8 +140,8 @@ def write_contents(
 ) -> list[str]:
     """Write the table of contents; its pages, in order."""
     made = {}
-    for chapter, *runs in chapters:
-        entry = contents.chapter_entry(chapter.paper, *runs, lessons)
+    for chapter, runs, stopped in chapters:
+        entry = contents.chapter_entry(chapter.paper, runs, stopped, lessons)
         made[f"chapters/{chapter.paper}/index"] = entry
     if contents.METHOD_EXERCISES in lessons:
         made[contents.METHOD_EXERCISES] = contents.METHOD_EXERCISES, []

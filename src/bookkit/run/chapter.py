@@ -99,6 +99,14 @@ class Chapter:
     def paper(self) -> str:
         return self.claims.paper
 
+    def parameter(self, name: str, where: str = "") -> Parameter:
+        if name in self.parameters:
+            return self.parameters[name]
+        raise UsageError(
+            f"{where}{self.paper} has no parameter {name!r}{did_you_mean(name, self.parameters)} "
+            f"(parameters: {', '.join(self.parameters)})"
+        )
+
     def profile(self, name: str) -> Profile:
         if name not in self.profiles:
             raise UsageError(
@@ -151,13 +159,14 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     path = folder / "profiles.yaml"
     where = f"profiles file {path}"
     profiles = dict(fit(ProfilesFile, read_yaml(read_text(path, "profiles file"), where), where))
+    chapter = Chapter(root, claims, notebook, parameters, profiles)
     for name, profile in profiles.items():
         for key, value in profile.parameters.items():
-            known = known_parameter(parameters, key, paper, f"{where}, {name}: ")
+            known = chapter.parameter(key, f"{where}, {name}: ")
             if not known.allows(value):
                 said = f"{key} is {value!r}, which is not {known.annotation}"
                 raise UsageError(f"{where}, {name}: parameter {said}")
-    return Chapter(root, claims, notebook, parameters, profiles)
+    return chapter
 
 
 def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
@@ -204,17 +213,6 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
         if name not in found or found[name].annotation != annotation:
             raise UsageError(f"{where}: parameters cell lacks `{name}: {annotation}`")
     return found
-
-
-def known_parameter(
-    known: Mapping[str, Parameter], name: str, paper: str, where: str = ""
-) -> Parameter:
-    if name in known:
-        return known[name]
-    raise UsageError(
-        f"{where}{paper} has no parameter {name!r}{did_you_mean(name, known)} "
-        f"(parameters: {', '.join(known)})"
-    )
 
 
 PLAIN = {"bool": bool, "int": int, "float": float, "str": str}

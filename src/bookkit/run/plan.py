@@ -11,7 +11,7 @@ from typing import Any
 
 from bookkit.project import chapter_folder, stored_module
 from bookkit.run import resources as sizing
-from bookkit.run.chapter import Chapter, known_parameter
+from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
@@ -68,7 +68,7 @@ def plan(
     for name, text in settings.items():
         if name in OPTIONS:
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
-        values[name] = known_parameter(chapter.parameters, name, chapter.paper).read(text)
+        values[name] = chapter.parameter(name).read(text)
     values |= {"model_name": model, "profile": profile}
     if values["seed"] < 0:
         raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
