@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from markupsafe import Markup
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
@@ -17,18 +18,8 @@ from bookkit.book.tables import scorecard, transfer
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError
 
-
-class record_number(nodes.inline):
-    """A value out of a record; a class of its own so that its data attributes reach the page."""
-
-
-def _visit_record(translator: Any, node: record_number) -> None:
-    data = {f"data-{name}": node[name] for name in ("record", "key", "format")}
-    translator.body.append(translator.starttag(node, "span", "", CLASS="record", **data))
-
-
-def _depart_record(translator: Any, node: record_number) -> None:
-    translator.body.append("</span>")
+# The gate reads these attributes again from the built page.
+_NUMBER = Markup('<span class="record" data-record="{}" data-key="{}" data-format="{}">{}</span>')
 
 
 def _staged_run(app: Any, pair: str) -> Run:
@@ -70,10 +61,7 @@ def record_role(
         shown = text_of_value(_staged_run(app, pair), key, spec)
     except (UsageError, ValueError) as error:
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
-    node = record_number(rawtext, shown, classes=[])
-    node["record"], node["key"], node["format"] = pair, key, spec
-    node["support_smartquotes"] = False  # a text is shown as the record has it
-    return [node], []
+    return [nodes.raw(rawtext, str(_NUMBER.format(pair, key, spec, shown)), format="html")], []
 
 
 def number_by_page(app: Any, env: Any) -> list[str]:
@@ -101,7 +89,6 @@ def setup(app: Any) -> dict[str, Any]:
     """Register {record}, {scorecard} and {transfer} with Sphinx."""
     app.add_directive("scorecard", RecordTable)
     app.add_directive("transfer", RecordTable)
-    app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
     app.connect("build-finished", finish_all)
