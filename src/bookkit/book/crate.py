@@ -69,9 +69,9 @@ def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedR
         made = [add(path, "File", name=name, encodingFormat="application/json", **facts)]
         if f"chapters/{key}" in pages:
             made.append({"@id": _address(f"chapters/{key}")})
-        _add_finished(graph, key, record, made, agents)
+        _add_finished(graph, key, record, made)
     for run in failed:
-        _add_stopped(graph, run, agents)
+        _add_stopped(graph, run)
     now = datetime.now(UTC).isoformat()
     times = [one["startTime"] for one in graph.entities.values() if "startTime" in one]
     known_now = {
@@ -89,9 +89,7 @@ def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedR
     (book / FILE).write_text(json.dumps(crate, indent=1) + "\n", encoding="utf-8")
 
 
-def _add_finished(
-    graph: Graph, key: str, record: Mapping[str, Any], made: list[Entity], agents: list[Entity]
-) -> None:
+def _add_finished(graph: Graph, key: str, record: Mapping[str, Any], made: list[Entity]) -> None:
     """A run that finished: from which notebook, on what, when; `made` is what came out."""
     version, paper = record["hashes"]["notebook"], None
     if record["arxiv"] is not None:
@@ -118,7 +116,7 @@ def _add_finished(
         result=made,
         startTime=started.isoformat(),
         endTime=(started + timedelta(seconds=round(record["wall_time_s"]))).isoformat(),
-        agent=agents,
+        agent=graph.of_type("Organization"),
         actionStatus=DONE,
     )
 
@@ -127,7 +125,7 @@ def _name(record: Mapping[str, Any]) -> str:
     return f"{record['paper']} on {record['model']['name']}"
 
 
-def _add_stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> None:
+def _add_stopped(graph: Graph, run: FailedRun) -> None:
     """A run that failed."""
     notebook = graph.add(f"#notebook/{run.paper}", "SoftwareSourceCode", **_notebook(run.paper))
     graph.add(
@@ -138,7 +136,7 @@ def _add_stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> None:
         instrument=notebook,
         result=[{"@id": _address(f"chapters/{run.key}")}],
         startTime=run.started.replace("Z", "+00:00") or None,
-        agent=agents,
+        agent=graph.of_type("Organization"),
         actionStatus=FAILED,
         error=run.reason,
     )

@@ -46,9 +46,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     pages = write_contents(root, part, chapters, lessons, atlas_pages(part, shown))
     reports.write(root, part, shown)
     started = max((run.record["started"] for run in shown), default=date.today().isoformat())
-    papers = {
-        one.paper: one.claims for one, runs, _ in chapters if runs and not one.claims.is_method
-    }
+    papers = {one.paper: one.claims for one, of, _ in chapters if of and not one.claims.is_method}
     citations.write(root, part, papers, started[:4])
     for page in pages:
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
@@ -59,9 +57,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     return shown
 
 
-def find_chapters(
-    root: Path, runs: Sequence[Run], stopped: Sequence[FailedRun]
-) -> list[ChapterRuns]:
+def find_chapters(root: Path, runs: list[Run], stopped: list[FailedRun]) -> list[ChapterRuns]:
     """Those that were run, in the order of the runs, then the others."""
     papers = by_paper(runs)
     found = []
@@ -93,9 +89,7 @@ def keep_records(part: Path, runs: Sequence[Run]) -> None:
     (part / STALE).write_text(json.dumps(stale))
 
 
-def write_chapter(
-    part: Path, chapter: Chapter, runs: Sequence[Run], stopped: Sequence[FailedRun]
-) -> None:
+def write_chapter(part: Path, chapter: Chapter, runs: list[Run], stopped: list[FailedRun]) -> None:
     """A page for each run of a chapter, and its first page."""
     folder = part / "chapters" / chapter.paper
     folder.mkdir(parents=True, exist_ok=True)

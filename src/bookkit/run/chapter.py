@@ -189,9 +189,8 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for node in body:
         line = one_line(ast.unparse(node))
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        ):
+        is_typed = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not is_typed or not node.value:
             raise UsageError(f"{where}: parameters cell: {line!r} is not `name: type = value`")
         name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)

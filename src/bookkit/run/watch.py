@@ -27,7 +27,7 @@ class Watched:
     cell: dict[str, Any] | None = None  # the cell that runs: index, code, id, line
     end: dict[str, Any] | None = None  # the last message
     peak_bytes: int = 0
-    processes: dict[int, psutil.Process] = field(default_factory=dict)
+    processes: set[psutil.Process] = field(default_factory=set)
     timed_out: bool = False
     exit_code: int | None = None
 
@@ -72,12 +72,12 @@ def watch_process(
             with contextlib.suppress(OSError):
                 process.stdin.close()
             _sample(process, watched)
-            for member in watched.processes.values():
+            for member in watched.processes:
                 with contextlib.suppress(psutil.Error):
                     member.kill()
             process.kill()
             process.wait()
-            psutil.wait_procs(list(watched.processes.values()), timeout=5)
+            psutil.wait_procs(watched.processes, timeout=5)
     return watched
 
 
@@ -114,5 +114,5 @@ def _sample(process: subprocess.Popen, watched: Watched) -> None:
         for member in (parent, *parent.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 total += member.memory_info().rss
-                watched.processes.setdefault(member.pid, member)
+                watched.processes.add(member)
     watched.peak_bytes = max(watched.peak_bytes, total)
