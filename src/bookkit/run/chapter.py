@@ -62,6 +62,13 @@ class Parameter:
             raise UsageError(f"parameter {self.name}: {found!r} cannot stand in {text!r}")
         return value
 
+    def check(self, value: Any, where: str) -> Any:
+        """`value`, if it is of this parameter's type."""
+        if self.allows(value):
+            return value
+        said = f"{self.name} is {value!r}, which is not {self.annotation}"
+        raise UsageError(f"{where}: parameter {said}")
+
 
 def _settable(name: str) -> str:
     if name in ("model_name", "device", "profile"):
@@ -162,10 +169,7 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     chapter = Chapter(root, claims, notebook, parameters, profiles)
     for name, profile in profiles.items():
         for key, value in profile.parameters.items():
-            known = chapter.parameter(key, f"{where}, {name}: ")
-            if not known.allows(value):
-                said = f"{key} is {value!r}, which is not {known.annotation}"
-                raise UsageError(f"{where}, {name}: parameter {said}")
+            chapter.parameter(key, f"{where}, {name}: ").check(value, f"{where}, {name}")
     return chapter
 
 
