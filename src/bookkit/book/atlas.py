@@ -127,7 +127,7 @@ def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapt
 def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     """The grid of heads with letters, as PNG."""
     n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
-    fig = Figure(figsize=(7, 0.9 + 0.24 * n_layers))
+    fig = Figure(figsize=(7, 0.9 + 0.24 * n_layers), layout="tight")
     ax = fig.subplots()
     ax.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5), xlabel="head", ylabel="layer")
     ax.set(xticks=range(n_heads), yticks=range(0, n_layers, 2 if n_layers > 12 else 1))
@@ -138,5 +138,4 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     for (layer, head), roles in _by_head(roles_of(records)).items():
         text = "".join(role.letter for role in roles)
         ax.text(head, layer, text, ha="center", va="center", fontsize=9, fontweight="bold")
-    fig.tight_layout()
     return png(fig, dpi=150)
