@@ -64,17 +64,10 @@ _TEMPLATES = Environment(
     finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
 )
 _TEMPLATES.globals |= {"OUTCOMES": OUTCOMES}
-_TEMPLATES.filters |= {
-    "show_value": show_value,
-    "number_format": number_format,
-    "number_of": number_of,
-    "show_number": show_number,
-    "outcome_word": outcome_word,
-    "duration": duration,
-    "as_date": as_date,
-    "as_myst": lambda text: Markup(as_myst(text)),
-    "raw_html": lambda text: Markup(raw_html(text)),
-}
+_FILTERS = (show_value, number_format, number_of, show_number, outcome_word, duration, as_date)
+_TEMPLATES.filters |= {function.__name__: function for function in _FILTERS}
+_TEMPLATES.filters["as_myst"] = lambda text: Markup(as_myst(text))
+_TEMPLATES.filters["raw_html"] = lambda text: Markup(raw_html(text))
 
 
 def render(template: str, **values: Any) -> str:
