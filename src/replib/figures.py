@@ -4,8 +4,6 @@ Every function returns a matplotlib figure; `show` displays it in a notebook. Me
 an alternative text come from the values drawn, so it says what this model's figure shows.
 """
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Mapping, Sequence

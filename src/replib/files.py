@@ -1,7 +1,5 @@
 """Files: read strictly, written whole or not at all, and the project's folder."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -5,8 +5,6 @@ Every random draw comes from a generator of its own (`rng`), so that draws do no
 where they do not, the docstring says when.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass

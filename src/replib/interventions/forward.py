@@ -1,7 +1,5 @@
 """Forward passes of a network whose parts are at hand, in batches that fit the memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from replib.errors import UsageError
 from replib.interventions.budget import at_once
-from replib.interventions.capture import activations
-from replib.interventions.network import Network
+from replib.interventions.network import Network, activations
 from replib.prompts.pairs import PromptPairs
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about

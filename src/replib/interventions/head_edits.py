@@ -1,7 +1,5 @@
 """Edits of single attention heads, and what the model then says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,11 +79,6 @@ def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> H
 def zero_ablate(heads: Iterable[Head]) -> HeadEdit:
     """The heads write nothing."""
     return HeadEdit(tuple(heads), "z", lambda old, site: torch.zeros_like(old))
-
-
-def mean_ablate(heads: Iterable[Head], mean_z: Float[Tensor, "layer head d_head"]) -> HeadEdit:
-    """The heads write their mean output over other prompts (see `mean_z`)."""
-    return HeadEdit(tuple(heads), "z", lambda old, site: mean_z[site.head].to(old).expand_as(old))
 
 
 def resample_ablate(heads: Iterable[Head]) -> HeadEdit:
@@ -268,17 +261,6 @@ def _attribution(
             writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
         layers.append(torch.einsum("ephm,ptm->epht", final(writes), net.W_U[tokens].float()))
     return torch.stack(layers, dim=2)
-
-
-def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head"]:
-    """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
-    total = 0.0
-    with torch.inference_mode():
-        for prompts, chunk in chunks(pairs, pairs.length - 1):
-            past = keep_past(net, pairs, prompts)
-            run = run_batches(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
-            total = total + torch.stack([z[:, 0].float().sum(0) for z in run.z])
-    return total / len(pairs)
 
 
 def attention_from(

@@ -11,8 +11,6 @@ patching), `prompt` the prompts, `dest` the positions that are computed again, `
 positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,11 +22,33 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
-from replib.interventions.capture import activations
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
 Residual = tuple[Literal["resid_post"], int]  # the residual stream after a layer
+
+
+def activations(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """The activations of one forward pass whose bridge names are `wanted`, by name.
+
+    The readout is cut to one position: logits are not needed.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: object) -> None:
+        seen[hook.name] = value
+
+    def last_only(value: Tensor, hook: object) -> Tensor:
+        return value[:, -1:]
+
+    hooks = [(wanted, keep), ("unembed.hook_in", last_only)]
+    with torch.inference_mode():
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+    if not seen:
+        raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
+    return seen
 
 
 class _Block:

@@ -1,7 +1,5 @@
 """A Hugging Face model as a TransformerLens bridge, and what is known of it for the record."""
 
-from __future__ import annotations
-
 import hashlib
 import weakref
 from dataclasses import asdict, dataclass

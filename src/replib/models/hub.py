@@ -1,7 +1,5 @@
 """Models from the Hugging Face hub, asked for by name and revision."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait

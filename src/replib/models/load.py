@@ -4,8 +4,6 @@ Weights are read from safetensors or GGUF files only, and code that comes with a
 run.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Nothing here imports torch, so that the command line, the workflow and the book 
 is there; `replib.models.load` loads it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Embedded models, dequantised once from their GGUF file and kept as safetensors."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

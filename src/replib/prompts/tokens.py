@@ -1,4 +1,4 @@
-"""How words become tokens, and a tokenizer of whole words for planted models."""
+"""How words become tokens."""
 
 from collections.abc import Collection, Iterable
 

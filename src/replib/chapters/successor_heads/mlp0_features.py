@@ -4,10 +4,7 @@ The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each o
 one comes with its control: shuffled indices, permuted residues, other moduli, random features.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +16,7 @@ from replib.chapters.successor_heads.ordinals import OrdinalClass
 from replib.chapters.successor_heads.ov_circuit import ov_writes
 from replib.errors import UsageError
 from replib.interventions.network import Head, Network
+from replib.models.device import one_thread
 
 MODULI = (7, 8, 9, 10, 11, 12)
 ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
@@ -125,17 +123,7 @@ class Sae:
     explained: Float[Tensor, " seed"]  # share of the variance
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@_one_thread()
+@one_thread()
 def train_saes(
     x: Float[Tensor, "item d"],
     n_seeds: int,
