@@ -16,7 +16,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
-from replib.models.sources import SOURCES, find_damage, manifest_of, unpacked_folder, write_manifest
+from replib.models.sources import SOURCES, find_damage, unpacked_folder, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _check_and_dequantise(name: str, parts: Sequence[Path], folder: Path) -> Non
         tokenizer.save_pretrained(folder)
     if len(parts) > 1:
         gguf.unlink()
-    write_manifest(folder, manifest_of(folder, source))
+    write_manifest(folder, source)
 
 
 @contextlib.contextmanager
