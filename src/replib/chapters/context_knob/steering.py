@@ -111,8 +111,6 @@ def learn_direction(
     *,
     epochs: int,
     seed: int,
-    batch_size: int = 32,
-    lr: float = 1e-2,
 ) -> Float[Tensor, " d_model"]:
     """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
     Cross-entropy on the first token of the source's answer, as in the released code (das.py); its
@@ -128,8 +126,8 @@ def learn_direction(
         base_positions=torch.zeros_like(base),
         source_positions=torch.zeros_like(source),
         epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
+        batch_size=32,
+        lr=1e-2,
         seed=seed,
     )
     return result.basis[:, 0].detach().float().cpu()
