@@ -72,8 +72,6 @@ class Claims:
         """Is it a page of the method, and no paper's chapter?"""
         return self.arxiv is None
 
-    # --- measuring --------------------------------------------------------------------------------
-
     def measure(
         self,
         claim: str,
@@ -178,8 +176,6 @@ class Claims:
         if claim in self.results:
             raise UsageError(f"claim {claim} is measured twice; run the notebook from its start")
         return entry
-
-    # --- showing ----------------------------------------------------------------------------------
 
     def table(self) -> HtmlTable:
         """The claims before anything is measured: statement, the paper's number, our rule."""

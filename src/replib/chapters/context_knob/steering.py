@@ -38,9 +38,6 @@ def _attn(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_out"
 
 
-# --- Steering -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def steered(
     model: TransformerBridge,
@@ -75,9 +72,6 @@ def steered(
         yield
     if not fired:
         raise RuntimeError(f"steering of layer {layer} saw no forward pass")
-
-
-# --- Interchange along a direction ----------------------------------------------------------------
 
 
 def interchange(
@@ -131,9 +125,6 @@ def learn_direction(
         seed=seed,
     )
     return result.basis[:, 0].detach().float().cpu()
-
-
-# --- Attention outputs patched at the last token, read by a patchscope ----------------------------
 
 
 def attention_outputs(

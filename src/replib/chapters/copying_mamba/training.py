@@ -145,9 +145,6 @@ def _add_point(
         curve[key].append(round(value, 6) if math.isfinite(value) else DIVERGED)
 
 
-# --- Trainings in front of the reader -------------------------------------------------------------
-
-
 def train_here(
     cells: Sequence[Cell], stop_after: int | None = None
 ) -> list[tuple[nn.Module, dict[str, list]]]:
@@ -164,9 +161,6 @@ def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, l
     with one_thread():
         network, curve = train(cell, stop_after=stop_after)
     return save({k: v.contiguous() for k, v in _state(network).items()}), curve
-
-
-# --- Stored trainings -----------------------------------------------------------------------------
 
 
 def train_cell(
