@@ -112,11 +112,9 @@ def seeds_difference(
 def cluster_draws(
     groups: Sequence[Hashable], generator: np.random.Generator, draws: int = 5000
 ) -> Float[np.ndarray, "draw prompt"]:
-    """Weights of the prompts under each resampling of whole groups, rows summing to 1.
-
-    Prompts that share a template (or another entity) are drawn together, so an interval does not
-    count them as independent. With as many groups as prompts it is the ordinary bootstrap.
-    """
+    """Weights of the prompts under each resampling of whole groups, rows summing to 1. Prompts that
+    share a template (or another entity) are drawn together, so an interval does not count them as
+    independent. With as many groups as prompts it is the ordinary bootstrap."""
     member, counts = _group_draws(groups, generator, draws)
     weights = counts[:, member].astype(float)
     return weights / weights.sum(-1, keepdims=True)
@@ -249,10 +247,8 @@ def drawn_overlap_null(
     generator: np.random.Generator,
     draws: int = 1000,
 ) -> Float[np.ndarray, " draw"]:
-    """Draws of the overlap when the heads of `b` are drawn anew within their own layers.
-
-    Important heads cluster by depth; as each layer keeps its count, the null has the same clusters.
-    """
+    """Draws of the overlap when the heads of `b` are drawn anew within their own layers. Important
+    heads cluster by depth; as each layer keeps its count, the null has the same clusters."""
     common = np.zeros(draws)
     for stage_a, stage_b in zip(a, b, strict=True):
         for layer in {layer for layer, _ in stage_b}:
@@ -266,11 +262,9 @@ def drawn_overlap_null(
 def layer_matched(
     heads: set[Head] | Sequence[Head], n_heads: int, generator: np.random.Generator
 ) -> set[Head]:
-    """As many random heads from the same layers.
-
-    The null may draw the chosen heads too; without them it would be passed by chance in more than
-    5% of cases. So one head of a layer of nine can never be beyond 95% of such draws; it takes two.
-    """
+    """As many random heads from the same layers. The null may draw the chosen heads too; without
+    them it would be passed by chance in more than 5% of cases. So one head of a layer of nine can
+    never be beyond 95% of such draws; it takes two."""
     layers = sorted(layer for layer, _ in heads)
     return {
         (layer, int(head))

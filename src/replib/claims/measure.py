@@ -146,9 +146,7 @@ class Claims:
 
     def role(self, role: str, heads: Iterable[tuple[int, int]], rule: str) -> None:
         """Store which heads, (layer, head), play one of ROLES, and by which rule that was decided.
-
-        No head is a result too. UsageError for another role, one given twice, or no rule.
-        """
+        No head is a result too. UsageError for another role, one given twice, or no rule."""
         if role not in ROLES:
             near = did_you_mean(role, ROLES)
             raise UsageError(f"role {role!r}{near} (roles: {', '.join(ROLES)})")

@@ -37,11 +37,9 @@ class Site:
 
 @dataclass(frozen=True)
 class HeadEdit:
-    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`).
-
-    `apply` maps the value the head would have, [prompt, dest, src] or [prompt, dest, d_head],
-    to the one it is given. No heads: an edit that changes nothing, the baseline.
-    """
+    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`). `apply` maps the
+    value the head would have, [prompt, dest, src] or [prompt, dest, d_head], to the one it is
+    given. No heads: an edit that changes nothing, the baseline."""
 
     heads: tuple[Head, ...] = ()
     at: Literal["pattern", "z"] = "z"
@@ -51,9 +49,7 @@ class HeadEdit:
 
 def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
     """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
-
-    UsageError if a row is negative somewhere or does not sum to 1.
-    """
+    UsageError if a row is negative somewhere or does not sum to 1."""
     sums = row.sum(-1)
     if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
@@ -155,11 +151,9 @@ def read(
     full_vocabulary: bool = False,
     capture: bool = False,
 ) -> Readout:
-    """Run the clean prompts under each edit and read the next token at END.
-
-    The edits act at END (or at every position); later heads and MLPs are free. UsageError for a
-    head that does not exist.
-    """
+    """Run the clean prompts under each edit and read the next token at END. The edits act at END
+    (or at every position); later heads and MLPs are free. UsageError for a head that does not
+    exist."""
     net.check_heads(head for edit in edits for head in edit.heads)
     tokens = pairs.candidates
     if tokens is None:
@@ -219,11 +213,9 @@ def _edited(
 def _frozen_norm(
     norm: Callable[[Tensor], Tensor], at: Float[Tensor, "*batch d_model"]
 ) -> Callable[[Tensor], Tensor]:
-    """The norm as the linear map that it is while its scale stays what it is at `at`.
-
-    For y = (x − mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w:
-    applied to the terms of a sum it gives terms that add up to y (less b).
-    """
+    """The norm as the linear map that it is while its scale stays what it is at `at`. For y = (x −
+    mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w: applied to the
+    terms of a sum it gives terms that add up to y (less b)."""
     centred = isinstance(norm, torch.nn.LayerNorm)
     out = (norm(at) - norm.bias if centred and norm.bias is not None else norm(at)).float()
     exact, at = at.dtype == torch.float32, at.float()
@@ -266,10 +258,8 @@ def _attribution(
 def attention_from(
     net: Network, pairs: PromptPairs, position: str = "END"
 ) -> Float[Tensor, "prompt layer head src"]:
-    """Attention pattern of every head from one position of the clean prompts.
-
-    UsageError for a position that does not exist, or a set of positions.
-    """
+    """Attention pattern of every head from one position of the clean prompts. UsageError for a
+    position that does not exist, or a set of positions."""
     if (at := positions_of(pairs, position)).shape[1] != 1:
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
     rows = []

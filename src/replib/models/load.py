@@ -103,10 +103,8 @@ def _locate(
 def _read_folder(
     name: str, where: Place, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only.
-
-    UsageError also where weights are missing: Transformers would make them up at random.
-    """
+    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only. UsageError
+    also where weights are missing: Transformers would make them up at random."""
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if where.gguf_file is not None:
         safe["gguf_file"] = where.gguf_file

@@ -158,11 +158,9 @@ def folder_hash(folder: Path) -> str | None:
 
 
 def model_slug(model: str) -> str:
-    """A folder name for any model name; two models never share one.
-
-    A plain name stays, `org/name` becomes `org--name`, anything else (a path, odd characters) keeps
-    its last readable part and gets eight digits of its hash.
-    """
+    """A folder name for any model name; two models never share one. A plain name stays, `org/name`
+    becomes `org--name`, anything else (a path, odd characters) keeps its last readable part and
+    gets eight digits of its hash."""
     part = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
     clash = re.search(r"--|\.(failed|tmp-|old-)", model)
     if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
@@ -172,10 +170,8 @@ def model_slug(model: str) -> str:
 
 
 def absolute_model(model: str) -> str:
-    """A model's name as it is; a folder, written as a path, by its absolute path.
-
-    UsageError for an empty name, control characters, and a path that cannot be looked at.
-    """
+    """A model's name as it is; a folder, written as a path, by its absolute path. UsageError for an
+    empty name, control characters, and a path that cannot be looked at."""
     if not model.strip():
         raise UsageError("the model's name is empty")
     if found := find_control(model):
@@ -203,10 +199,8 @@ class Place:
 
 
 def find_gguf(folder: Path) -> str | None:
-    """The one GGUF file to read in `folder`, or None when it has safetensors.
-
-    Raises UsageError when the folder has neither, whatever else it has.
-    """
+    """The one GGUF file to read in `folder`, or None when it has safetensors. Raises UsageError
+    when the folder has neither, whatever else it has."""
     if there := {path.name for path in folder.glob("*.safetensors")}:
         for index in folder.glob("*.safetensors.index.json"):
             try:

@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def load_dequantised(name: str) -> Path:
-    """The folder with the model as float32 safetensors, made on first use.
-
-    Safe against a crash (written aside, then renamed) and against a second process (a lock).
-    """
+    """The folder with the model as float32 safetensors, made on first use. Safe against a crash
+    (written aside, then renamed) and against a second process (a lock)."""
     source, folder = SOURCES[name], unpacked_folder(name)
     if not find_damage(folder, source):
         return folder

@@ -21,11 +21,9 @@ from replib.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
-    """A set of clean and corrupted prompts, token-aligned, with their answers and positions.
-
-    Tokens are padded on the right: with causal attention the padding changes nothing before it.
-    The fields are checked once, here; a bad set cannot be built (`UsageError`).
-    """
+    """A set of clean and corrupted prompts, token-aligned, with their answers and positions. Tokens
+    are padded on the right: with causal attention the padding changes nothing before it. The fields
+    are checked once, here; a bad set cannot be built (`UsageError`)."""
 
     task: str
     clean: Int[Tensor, "prompt pos"]
@@ -110,10 +108,8 @@ class PromptPairs:
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
     def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two disjoint sets, drawn at random: (selection, report), neither empty.
-
-        The first has `n` prompts, or if it is a float below 1 that fraction of all.
-        """
+        """Two disjoint sets, drawn at random: (selection, report), neither empty. The first has `n`
+        prompts, or if it is a float below 1 that fraction of all."""
         first = round(n * len(self)) if isinstance(n, float) else n
         if not 0 < first < len(self):
             raise UsageError(
@@ -170,11 +166,9 @@ def assemble(
     dropped: Mapping[str, int],
     row_names: Sequence[str] | None = None,
 ) -> PromptPairs:
-    """Tokenize the pairs and turn character marks into token positions.
-
-    UsageError, naming the row, if the two prompts differ in number of tokens or one holds a word
-    that the tokenizer does not know.
-    """
+    """Tokenize the pairs and turn character marks into token positions. UsageError, naming the row,
+    if the two prompts differ in number of tokens or one holds a word that the tokenizer does not
+    know."""
     names = row_names or [f"prompt {i}" for i in range(len(pairs))]
     texts, corrupted_texts, answers, foils, _, groups, candidates = zip(*pairs, strict=True)
     clean, corrupted = tokenizer(list(texts)), tokenizer(list(corrupted_texts))
