@@ -4,7 +4,6 @@ A task is a function of a Hugging Face tokenizer that returns `PromptPairs`; the
 this package hold one each. Whether a prompt starts with a BOS token is the tokenizer's own habit.
 """
 
-import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,18 +105,6 @@ class PromptPairs:
         """The same prompts with the clean run for the corrupted one, and the other way round."""
         tokens = {"clean": self.corrupted, "corrupted": self.clean}
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
-
-    def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two disjoint sets, drawn at random: (selection, report), neither empty. The first has `n`
-        prompts, or if it is a float below 1 that fraction of all."""
-        first = round(n * len(self)) if isinstance(n, float) else n
-        if not 0 < first < len(self):
-            raise UsageError(
-                f"{self.task}: a split at {n} leaves nothing on one side of {len(self)} prompts"
-            )
-        order = list(range(len(self)))
-        random.Random(seed).shuffle(order)
-        return self[sorted(order[:first])], self[sorted(order[first:])]
 
 
 class Pair(NamedTuple):
