@@ -81,12 +81,10 @@ def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], in
 
 
 def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
-    """The mean over a few seeds and its 95% t interval, which covers new seeds.
-
-    Seeds that agree exactly give an interval without width; so where a seed either learns or does
-    not, five of them often miss the truth. Skewed values, such as shares near 1, are covered less
-    than they should be.
-    """
+    """The mean over a few seeds and its 95% t interval, which covers new seeds. Seeds that agree
+    exactly give an interval without width; so where a seed either learns or does not, five of them
+    often miss the truth. Skewed values, such as shares near 1, are covered less than they should
+    be."""
     array = np.asarray(values, float)
     if len(array) < 2:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(array)}")
@@ -130,12 +128,10 @@ def _group_draws(
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
-    """The 95% percentile interval of bootstrap draws, expanded for few groups.
-
-    Plain percentiles give too narrow an interval: the bootstrap's variance is (G − 1) / G of what
-    it should be, and it has no t quantile. So percentiles further out are taken (Hesterberg 2015,
-    Sec. 3.3). One group alone says nothing about others: the interval is NaN.
-    """
+    """The 95% percentile interval of bootstrap draws, expanded for few groups. Plain percentiles
+    give too narrow an interval: the bootstrap's variance is (G − 1) / G of what it should be, and
+    it has no t quantile. So percentiles further out are taken (Hesterberg 2015, Sec. 3.3). One
+    group alone says nothing about others: the interval is NaN."""
     if n_groups < 2:
         return math.nan, math.nan
     far = stats.t.ppf(0.975, n_groups - 1) * math.sqrt(n_groups / (n_groups - 1))
@@ -296,12 +292,10 @@ class Null:
     draws: Float[np.ndarray, " draw"]
 
     def asdict(self) -> Mapping[str, float | int]:
-        """Mean, 5th and 95th percentile, and how many draws.
-
-        The percentiles are draws, such that a value of the null itself is beyond each in at most 5%
-        of cases; with fewer than 19 draws none is, and they are the smallest and the largest.
-        (Interpolated between the largest two of 20 draws, the 95th would be exceeded in 9%.)
-        """
+        """Mean, 5th and 95th percentile, and how many draws. The percentiles are draws, such that a
+        value of the null itself is beyond each in at most 5% of cases; with fewer than 19 draws
+        none is, and they are the smallest and the largest. (Interpolated between the largest two of
+        20 draws, the 95th would be exceeded in 9%.)"""
         ordered, n = np.sort(self.draws), len(self.draws)
         beyond = max(1, (n + 1) // 20)  # of the n + 1 places that one more draw could take
         ends = {"q05": float(ordered[beyond - 1]), "q95": float(ordered[-beyond])}

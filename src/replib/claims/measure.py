@@ -194,9 +194,7 @@ class Claims:
 
     def verdicts(self, model: Any) -> None:
         """Show what became of every claim, and store it in the cell's output for the record.
-
-        `model` is what `models.bridge.model_info(model)` returns, or a mapping of the same fields.
-        """
+        `model` is what `model_info(model)` returns, or a mapping of the same fields."""
         from IPython.display import display
 
         display(self.bundle(model), raw=True)

@@ -186,12 +186,10 @@ def patchscope(
     tokens: Int[Tensor, "row candidate"],
     first: Int[Tensor, " row"] | None = None,
 ) -> Float[Tensor, "layer row candidate"]:
-    """How probable are `tokens`, read from each layer's residual by a token-identity prompt?
-
-    A residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
+    """How probable are `tokens`, read from each layer's residual by a token-identity prompt? A
+    residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
     (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers before a row's `first` are not
-    read and get 0.
-    """
+    read and get 0."""
     identity = Prefilled(model, [IDENTITY_PROMPT])
     n_layers, n_rows = residuals.shape[:2]
     found = torch.zeros(n_layers, n_rows, tokens.shape[1])

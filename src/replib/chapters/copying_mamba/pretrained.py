@@ -117,11 +117,9 @@ def _words() -> list[str]:
 
 def tokens_right(model: TransformerBridge, items: Sequence[Item]) -> list[Bool[Tensor, " token"]]:
     """For each item: is each token of the answer the most probable one, given all before it?
-
     Prompts of one batch are padded behind, where no causal model looks; only the answers' positions
     are read out. Raises UsageError for an item that is longer than the model can read, or whose
-    answer does not begin a token.
-    """
+    answer does not begin a token."""
     network, tokenizer = model.original_model, model.tokenizer
     pairs = []  # tokens of both, and how many belong to the prompt
     for item in items:

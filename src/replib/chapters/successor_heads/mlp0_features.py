@@ -215,19 +215,17 @@ def train_probe(
     return weight.to(kind), (bias - weight @ mean).to(kind)
 
 
-def period_power(
-    activation: Float[Tensor, "neuron n"], period: int = 10
-) -> Float[Tensor, " neuron"]:
-    """Share of a neuron's Fourier power, over n consecutive numbers, that has this period. The
+def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:
+    """Share of a neuron's Fourier power, over n consecutive numbers, that has period 10. The
     constant part is left out; 0 for a neuron that varies by no more than rounding. Raises
-    UsageError if n is no multiple of the period."""
+    UsageError if n is no multiple of 10."""
     n = activation.shape[-1]
-    if n % period:
-        raise UsageError(f"period {period} does not divide {n} numbers")
+    if n % 10:
+        raise UsageError(f"period 10 does not divide {n} numbers")
     x = activation.double()
     centred = x - x.mean(-1, keepdim=True)
     power = torch.fft.rfft(centred).abs() ** 2
-    share = power[..., n // period] / power[..., 1:].sum(-1).clamp_min(1e-30)
+    share = power[..., n // 10] / power[..., 1:].sum(-1).clamp_min(1e-30)
     varies = centred.abs().amax(-1) > ROUNDING * x.abs().amax(-1)
     return torch.where(varies, share, 0.0)
 
