@@ -17,8 +17,6 @@ from replib.interventions.head_edits import (
     attention_from,
     attention_knockout,
     attention_row,
-    mean_ablate,
-    mean_z,
     read,
     resample_ablate,
     scale_head,
@@ -118,7 +116,6 @@ def test_edits_agree_with_hooks(arch, everywhere):
     edits = [
         HeadEdit(),
         zero_ablate([(0, 1), (2, 0)]),
-        mean_ablate([(1, 2)], mean_z(net, pairs)),
         resample_ablate([(0, 0), (2, 3)]),
         scale_head((1, 3), -3.0),
     ]
@@ -167,16 +164,6 @@ def test_correct_is_top1_of_the_whole_vocabulary():
     told = dataclasses.replace(pairs, answer=answer)
     assert torch.equal(read(net, told, correct=True).correct[0], winners == answer)
     assert (winners == answer).sum() > 5
-
-
-def test_mean_ablation_mixes_up_no_heads():
-    """Mean output over two prompts, by hand."""
-    net, pairs = network("llama"), make_pairs(4, n=2)
-    end = pairs.length - 1
-    cache = reference.activations(net.model, pairs.clean, "blocks.1.attn.hook_z")
-    z = cache["blocks.1.attn.hook_z"]
-    expected = (z[0, end[0]] + z[1, end[1]]) / 2
-    torch.testing.assert_close(mean_z(net, pairs)[1], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
@@ -287,4 +274,3 @@ def test_bfloat16_is_near_float32_and_reads_out_in_float32(arch):
     for name in ("logits", "logsumexp", "pattern", "attribution"):
         assert getattr(seen, name).dtype == torch.float32
     assert torch.equal(seen.correct, seen.top1 == pairs.answer)
-    read(half, pairs, [mean_ablate([(1, 1)], mean_z(half, pairs))])

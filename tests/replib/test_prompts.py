@@ -361,20 +361,6 @@ def test_rows_are_picked_and_runs_exchanged_together():
     assert (swapped.text, swapped.corrupted_text) == (pairs.corrupted_text, pairs.text)
 
 
-def test_split_is_disjoint_and_complete():
-    pairs = ioi_pairs(WORD, 20, 0)
-    for n, size in ((0.25, 5), (6, 6)):
-        first, second = pairs.split(n, seed=3)
-        assert len(first) == size and len(second) == 20 - size
-        assert not set(first.text) & set(second.text)
-        assert set(first.text) | set(second.text) == set(pairs.text)
-    assert pairs.split(0.5, 3)[0].text == pairs.split(0.5, 3)[0].text
-    assert pairs.split(0.5, 3)[0].text != pairs.split(0.5, 4)[0].text
-    for n in (0, 20, 0.001):
-        with pytest.raises(UsageError, match="leaves nothing"):
-            pairs.split(n)
-
-
 # --- A reader's own files ---------------------------------------------------------------------
 
 ROW = {

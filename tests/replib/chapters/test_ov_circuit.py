@@ -182,8 +182,6 @@ def test_lists_count_and_their_corruption_does_not(net, classes):
     numbered = od.numbered_pairs(tokenizer, 12, rng(0, "numbered"))
     assert numbered.text[1].startswith("2. ") and numbered.text[1].endswith("\n")
     assert tokenizer.decode([int(numbered.answer[1])]) == "5"
-    with pytest.raises(UsageError, match="lists of 2 words"):
-        od.list_pairs(tokenizer, classes["days"], rng(0, "lists"), shown=2)
 
 
 def test_kinds_of_predictions():
