@@ -7,7 +7,7 @@ import floor
 import pytest
 import training
 from small_book import ROOT
-from test_interventions import network, random_pairs
+from test_interventions import WORD, make_pairs, network
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
@@ -23,8 +23,8 @@ CHECKED_IN = {
 
 
 def test_floor_by_hand():
-    """GPT-2 shape, d_model 32, 4 heads of 8, d_mlp 128, 4 layers; two prompts of 11 tokens."""
-    net, pairs = network("gpt2"), random_pairs(0, n=2)
+    """GPT-2 shape, d_model 32, 4 heads of 8, d_mlp 128, 4 layers; two prompts."""
+    net, pairs = network("gpt2"), make_pairs(0, n=2)
     w = floor.weights_of(net)
     assert (w.head, w.qo, w.kv, w.mlp) == (256, 2048, 2048, 2 * 32 * 128)
     base = floor.unedited(net, pairs, corrupted=True)
@@ -43,8 +43,8 @@ def test_floor_is_a_lower_bound_and_near(monkeypatch):
     weights wide enough that matrices are most of the work, as in real models."""
     size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    monkeypatch.setitem(bench.RANDOM, "wide", LlamaConfig(vocab_size=100, **size, **heads))
-    pairs = random_pairs(1, n=6)
+    monkeypatch.setitem(bench.RANDOM, "wide", LlamaConfig(vocab_size=len(WORD), **size, **heads))
+    pairs = make_pairs(1, n=6)
     cases = [("logits", "q", "END"), ([(5, 0)], "q", "END"), ([(3, 0), (4, 1)], "k", "S2")]
     with bench.open_model("wide") as net:
         for receivers, component, position in cases:
