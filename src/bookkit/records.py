@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bookkit.project import words
-from replib.claims.file import MIME
+from replib.claims.file import MIME, Change
 from replib.claims.judge import judge
 from replib.claims.schema import (
     Count,
@@ -55,14 +55,6 @@ class ModelInfo(Strict, extra="allow"):
     n_layers: Layers | None = None
     n_heads: Layers | None = None
     __pydantic_extra__: dict[str, Scalar]
-
-
-class Change(Strict):
-    """A change of the claims file; see `replib.claims.file`."""
-
-    date: Text
-    claim: Text
-    reason: Text
 
 
 class Hashes(Strict):

@@ -66,7 +66,7 @@ def text(field: str) -> str:
 
 
 # What a record does not leave free.
-FIXED = {"paper", "profile", "status", "started", "id", "mark", "outcome", "scope"}
+FIXED = {"paper", "profile", "status", "started", "date", "id", "mark", "outcome", "scope"}
 
 
 def replaced(value: Any, *path: str) -> Any:
@@ -83,7 +83,7 @@ def hostile_record(root: Path) -> dict[str, Any]:
     record = read_record(root / "build/runs" / EXPECTED[0] / "record.json")
     del record["hashes"], record["seal"]
     record["model"]["revision"] = record["parameters"]["notes"] = ""
-    record["changes"] = [{"date": "", "claim": "1.1", "reason": ""}]
+    record["changes"] = [{"date": "2026-01-01", "claim": "1.1", "reason": ""}]
     record["measurements"] = {"size": {"value": 1.5, "interval": None, "n": 3, "unit": ""}}
     record = replaced(record) | {"paper": PAPER}
     record["parameters"][text("key")] = [text("list")]

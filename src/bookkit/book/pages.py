@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from bookkit.book import cells as parts
 from bookkit.book.failed import FailedRun
-from bookkit.book.html import macro, png, render
-from bookkit.book.markup import raw_html
+from bookkit.book.html import macro, png, raw_html, render
 from bookkit.book.runs import RECORDS, Run, kinds
 from bookkit.book.tables import outcome_tables
 from bookkit.project import words

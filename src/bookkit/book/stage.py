@@ -15,8 +15,7 @@ import yaml
 
 from bookkit.book import atlas, citations, contents, crate, failed, pdf, reports
 from bookkit.book.failed import FailedRun
-from bookkit.book.html import macro
-from bookkit.book.markup import raw_html
+from bookkit.book.html import macro, raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_shown, first_run
 from bookkit.course import classroom

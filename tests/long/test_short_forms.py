@@ -1,10 +1,34 @@
-"""Part of the matrix of chapters and architectures; all of it: `make matrix`."""
+"""Parts of the long forms: `make matrix`, `make faults` and `make fuzz` have all of it."""
 
+import os
+
+import fuzz
 import pytest
+from faults import KINDS, TOLD, inject
 from matrix import ARCHITECTURES, PAIRWISE, SMALL, is_sound, run_all
 from trust import ROOT
 
 from bookkit.project import list_papers
+
+SHORT = [(kind, number) for kind in KINDS for number in kind.short]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), SHORT, ids=lambda it: str(getattr(it, "name", it)))
+def test_a_fault_tells_no_lie_and_damages_nothing(kind, number):
+    if kind.root and os.geteuid() != 0:
+        pytest.skip("needs root")
+    end = inject(kind, number)
+    assert not end.startswith("wrong"), end
+    if "tmpfs" in kind.name or "raises" in kind.name:
+        assert end == TOLD
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_every_hostile_case_ends_in_success_or_in_one_line(name):
+    counts = fuzz.run(name, 20, 0)
+    assert counts.total() > 10 and counts["refused"]
 
 
 @pytest.fixture(scope="module")
