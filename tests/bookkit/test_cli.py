@@ -1,4 +1,4 @@
-"""The command line: what is refused, in one line, and what a run prints."""
+"""The command line: what is refused, in one line, what a run prints, and `replib train`."""
 
 import re
 import subprocess
@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 import replib
+from bookkit import train
 from bookkit.cli import _progress, main
 from bookkit.records import read_record
 from bookkit.run.execute import RunFailed
+from replib.chapters.copying_mamba import stored
+from replib.files import find_root
 
+KNOB, COPYING, SMOLLM = "context-knob", "copying-mamba", "smollm2-135m"
 HERE = Path(__file__).parents[1]  # has notebooks/toy.*, so it is a project to the command line
 
 
@@ -125,3 +129,55 @@ def test_a_terminal_shows_a_bar_for_any_name(monkeypatch, capsys):
     with _progress("toy on [/b]") as show:
         show(3, 8)
     assert "toy on [/b]" in (err := capsys.readouterr().err) and "2/8" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ioi-circuit-reuse", "--model", SMOLLM, "--seed", "1"], "invalid choice"),
+        ([COPYING, "--seed", "1"], "--seed does not belong to copying-mamba"),
+        ([COPYING, "--cores", "0"], "--cores is 0"),
+        ([KNOB, "--seed", "1"], "needs --model"),
+        ([KNOB, "--model", SMOLLM, "--seed", "-1"], "--seed is -1"),
+        ([KNOB, "--model", "tiny", "--seed", "1"], "made in memory"),
+        ([KNOB, "--model", "a\0b", "--seed", "1"], "cannot stand in a name"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, words, capsys):
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, capsys):
+    left, commands = [["copy/rope-0.1-0", "copy/lstm-0.1-0"], []], []
+    monkeypatch.setattr(stored, "missing", lambda root: left.pop(0))
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(train.subprocess, "run", run)
+    assert main(["train", COPYING, "--cores", "3"]) == code
+    (command,) = commands
+    assert command[command.index("--cores") + 1] == "3"
+    assert [word for word in command if str(word).startswith("build/")] == [
+        "build/grid/copying-mamba/copy/rope-0.1-0.done",
+        "build/grid/copying-mamba/copy/lstm-0.1-0.done",
+    ]
+    said = capsys.readouterr()
+    assert "2 cells to train" in said.err
+    assert ("all cells are there" in said.out) == (code == 0)
+    assert ("to go on: replib train copying-mamba" in said.err) == (code == 1)
+
+
+@pytest.mark.slow
+def test_a_grid_s_jobs_train_one_cell_each():
+    mark = f"build/grid/{COPYING}/copy/rope-0.1-0.done"
+    words = ["-m", "snakemake", "--snakefile", "workflow/grid.smk", "--cores", "1", "-n", "-p"]
+    words += ["--config", "device=cpu", "--force", mark]
+    told = subprocess.run(
+        [train.sys.executable, *words], cwd=find_root(), capture_output=True, text=True, check=True
+    ).stdout
+    assert f"replib train {COPYING} --cell copy/rope-0.1-0 --device cpu" in told

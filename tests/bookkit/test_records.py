@@ -116,9 +116,6 @@ def test_a_record_that_is_none_is_one_line(record, tmp_path):
             read_record(path)
 
 
-# --- looking up -----------------------------------------------------------------------------------
-
-
 def test_a_value_is_found_by_its_key_and_near_keys_are_named(record):
     expected = {
         "claims.1.1.value": 0.3,
@@ -144,9 +141,6 @@ def test_a_value_is_found_by_its_key_and_near_keys_are_named(record):
         record_value(record, "claims.1.1.vale")
     with pytest.raises(UsageError, match=r"no 'model' in the record of fake-paper on model-a"):
         record_value(record, "model")
-
-
-# --- altered afterwards ---------------------------------------------------------------------------
 
 
 def leaves(node):
@@ -184,9 +178,6 @@ def test_certified_outcomes_follow_from_their_own_rules(path):
     assert alterations(path.parent) == []
 
 
-# --- sealed again by whoever altered it -----------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -214,9 +205,6 @@ def test_without_a_notebook_the_rule_tells(run):
     (folder / "notebook.ipynb").unlink()
     (found,) = alterations(folder)
     assert "by its own rule and numbers" in found
-
-
-# --- certified, and compared ----------------------------------------------------------------------
 
 
 def test_a_run_is_certified_and_agrees_with_itself(run, project):

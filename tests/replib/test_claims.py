@@ -53,9 +53,6 @@ def load(tmp_path):
 NUMBERS = {"interval": (0.2, 0.4), "n": 50, "null": {"mean": 0.0, "q95": 0.1}, "accuracy": 0.5}
 
 
-# --- the file -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -94,9 +91,6 @@ def test_a_file_with_a_mistake_is_refused_in_one_line(load, old, new, message):
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("claims file ")
-
-
-# --- outcomes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,9 +235,6 @@ def test_scalars_become_plain_numbers(load, scalar):
     assert [type(end) for end in result.interval] == [float] * 2 and result.interval == (0, 0.5)
     assert (type(result.n), result.n) == (int, 7)
     assert result.measured["flag"] is True
-
-
-# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_the_history_shows_every_change_in_full(load):

@@ -37,9 +37,6 @@ def soup(built: Path, name: str) -> BeautifulSoup:
     return BeautifulSoup(page(built, name), "html.parser")
 
 
-# --- what the pages show --------------------------------------------------------------------------
-
-
 def test_a_chapter_page_says_which_model_it_shows_and_counts_its_own_figures(built: Path) -> None:
     text = page(built, CURRENT)
     for shown in (
@@ -94,8 +91,6 @@ def test_a_wrong_key_record_or_format_is_an_error(built: Path) -> None:
         with pytest.raises(ExtensionError, match=message):
             record_role("record", "", text, 7, inliner)
 
-
-# --- the gate -------------------------------------------------------------------------------------
 
 NO_POLICY = "does not carry the content security policy"
 RECORD, NOTEBOOK = (
@@ -214,9 +209,6 @@ def test_the_gate_passes_the_book_with_plain_links_and_data(built: Path) -> None
         assert gate(built) == []
     missing = gate(built, [*EXPECTED, f"{PAPER}/model-c"])
     assert missing[0].startswith("no finished run of fake-paper on model-c")
-
-
-# --- the Research Object Crate --------------------------------------------------------------------
 
 
 def test_a_validator_accepts_the_crate(built: Path, monkeypatch, tmp_path: Path) -> None:

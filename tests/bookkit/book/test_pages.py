@@ -1,5 +1,5 @@
 """Parts of pages: what becomes of a text of others and of a value, the policy, names, a slider;
-how to cite the book and its papers."""
+how to cite the book and its papers; links to its PDF."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from pybtex.database import parse_string
 from small_book import PAPER, stage
 
-from bookkit.book import citations, crate, html_policy
+from bookkit.book import citations, crate, html_policy, pdf
 from bookkit.book.html import as_myst, duration, raw_html, show_value
 from replib.errors import UsageError
 from replib.figures import slider
@@ -131,3 +131,21 @@ def test_a_book_without_a_name_is_refused(tmp_path: Path, text: str | None) -> N
         (tmp_path / "CITATION.cff").write_text(text)
     with pytest.raises(UsageError, match=r"CITATION\.cff"):
         citations.about(tmp_path)
+
+
+def test_a_page_links_to_a_pdf_once_there_is_one(tmp_path: Path) -> None:
+    page = tmp_path / "html/chapters/p/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(pdf.place("p"))
+    (tmp_path / "p.pdf").write_bytes(b"0" * 1_200_000)
+    for files, links in (([], 0), ([tmp_path / "p.pdf"], 1), ([tmp_path / "p.pdf"], 1), ([], 0)):
+        pdf.link_all(tmp_path / "html", files)
+        assert page.read_text().count("<a ") == links
+    pdf.link_all(tmp_path / "html", [tmp_path / "p.pdf"])
+    assert '<a href="../../_static/pdf/p.pdf">This chapter as PDF (1.2 MB)</a>' in page.read_text()
+
+
+def test_without_chromium_a_line_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(pdf, "find_chromium", lambda: None)
+    pdf.write_all(tmp_path, tmp_path, tmp_path)
+    assert capsys.readouterr().err == "pdf: left out, there is no Chromium on this machine\n"
