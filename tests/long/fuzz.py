@@ -458,15 +458,8 @@ def read_a_record(content: bytes, folder: Path) -> None:
 
 
 _odd_runs = st.one_of(texts, st.builds("{}/{}".format, some([IOI, "x", "..", "."]), texts))
-_runs = [
-    f"{IOI}/tiny",
-    f"{IOI}/..",
-    f"../{IOI}/tiny",
-    f"{IOI}/../x/tiny",
-    f"{IOI}/../../x",
-    "x/tiny",
-]
-run_names = mostly(some(_runs), _odd_runs)
+_runs = ["tiny", "..", "../x/tiny", "../../x"]
+run_names = mostly(some([*(f"{IOI}/{run}" for run in _runs), f"../{IOI}/tiny"]), _odd_runs)
 
 
 def read_run_names(names: list[str], folder: Path) -> None:
