@@ -457,10 +457,9 @@ def read_a_record(content: bytes, folder: Path) -> None:
         atlas.page("tiny", [record])
 
 
-_odd_names = st.one_of(some(["tiny", "x/tiny", "../x"]), texts)
-_folders = [IOI, "x", "..", ".", "results", f"../{IOI}", f"{IOI}/..", f"{IOI}/../x"]
-_odd_runs = st.one_of(texts, st.builds("{}/{}".format, some(_folders), _odd_names))
-run_names = mostly(_odd_runs, st.just(f"{IOI}/tiny"))
+_odd_runs = st.one_of(texts, st.builds("{}/{}".format, some([IOI, "x", "..", "."]), texts))
+_runs = ["tiny", "..", "../x/tiny", "../../x"]
+run_names = mostly(some([*(f"{IOI}/{run}" for run in _runs), f"../{IOI}/tiny"]), _odd_runs)
 
 
 def read_run_names(names: list[str], folder: Path) -> None:
