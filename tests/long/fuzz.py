@@ -340,7 +340,7 @@ def read_a_sweep(content: bytes, folder: Path) -> None:
     for name, job in planned.jobs.items():
         assert name.isprintable(), f"a job {name!r}"
         inside(planned.stamp(name), top / "stamps")
-        recordable_run(job.run, top / job.variant)
+        recordable_run(job.run, top / name.split("/")[0])
     command(ROOT, path, planned, "slurm", 2, [])
 
 
