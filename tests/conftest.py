@@ -1,14 +1,10 @@
 """The small book that several files test: built once, on a current and an old run of a paper about
 nothing, a finished and a failed one of a hostile paper."""
 
-import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from bookkit.records import seal
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -36,26 +32,3 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = small_book.build(root)
     assert result.returncode == 0, result.stdout + result.stderr
     return root
-
-
-@pytest.fixture
-def broken(built: Path) -> Iterator[Callable]:
-    """`broken(file, old, new)` edits the built book until the test ends; paths are in its root."""
-    kept: dict[Path, bytes] = {}
-
-    def edit(name: str, old: str | None, new: str = "") -> None:
-        path = built / name
-        kept.setdefault(path, path.read_bytes())
-        if old is None:
-            path.unlink()
-            return
-        text = path.read_text()
-        assert old in text, f"{old!r} is not in {name}"
-        path.write_text(text.replace(old, new, 1))
-        if path.name == "record.json":  # by somebody who also seals it again
-            record = json.loads(path.read_text())
-            path.write_text(json.dumps(record | {"seal": seal(record)}))
-
-    yield edit
-    for path, content in kept.items():
-        path.write_bytes(content)

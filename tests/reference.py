@@ -12,19 +12,17 @@ from replib.interventions.head_edits import HeadEdit, Site
 
 def activations(model, tokens, *names):
     """{name: activation} for every hook whose name ends with one of `names`."""
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(names))
-    return {name: value.clone() for name, value in cache.items()}
+    return run(model, tokens, [], names)[1]
 
 
 def end_logit_diff(logits, pairs):
     prompt, end = torch.arange(len(pairs)), pairs.length - 1
-    at_end = logits[prompt, end]
-    return at_end[prompt, pairs.answer] - at_end[prompt, pairs.foil]
+    return logits[prompt, end, pairs.answer] - logits[prompt, end, pairs.foil]
 
 
 def run(model, tokens, writes, record=()):
-    """Logits and recorded activations of one pass with `writes`: (hook name, function), in turn."""
-    seen = {}
+    """Logits of one pass with `writes`, (hook name, function) in turn, and what then passed at the
+    hooks whose names end with one of `record`."""
 
     def write(function):
         def hook(value, hook):
@@ -34,21 +32,16 @@ def run(model, tokens, writes, record=()):
 
         return hook
 
-    def keep(name):
-        def hook(value, hook):
-            seen[name] = value.clone()
-
-        return hook
-
     hooks = [(name, write(function)) for name, function in writes]
-    hooks += [(name, keep(name)) for name in record]
-    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert set(seen) == set(record), "a hook did not fire"
-    return logits, seen
+    with model.hooks(fwd_hooks=hooks):
+        logits, cache = model.run_with_cache(
+            tokens, names_filter=lambda name: name.endswith(tuple(record))
+        )
+    return logits, {name: value.clone() for name, value in cache.items()}
 
 
-def path_patch(model, pairs, senders, receivers, component, position, freeze_mlps):
-    """Logit difference [sender prompt] with the path sender → receivers patched, one at a time."""
+def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
+    """Logit difference [prompt] with the path sender → receivers patched."""
     if position == "all":
         at = [range(int(length)) for length in pairs.length]
     else:
@@ -60,14 +53,7 @@ def path_patch(model, pairs, senders, receivers, component, position, freeze_mlp
     here = (torch.tensor(prompts), torch.tensor(positions))
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
     corrupted = activations(model, pairs.corrupted, "attn.hook_z")
-    runs = (model, pairs, here, clean, corrupted)
-    patched = [_path_patch_one(*runs, s, receivers, component, freeze_mlps) for s in senders]
-    return torch.stack(patched)
 
-
-def _path_patch_one(
-    model, pairs, here, clean, corrupted, sender, receivers, component, freeze_mlps
-):
     def freeze(name):
         def function(value):
             value[here] = clean[name][here]

@@ -1,6 +1,8 @@
 """A small model as a GGUF file, such as the packages of the embedded models carry."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -45,3 +47,17 @@ def write_gguf(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_packages(folder: Path) -> dict[str, Any]:
+    """Two packages that carry the file in two parts; what its `EmbeddedSource` is made from."""
+    folder.mkdir(exist_ok=True)
+    write_gguf(folder / "whole.gguf")
+    whole = (folder / "whole.gguf").read_bytes()
+    for i, piece in enumerate((whole[:1000], whole[1000:]), start=1):
+        (folder / f"toy_part{i}").mkdir()
+        (folder / f"toy_part{i}/__init__.py").write_text("raise RuntimeError('imported')")
+        (folder / f"toy_part{i}/piece").write_bytes(piece)
+    parts = ("toy_part1/piece", "toy_part2/piece")
+    sha256 = hashlib.sha256(whole).hexdigest()
+    return {"requirements": ("toy==1.0",), "parts": parts, "sha256": sha256, "note": "toy"}

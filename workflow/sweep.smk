@@ -11,6 +11,7 @@ from pathlib import Path
 from bookkit import sweep
 from replib.errors import UsageError
 from replib.files import find_root
+from replib.hashes import pins_hash
 from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -21,7 +22,7 @@ try:
 except UsageError as error:
     raise WorkflowError(str(error)) from None
 OUT = (sweep.FOLDER / SWEEP.name).as_posix()
-LOCK = sweep.lock(ROOT)
+LOCK = pins_hash(ROOT / "requirements.txt")
 WEIGHTS = {
     model: sweep.weights(model) for model in {job.run.model for job in SWEEP.jobs.values()}
 }

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bookkit.project import words
-from replib.claims.file import MIME
+from replib.claims.file import MIME, Change
 from replib.claims.judge import judge
 from replib.claims.schema import (
     Count,
@@ -55,14 +55,6 @@ class ModelInfo(Strict, extra="allow"):
     n_layers: Layers | None = None
     n_heads: Layers | None = None
     __pydantic_extra__: dict[str, Scalar]
-
-
-class Change(Strict):
-    """A change of the claims file; see `replib.claims.file`."""
-
-    date: Text
-    claim: Text
-    reason: Text
 
 
 class Hashes(Strict):
@@ -110,9 +102,7 @@ class Record(Strict):
     threads: Positive
     wall_time_s: Annotated[float, Field(ge=0)]
     peak_memory_mb: Annotated[float, Field(ge=0)]
-    started: Annotated[
-        str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
-    ]
+    started: Annotated[str, Field(pattern="^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
     calibration: Calibration | None  # None: a model made in memory
     seal: Sha256  # of everything else in the record
 

@@ -1,14 +1,7 @@
 """Many runs from one file: papers × models × seeds × parameters, as jobs of a workflow.
 
-    name: seeds                      # the results stand in build/sweeps/seeds
-    papers: [some-paper]
-    models: [smollm2-135m, gpt2]
-    seeds: [0, 1, 2]
-    profile: laptop
-    parameters: {n_prompts: [50, 100]}
-
 A job is one `replib run`; those with one seed and the same parameters stand in one folder of runs:
-`make book RECORDS=build/sweeps/seeds/seed-0` makes a book of it. The second part is what a job of
+`make book RECORDS=build/sweeps/NAME/seed-0` makes a book of it. The second part is what a job of
 any workflow depends on, and the stamps that say it is done. Snakemake watches files and parameters;
 package versions and weights are neither, so their marks are given to it as parameters.
 """
@@ -20,10 +13,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field
@@ -36,7 +29,7 @@ from replib.chapters.stored import NotStored
 from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, Words, fit
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
-from replib.hashes import library_files, pins_hash
+from replib.hashes import library_files
 from replib.models.sources import SOURCES
 
 FOLDER = Path("build/sweeps")
@@ -78,12 +71,7 @@ class Job:
     """One run of a sweep."""
 
     run: Run
-    variant: str  # seed and parameters, as a folder's name
     settings: Mapping[str, str]  # for -p
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}/{self.run.chapter.paper}/{self.run.folder.name}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class Sweep:
     device: str
     threads: int
     memory_mb: int
-    jobs: Mapping[str, Job]  # by name
+    jobs: Mapping[str, Job]  # by seed and parameters, as a folder's name, then paper and model
     left_out: Mapping[str, str]  # what cannot be planned yet, with the reason
 
     def stamp(self, name: str) -> Path:
@@ -109,37 +97,32 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     content = fit(SweepFile, read_yaml(read_text(path, "sweep file"), where), where)
     profile, device = content.profile, content.device
     folder = root / FOLDER / content.name
-    axes: dict[str, list[Any]] = {"seed": content.seeds}
+    axes = {"seed": [to_text(seed) for seed in content.seeds]}
     for key, values in content.parameters.items():
-        axes[key] = values if isinstance(values, list) else [values]
+        axes[key] = [to_text(one) for one in (values if isinstance(values, list) else [values])]
     n_jobs = math.prod(map(len, [content.papers, content.models, *axes.values()]))
     if n_jobs > MOST_JOBS:
         raise UsageError(f"{where}: {n_jobs} jobs; at most {MOST_JOBS} fit in one sweep")
     jobs: dict[str, Job] = {}
     left_out: dict[str, str] = {}
     chapters = [find_chapter(root, paper) for paper in content.papers]
-    for chapter, settings, model in itertools.product(chapters, _variants(axes), content.models):
+    choices = itertools.product(*axes.values())
+    for chapter, choice, model in itertools.product(chapters, choices, content.models):
+        settings = dict(zip(axes, choice, strict=True))
         variant = _slug(settings)
         try:
             run = plan(chapter, model, profile, settings, out=folder / variant, device=device)
         except NotStored as error:
             left_out[f"{variant}/{chapter.paper}/{model}"] = str(error)
             continue
-        job = Job(run, variant, settings)
-        if job.name in jobs:
-            raise UsageError(f"{where}: {job.name} is there twice")
-        jobs[job.name] = job
+        name = f"{variant}/{chapter.paper}/{run.folder.name}"
+        if name in jobs:
+            raise UsageError(f"{where}: {name} is there twice")
+        jobs[name] = Job(run, settings)
     if not jobs:
         raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
     memory = round(1000 * content.memory_gb)
     return Sweep(content.name, folder, profile, device, content.threads, memory, jobs, left_out)
-
-
-def _variants(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, str]]:
-    """The settings of every choice of seed and parameters."""
-    texts = [[to_text(value) for value in values] for values in axes.values()]
-    for choice in itertools.product(*texts):
-        yield dict(zip(axes, choice, strict=True))
 
 
 def _slug(settings: Mapping[str, str]) -> str:
@@ -215,11 +198,6 @@ def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
 
 
 # --- the jobs of a workflow -----------------------------------------------------------------------
-
-
-def lock(root: Path) -> str | None:
-    """sha256 of the pinned packages, None without a pin; the models' packages are in `weights`."""
-    return pins_hash(root / "requirements.txt")
 
 
 def weights(name: str) -> str:

@@ -24,10 +24,8 @@ def printable(text: str) -> str:
 
 class UsageError(ValueError):
     """Bad input: the message is one line that says what is wrong, what was given, what is right.
-
     The command line prints it without a traceback and exits with 2. Line breaks become spaces, what
-    cannot be printed an escape, and of a message that is too long the middle is left out.
-    """
+    cannot be printed an escape, and of a message that is too long the middle is left out."""
 
     def __init__(self, message: str) -> None:
         line = " ".join(part.strip() for part in message.splitlines())

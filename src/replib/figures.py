@@ -4,8 +4,6 @@ Every function returns a matplotlib figure; `show` displays it in a notebook. Me
 an alternative text come from the values drawn, so it says what this model's figure shows.
 """
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -49,9 +47,7 @@ def head_maps(
     label: str = "score",
 ) -> Figure:
     """Layer × head maps of signed scores, one panel a title, each with its own colour scale.
-
-    Circles with the score's sign mark chosen heads; grey heads have no score.
-    """
+    Circles with the score's sign mark chosen heads; grey heads have no score."""
     n_layers, n_heads = next(iter(scores.values())).shape
     height = 0.75 + 0.16 * max(n_heads, 5)
     fig, axes = plt.subplots(len(scores), figsize=(7, height * len(scores)), squeeze=False)
@@ -177,10 +173,8 @@ def strips(
     empty: str,
     row_height: float = 1.1,
 ) -> Figure:
-    """{row: {kind of point: its values}}; the words `empty` where there is no row.
-
-    Kinds are told apart by marker, and stand above one another so that none hides another.
-    """
+    """{row: {kind of point: its values}}; the words `empty` where there is no row. Kinds are told
+    apart by marker, and stand above one another so that none hides another."""
     fig, ax = plt.subplots(figsize=(7, 1.4 + row_height * max(1, len(rows))))
     for y, kinds in enumerate(rows.values()):
         for i, (kind, values) in enumerate(kinds.items()):

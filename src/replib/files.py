@@ -1,7 +1,5 @@
 """Files: read strictly, written whole or not at all, and the project's folder."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno
@@ -25,11 +23,9 @@ SRC = Path(__file__).parents[1]  # of the packages
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends.
-
-    If the block raises, what was there before stays as it was. A killed process leaves at most a
-    hidden `.NAME.*.tmp` beside it.
-    """
+    """A new folder to write into, which takes the place of `folder` when the block ends. If the
+    block raises, what was there before stays as it was. A killed process leaves at most a hidden
+    `.NAME.*.tmp` beside it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -74,9 +70,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that takes the place of an earlier one only when all of it is on the disk.
-
-    OSError if the content cannot be written: what was there before stays.
-    """
+    OSError if the content cannot be written: what was there before stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -31,11 +31,9 @@ def library_hash(notebook: str, *modules: str) -> str:
 
 
 def code_hash(code: str, leave: Sequence[str] = ()) -> str:
-    """sha256 of the definitions of this project that some code reaches.
-
-    `leave` names definitions, each as `module.name`, that are not followed: what a training only
-    stores with, or what its card holds by itself.
-    """
+    """sha256 of the definitions of this project that some code reaches. `leave` names definitions,
+    each as `module.name`, that are not followed: what a training only stores with, or what its card
+    holds by itself."""
     project = _project()
     found = {one: project.definition(one) for one in project.reached(code, leave)}
     own = {one: _sha256(text) for one, (text, _) in found.items()}
@@ -182,9 +180,7 @@ class _Project:
 
     def find(self, module: _Module, name: str) -> "_Module | Definition | None":
         """What a name of a module stands for: a module, a definition, or nothing of this project.
-
-        Followed through as many imports as there are.
-        """
+        Followed through as many imports as there are."""
         for _ in range(20):  # a circle of imports stands for nothing
             if name in module.definitions:
                 return (module.name, name) if module.name else None
@@ -217,9 +213,7 @@ def _module_name(path: Path) -> str:
 
 class _Writer:
     """Writes code down by its meaning, with `@` for every definition of the project that it reads.
-
-    In one spelling for all versions of Python, which `ast.dump` has not.
-    """
+    In one spelling for all versions of Python, which `ast.dump` has not."""
 
     def __init__(self, project: _Project, module: _Module) -> None:
         self.project, self.module = project, module

@@ -5,8 +5,6 @@ Every random draw comes from a generator of its own (`rng`), so that draws do no
 where they do not, the docstring says when.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,12 +81,10 @@ def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], in
 
 
 def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
-    """The mean over a few seeds and its 95% t interval, which covers new seeds.
-
-    Seeds that agree exactly give an interval without width; so where a seed either learns or does
-    not, five of them often miss the truth. Skewed values, such as shares near 1, are covered less
-    than they should be.
-    """
+    """The mean over a few seeds and its 95% t interval, which covers new seeds. Seeds that agree
+    exactly give an interval without width; so where a seed either learns or does not, five of them
+    often miss the truth. Skewed values, such as shares near 1, are covered less than they should
+    be."""
     array = np.asarray(values, float)
     if len(array) < 2:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(array)}")
@@ -114,11 +110,9 @@ def seeds_difference(
 def cluster_draws(
     groups: Sequence[Hashable], generator: np.random.Generator, draws: int = 5000
 ) -> Float[np.ndarray, "draw prompt"]:
-    """Weights of the prompts under each resampling of whole groups, rows summing to 1.
-
-    Prompts that share a template (or another entity) are drawn together, so an interval does not
-    count them as independent. With as many groups as prompts it is the ordinary bootstrap.
-    """
+    """Weights of the prompts under each resampling of whole groups, rows summing to 1. Prompts that
+    share a template (or another entity) are drawn together, so an interval does not count them as
+    independent. With as many groups as prompts it is the ordinary bootstrap."""
     member, counts = _group_draws(groups, generator, draws)
     weights = counts[:, member].astype(float)
     return weights / weights.sum(-1, keepdims=True)
@@ -134,12 +128,10 @@ def _group_draws(
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
-    """The 95% percentile interval of bootstrap draws, expanded for few groups.
-
-    Plain percentiles give too narrow an interval: the bootstrap's variance is (G − 1) / G of what
-    it should be, and it has no t quantile. So percentiles further out are taken (Hesterberg 2015,
-    Sec. 3.3). One group alone says nothing about others: the interval is NaN.
-    """
+    """The 95% percentile interval of bootstrap draws, expanded for few groups. Plain percentiles
+    give too narrow an interval: the bootstrap's variance is (G − 1) / G of what it should be, and
+    it has no t quantile. So percentiles further out are taken (Hesterberg 2015, Sec. 3.3). One
+    group alone says nothing about others: the interval is NaN."""
     if n_groups < 2:
         return math.nan, math.nan
     far = stats.t.ppf(0.975, n_groups - 1) * math.sqrt(n_groups / (n_groups - 1))
@@ -251,10 +243,8 @@ def drawn_overlap_null(
     generator: np.random.Generator,
     draws: int = 1000,
 ) -> Float[np.ndarray, " draw"]:
-    """Draws of the overlap when the heads of `b` are drawn anew within their own layers.
-
-    Important heads cluster by depth; as each layer keeps its count, the null has the same clusters.
-    """
+    """Draws of the overlap when the heads of `b` are drawn anew within their own layers. Important
+    heads cluster by depth; as each layer keeps its count, the null has the same clusters."""
     common = np.zeros(draws)
     for stage_a, stage_b in zip(a, b, strict=True):
         for layer in {layer for layer, _ in stage_b}:
@@ -268,11 +258,9 @@ def drawn_overlap_null(
 def layer_matched(
     heads: set[Head] | Sequence[Head], n_heads: int, generator: np.random.Generator
 ) -> set[Head]:
-    """As many random heads from the same layers.
-
-    The null may draw the chosen heads too; without them it would be passed by chance in more than
-    5% of cases. So one head of a layer of nine can never be beyond 95% of such draws; it takes two.
-    """
+    """As many random heads from the same layers. The null may draw the chosen heads too; without
+    them it would be passed by chance in more than 5% of cases. So one head of a layer of nine can
+    never be beyond 95% of such draws; it takes two."""
     layers = sorted(layer for layer, _ in heads)
     return {
         (layer, int(head))
@@ -304,12 +292,10 @@ class Null:
     draws: Float[np.ndarray, " draw"]
 
     def asdict(self) -> Mapping[str, float | int]:
-        """Mean, 5th and 95th percentile, and how many draws.
-
-        The percentiles are draws, such that a value of the null itself is beyond each in at most 5%
-        of cases; with fewer than 19 draws none is, and they are the smallest and the largest.
-        (Interpolated between the largest two of 20 draws, the 95th would be exceeded in 9%.)
-        """
+        """Mean, 5th and 95th percentile, and how many draws. The percentiles are draws, such that a
+        value of the null itself is beyond each in at most 5% of cases; with fewer than 19 draws
+        none is, and they are the smallest and the largest. (Interpolated between the largest two of
+        20 draws, the 95th would be exceeded in 9%.)"""
         ordered, n = np.sort(self.draws), len(self.draws)
         beyond = max(1, (n + 1) // 20)  # of the n + 1 places that one more draw could take
         ends = {"q05": float(ordered[beyond - 1]), "q95": float(ordered[-beyond])}

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from small_book import PARAMETERS, PNG, code, notebook, show, words, write_run
+from small_book import EXPECTED, PARAMETERS, PNG, code, notebook, show, words, write_run
 
+from bookkit.records import read_record
 from replib import figures
 from replib.claims.file import MIME
 from replib.claims.measure import Claims
@@ -54,7 +55,8 @@ ROLES = "{raw-html}`<b>` {record}`claims.1.1.value` {ref}`nowhere`"
 def text(field: str) -> str:
     """All of it, as the content of one field. Roles only where the page shows code: elsewhere the
     gate refuses them, as roles that nobody resolved."""
-    text = f"[{field}] {TEXT}" + (ROLES if field in ("parameter", "revision", "weights") else "")
+    in_code = ("parameters notes", "model revision", "model sha256")
+    text = f"[{field}] {TEXT}" + (ROLES if field in in_code else "")
     if not field.startswith(("own", "printed", "error", "log", "alt")):
         # A claims file or a record with control characters, or a key of several lines, is refused.
         text = CONTROL.sub(lambda match: match[0] if match[0] == "\n" else "", text)
@@ -63,59 +65,50 @@ def text(field: str) -> str:
     return text
 
 
-def hostile_record() -> dict[str, Any]:
-    """What a record of the paper holds: the strings in every field that takes any text."""
-    rule = {"text": text("rule"), "gate": text("gate"), "gate_text": text("gate text")}
-    rule |= {"holds_if": text("holds if"), "fails_if": text("fails if")}
-    claim = {
-        "id": "1.1",
-        "statement": text("statement"),
-        "reported": text("reported"),
-        "source": {"mark": "figure", "where": text("where")},
-        "measured": {"value": 0.5, "unit": text("unit"), "note": text("note")},
-        "interval": [0.25, 0.75],
-        "n": 40,
-        "null": {"description": text("null"), "q95": 0.1},
-        "decision_rule": rule,
-        "outcome": "holds",
-        "reason": text("reason"),
-        "scope": "transfer",
-    }
-    bare = {"id": "1.2", "measured": None, "interval": None, "n": None, "reported": None}
-    bare |= {"null": {"description": None}, "outcome": "not_testable"}
-    info = {"n_layers": 2, "n_heads": 2, "sha256": text("weights"), "name": text("model")}
-    parameters = {"n_prompts": 30, "notes": text("parameter"), text("key"): [text("list")]}
-    return {
-        "paper": PAPER,
-        "title": text("title"),
-        "arxiv": text("arxiv"),
-        "model": info | {name: text(name) for name in ("source", "note", "revision", "dtype")},
-        "parameters": parameters,
-        "claims": [claim, claim | bare],
-        "measurements": {"size": {"value": 1.5, "interval": None, "n": 3, "unit": text("unit 2")}},
-        "heads": {
-            name: {"heads": [[0, 1], [1, 0]], "rule": text("head rule")}
-            for name in ("mover", "induction")
-        },
-        "changes": [{"date": text("date"), "claim": "1.1", "reason": text("change")}],
-        "versions": {"torch": text("version"), text("package"): "1"},
-        "device": text("device"),
-    }
+# What a record does not leave free.
+FIXED = {"paper", "profile", "status", "started", "date", "id", "mark", "outcome", "scope"}
 
 
-MODEL = model_slug(text("model"))
+def replaced(value: Any, *path: str) -> Any:
+    """The same with the strings in the place of every text of a record that may be any text."""
+    if isinstance(value, dict):
+        return {key: replaced(one, *path, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [replaced(one, *path) for one in value]
+    return text(" ".join(path)) if isinstance(value, str) and path[-1] not in FIXED else value
+
+
+def hostile_record(root: Path) -> dict[str, Any]:
+    """The record of the paper about nothing, with every field that it may have, made hostile."""
+    record = read_record(root / "build/runs" / EXPECTED[0] / "record.json")
+    del record["hashes"], record["seal"]
+    record["model"]["revision"] = record["parameters"]["notes"] = ""
+    record["changes"] = [{"date": "2026-01-01", "claim": "1.1", "reason": ""}]
+    record["measurements"] = {"size": {"value": 1.5, "interval": None, "n": 3, "unit": ""}}
+    record = replaced(record) | {"paper": PAPER}
+    record["parameters"][text("key")] = [text("list")]
+    record["versions"][text("package")] = "1"
+    return record
+
+
+MODEL = model_slug(text("model name"))
 # The fields that a reader sees, by page.
 SEEN = {
     f"chapters/{PAPER}/{MODEL}.html": (
-        *("model", "source", "note", "revision", "weights", "parameter", "key", "list", "version"),
-        *("package", "device", "unit", "unit 2", "statement", "reported", "where", "reason"),
-        *("rule", "title", "printed", "own context", "own question", "own prompt"),
+        *("title", "model name", "model source", "model note", "model revision", "model sha256"),
+        *("parameters notes", "key", "list", "versions torch", "package", "device"),
+        *("claims statement", "claims reported", "claims source where", "claims reason"),
+        *("claims measured unit", "measurements size unit", "claims decision_rule text"),
+        *("printed", "own context", "own question", "own prompt"),
         *("file statement", "file reported", "file where", "file decision", "file change"),
     ),
     f"chapters/{PAPER}/{MODEL}.failed.html": ("error", "log"),
-    f"chapters/{PAPER}/index.html": ("statement",),
-    f"atlas/{MODEL}.html": ("head rule",),
-    "scorecard.html": ("title", "statement", "reported", "where", "unit", "null", "reason"),
+    f"chapters/{PAPER}/index.html": ("claims statement",),
+    f"atlas/{MODEL}.html": ("heads mover rule",),
+    "scorecard.html": (
+        *("title", "claims statement", "claims reported", "claims source where", "claims reason"),
+        *("claims measured unit", "claims null description"),
+    ),
 }
 
 
@@ -155,12 +148,11 @@ def make_hostile(root: Path) -> None:
     home.mkdir()
     (home / "claims.yaml").write_text(claims_file())
     profile = {"models": ["tiny"], "parameters": {}}
-    profiles = {"smoke": profile, "laptop": profile, "paper": profile}
+    profiles = dict.fromkeys(("smoke", "laptop", "paper"), profile)
     (home / "profiles.yaml").write_text(json.dumps(profiles))
-    record = hostile_record()
+    record = hostile_record(root)
     claims = Claims.load(home / "claims.yaml")
-    keys = ("paper", "title", "arxiv", "model", "claims", "measurements", "heads", "changes")
-    bundle = {MIME: {key: record[key] for key in keys}, "text/plain": TEXT}
+    bundle = {MIME: record, "text/plain": TEXT}
     bundle |= {"text/html": verdict_table(record["claims"])._repr_html_()}
     tables = [{"text/html": table._repr_html_()} for table in (claims.table(), claims.history())]
     picture = show({"image/png": PNG}, **{"image/png": {"alt": text("alt")}})

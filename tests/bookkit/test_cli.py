@@ -1,4 +1,4 @@
-"""The command line: what is refused, in one line, and what a run prints."""
+"""The command line: what is refused, in one line, what a run prints, and `replib train`."""
 
 import re
 import subprocess
@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 import replib
+from bookkit import train
 from bookkit.cli import _progress, main
 from bookkit.records import read_record
 from bookkit.run.execute import RunFailed
+from replib.chapters.copying_mamba import stored
+from replib.files import find_root
 
+KNOB, COPYING, SMOLLM = "context-knob", "copying-mamba", "smollm2-135m"
 HERE = Path(__file__).parents[1]  # has notebooks/toy.*, so it is a project to the command line
 
 
@@ -33,16 +37,19 @@ def cli(tmp_path, monkeypatch, capfd):
     ("arguments", "message"),
     [
         ((), "Missing command. (see replib --help)"),
-        (("run", "toi"), "no paper 'toi'; did you mean 'toy'?"),
         (("run", "toy", "--profile", "huge"), "--profile is huge: 'huge' is not one of 'smoke'"),
         (("run", "toy", "--modl", "tiny"), "No such option: --modl (Possible options: --model)"),
         (("run", "toy", "--", "--cores", "1"), "'--cores' after --: only replib sweep passes"),
         (("run", "toy", "--model", ""), "the model's name is empty"),
         (("run", "toy", "-p", "n_prompts"), "-p 'n_prompts' is not name=value"),
         (("run", "toy", "-p", "seed=1", "--seed", "2"), "parameter seed is given twice"),
-        (("run", "toy", "--time-limit", "soon"), "--time-limit is soon: Input should be a valid"),
         (("run", "toy", "--time-limit", "nan"), "--time-limit is nan"),
-        (("sweep", "x.yaml", "--jobs", "0"), "--jobs is 0: Input should be greater than or equal"),
+        (("run", "toy", "--seed", "one", "--refusal", "conftest.py/x"), "--refusal conftest.py/x"),
+        pytest.param(
+            ("run", "toy", "--model", "tiny", "-p", "prompts_file=conftest.py"),
+            "conftest.py: unknown kind of file",
+            marks=pytest.mark.slow,  # it loads the model
+        ),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_line(cli, tmp_path, arguments, message):
@@ -54,27 +61,16 @@ def test_a_wrong_command_is_refused_in_one_line(cli, tmp_path, arguments, messag
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("line", "ends"), [("run toy -p n_promts=3", 2), ("--help", 0)])
-def test_what_needs_no_model_loads_no_library(line, ends):
+def test_what_needs_no_model_loads_no_library():
     """So that it is answered at once."""
     script = (
-        f"import sys\nfrom bookkit.cli import main\ncode = main({line.split()})\n"
+        "import sys\nfrom bookkit.cli import main\n"
+        "code = main(['run', 'toy', '-p', 'n_promts=3'])\n"
         "heavy = {'torch', 'transformers', 'papermill', 'IPython', 'sphinx', 'matplotlib'}\n"
         "sys.exit(code if not heavy & set(sys.modules) else 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == ends, done.stderr
-
-
-@pytest.mark.slow
-def test_a_broken_row_is_refused_in_one_line(cli, tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text('[{"clean": "a", "corrupted": "b", "answer": " x"}]')
-    code, out, err = cli("run", "toy", "--model", "tiny", "-p", f"prompts_file={path}")
-    assert (code, out) == (2, "")
-    assert f"{path} row 1: must have clean" in err
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [path]
+    assert done.returncode == 2, done.stderr
 
 
 def test_a_run_says_what_came_of_it(cli, tmp_path):
@@ -97,16 +93,6 @@ def test_one_model_s_failure_does_not_stop_the_next(cli, monkeypatch):
     monkeypatch.setattr("bookkit.cli.execute", fails)
     said = "replib: toy on tiny failed: on purpose\nreplib: toy on planted-ioi failed: on purpose\n"
     assert cli("run", "toy") == (1, "", said)
-
-
-@pytest.mark.parametrize("refusal", ["file/refused", "folder"])
-def test_a_refusal_that_cannot_be_kept_is_one_line(cli, tmp_path, refusal):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    where = str(tmp_path / refusal)
-    code, out, err = cli("run", "toy", "--seed", "one", "--refusal", where)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "'one' is not int" in err and f"--refusal {where}: " in err
 
 
 def test_list(cli):
@@ -143,3 +129,55 @@ def test_a_terminal_shows_a_bar_for_any_name(monkeypatch, capsys):
     with _progress("toy on [/b]") as show:
         show(3, 8)
     assert "toy on [/b]" in (err := capsys.readouterr().err) and "2/8" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ioi-circuit-reuse", "--model", SMOLLM, "--seed", "1"], "invalid choice"),
+        ([COPYING, "--seed", "1"], "--seed does not belong to copying-mamba"),
+        ([COPYING, "--cores", "0"], "--cores is 0"),
+        ([KNOB, "--seed", "1"], "needs --model"),
+        ([KNOB, "--model", SMOLLM, "--seed", "-1"], "--seed is -1"),
+        ([KNOB, "--model", "tiny", "--seed", "1"], "made in memory"),
+        ([KNOB, "--model", "a\0b", "--seed", "1"], "cannot stand in a name"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, words, capsys):
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, capsys):
+    left, commands = [["copy/rope-0.1-0", "copy/lstm-0.1-0"], []], []
+    monkeypatch.setattr(stored, "missing", lambda root: left.pop(0))
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(train.subprocess, "run", run)
+    assert main(["train", COPYING, "--cores", "3"]) == code
+    (command,) = commands
+    assert command[command.index("--cores") + 1] == "3"
+    assert [word for word in command if str(word).startswith("build/")] == [
+        "build/grid/copying-mamba/copy/rope-0.1-0.done",
+        "build/grid/copying-mamba/copy/lstm-0.1-0.done",
+    ]
+    said = capsys.readouterr()
+    assert "2 cells to train" in said.err
+    assert ("all cells are there" in said.out) == (code == 0)
+    assert ("to go on: replib train copying-mamba" in said.err) == (code == 1)
+
+
+@pytest.mark.slow
+def test_a_grid_s_jobs_train_one_cell_each():
+    mark = f"build/grid/{COPYING}/copy/rope-0.1-0.done"
+    words = ["-m", "snakemake", "--snakefile", "workflow/grid.smk", "--cores", "1", "-n", "-p"]
+    words += ["--config", "device=cpu", "--force", mark]
+    told = subprocess.run(
+        [train.sys.executable, *words], cwd=find_root(), capture_output=True, text=True, check=True
+    ).stdout
+    assert f"replib train {COPYING} --cell copy/rope-0.1-0 --device cpu" in told

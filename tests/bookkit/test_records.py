@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import re
 
 import pytest
@@ -81,25 +80,19 @@ def test_record_round_trip(record, tmp_path):
         (lambda r: r.update(wall_time_s=10**400), "wall_time_s: a number is not finite"),
         (lambda r: r.update(seed=10**400), "seed: a number is not finite"),
         (lambda r: r.update(seed=1.0), "seed: 1.0 should be a valid integer"),
-        (lambda r: r["claims"][0].update(outcome="maybe"), "claim 1.1, outcome: 'maybe' should"),
         (lambda r: r["claims"][0].update(measured=None), "claim 1.1: measured has no finite value"),
         (lambda r: r["claims"][0]["measured"].update(value=None), "claim 1.1: measured has no fin"),
         (lambda r: r["claims"][0].update(interval=[0, None]), "claim 1.1: interval has no finite"),
         (lambda r: r["claims"][0].update(outcome="not_testable"), "claim 1.1: reason is empty"),
         (lambda r: r["claims"][0].update(outcome="not_attempted"), "claim 1.1: measured is there"),
-        (lambda r: r["claims"][0].update(interval=[1]), "claim 1.1, interval: [1] should have at"),
         (lambda r: r["claims"][0].update(interval=[0, math.inf]), "interval, entry 2: a number is"),
         (lambda r: r["claims"][1].update(id="1.1"), "claim 1.1 is there twice"),
         (lambda r: r["claims"][0]["measured"].update(value="0.3"), "value: '0.3' is not a number"),
         (lambda r: r["claims"][0]["measured"].update(n=1), "measured, n: 'n' cannot name a number"),
         (lambda r: r["claims"][0]["measured"].update({"a.b": 1}), "1.1, measured, a.b: 'a.b'"),
-        (lambda r: r["claims"][0]["null"].update({"Q 95": 1}), "claim 1.1, null, Q 95: 'Q 95'"),
         (lambda r: r.update(paper="toy\n"), "paper: 'toy\\n' should match pattern"),
         (lambda r: r.update(title="a\x1b[31m"), "title: '\\x1b' cannot stand in a text"),
         (lambda r: r["parameters"].update(mode="\ud800"), "parameters, mode: '\\ud800' cannot st"),
-        (lambda r: r["parameters"].update(sizes=[math.inf]), "parameters, sizes"),
-        (lambda r: r["model"].update(n_layers=10**6), "model, n_layers: 1000000 should be less"),
-        (lambda r: r["model"].update(dtype=math.nan), "model, dtype: a number is not finite"),
     ],
 )
 def test_a_bad_record_is_neither_written_nor_read(record, tmp_path, change, message):
@@ -123,10 +116,7 @@ def test_a_record_that_is_none_is_one_line(record, tmp_path):
             read_record(path)
 
 
-# --- looking up -----------------------------------------------------------------------------------
-
-
-def test_record_value(record):
+def test_a_value_is_found_by_its_key_and_near_keys_are_named(record):
     expected = {
         "claims.1.1.value": 0.3,
         "claims.1.1.high": 0.4,
@@ -147,24 +137,10 @@ def test_record_value(record):
     }
     assert {key: record_value(record, key) for key in expected} == expected
     assert expected.keys() - record_values(record).keys() == {"claims.1.10.null.q95"}
-
-
-@pytest.mark.parametrize(
-    ("key", "near"),
-    [
-        ("claims.1.1.vale", "'claims.1.1.value'"),
-        ("claims.1.9.value", "in the record of fake-paper on model-a"),
-        ("measurements.shore.value", "'measurements.share.value'"),
-        ("model", "in the record of fake-paper on model-a"),
-        ("parameters.sizes", "'parameters.sizes'"),
-    ],
-)
-def test_an_unknown_key_names_near_ones(record, key, near):
-    with pytest.raises(UsageError, match=re.escape(near)):
-        record_value(record, key)
-
-
-# --- altered afterwards ---------------------------------------------------------------------------
+    with pytest.raises(UsageError, match=r"fake-paper on model-a; did you mean 'claims\.1\.1\.val"):
+        record_value(record, "claims.1.1.vale")
+    with pytest.raises(UsageError, match=r"no 'model' in the record of fake-paper on model-a"):
+        record_value(record, "model")
 
 
 def leaves(node):
@@ -176,37 +152,21 @@ def leaves(node):
             yield node, key
 
 
-@pytest.fixture
-def written(record, tmp_path):
-    write_record(tmp_path / "record.json", record)
-    return tmp_path / "record.json"
-
-
-def test_every_altered_value_is_found(written):
-    content = json.loads(written.read_text())
+def test_every_altered_value_is_found(record, tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, record)
+    content = read_record(path)
     for node, key in leaves(content):
         value = node[key]
         node[key] = f"{value} " if isinstance(value, str) else 1 + (value or 0)
-        written.write_text(json.dumps(content))
+        path.write_text(json.dumps(content))
         with pytest.raises(UsageError):
-            read_record(written)
+            read_record(path)
         node[key] = value
     del content["claims"][0]
-    written.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match="was altered after it was written: its seal does not fit"):
-        read_record(written)
-
-
-def test_a_flipped_bit_is_found(written):
-    whole, draw, before = written.read_bytes(), random.Random(0), read_record(written)
-    for _ in range(100):
-        changed = bytearray(whole)
-        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        written.write_bytes(changed)
-        try:
-            assert read_record(written) == before  # white space that means the same
-        except UsageError as error:
-            assert "\n" not in str(error)
+        read_record(path)
 
 
 @pytest.mark.parametrize("path", CERTIFIED, ids=lambda path: "/".join(path.parts[-3:-1]))
@@ -216,9 +176,6 @@ def test_certified_outcomes_follow_from_their_own_rules(path):
         claim["outcome"] for claim in record["claims"] if claim["measured"]
     ]
     assert alterations(path.parent) == []
-
-
-# --- sealed again by whoever altered it -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -248,9 +205,6 @@ def test_without_a_notebook_the_rule_tells(run):
     (folder / "notebook.ipynb").unlink()
     (found,) = alterations(folder)
     assert "by its own rule and numbers" in found
-
-
-# --- certified, and compared ----------------------------------------------------------------------
 
 
 def test_a_run_is_certified_and_agrees_with_itself(run, project):

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import torch
-import transformers
 
 from bookkit.project import list_papers
 from bookkit.run import resources as sizing
@@ -43,8 +41,8 @@ def test_a_folder_s_size_is_that_of_the_loaded_model(arch, tmp_path):
     "change",
     [
         None,
-        *({"vocab_size": size} for size in (None, -1)),
-        *({"n_embd": size} for size in ("32", 2**60)),
+        {"vocab_size": -1},
+        {"n_embd": "32"},
         {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"},  # nobody is asked about it
     ],
 )
@@ -63,36 +61,6 @@ def test_a_configuration_without_sizes_is_one_line(change, tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
     said = capsys.readouterr()
     assert "custom code" not in said.out + said.err
-
-
-def neox(width, layers):
-    return transformers.GPTNeoXConfig(
-        hidden_size=width, num_hidden_layers=layers, intermediate_size=4 * width, vocab_size=50_304
-    )
-
-
-PUBLISHED = {
-    "gpt2": transformers.GPT2Config(),
-    "gpt2-medium": transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16),
-    "EleutherAI/pythia-410m": neox(1024, 24),
-    "EleutherAI/pythia-1.4b": neox(2048, 24),
-    "EleutherAI/pythia-2.8b": neox(2560, 32),
-    "state-spaces/mamba-2.8b-hf": transformers.MambaConfig(
-        hidden_size=2560, num_hidden_layers=64, vocab_size=50_280
-    ),
-    "meta-llama/Llama-3.1-8B-Instruct": transformers.LlamaConfig(
-        num_key_value_heads=8, intermediate_size=14_336, vocab_size=128_256
-    ),
-}
-
-
-@pytest.mark.parametrize("name", sizing.PUBLISHED)
-def test_published_sizes_are_those_of_the_configurations(name):
-    config = PUBLISHED[name]
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    size = Size(model.num_parameters(), config.vocab_size * config.hidden_size, config.hidden_size)
-    assert sizing.PUBLISHED[name] == size
 
 
 def test_the_models_of_every_paper_profile_have_a_size():
@@ -127,16 +95,6 @@ def test_batches_shrink_before_a_run_is_refused():
     text = str(error.value)
     assert "124 million parameters" in text and "what fits: about" in text
     assert "--dtype bfloat16" in text and "\n" not in text
-
-
-def test_float64_takes_twice_the_memory_and_says_what_would_fit_instead():
-    with pytest.raises(UsageError, match=r"in float64, [\d.]+ million in bfloat16 \(--d"):
-        estimate(GPT2, "float64", "cpu", 1e9, None)
-    single, double = (
-        estimate(GPT2, dtype, "cpu", 20e9, None).needed_bytes - 1.4e9
-        for dtype in ("float32", "float64")
-    )
-    assert double == pytest.approx(2 * single)
 
 
 @pytest.mark.parametrize(("dtype", "device"), [("float32", "cpu"), ("bfloat16", "cuda")])
@@ -190,11 +148,11 @@ def test_a_model_of_the_hub_that_cannot_fit_is_refused_before_the_download(monke
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: pytest.fail("downloaded"))
 
-    def refuse(n_params):
-        estimate(Size(n_params, 0, 1), "float32", "cpu", 24e9, None)
-
     with pytest.raises(UsageError, match="70 billion parameters"):
-        prepare_model("org/large", before_download=refuse)
+        prepare_model(
+            "org/large",
+            before_download=lambda n: estimate(Size(n, 0, 1), "float32", "cpu", 24e9, None),
+        )
 
 
 def test_batches_follow_the_variable(monkeypatch):

@@ -11,15 +11,13 @@ other side is safe and called conservative. Where a method is known to miss what
 says why; then the fault must be there, so that this list stays true.
 """
 
-import argparse
-import ast
-import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,10 +40,8 @@ Generator = np.random.Generator
 
 # What is simulated: why the method misses what it says.
 KNOWN = {
-    **dict.fromkeys(
-        ("20 prompts, true share 0.95", "20 prompts, true share 0.992"),
-        "near 0 and 1 few counts are possible",
-    ),
+    "20 prompts, true share 0.95": "near 0 and 1 few counts are possible",
+    "20 prompts, true share 0.992": "near 0 and 1 few counts are possible",
     "5 seeds, shares near 1 (beta, mean 0.9)": "a t interval of few skewed values",
     "5 seeds, all or nothing, 9 in 10 learn": (
         "seeds that agree give no width, though another one may not"
@@ -74,71 +70,55 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Case:
-    """One simulation. `trial`: did the interval cover (level 0.95), was the test positive though
-    nothing was there (level 0.05)?"""
+    """One simulation. `draw`, of a generator and `values`, returns an interval, which should hold
+    `truth` (level 0.95); without a truth, whether a test was positive though nothing was there
+    (level 0.05)."""
 
     method: str
     simulated: str
-    level: float
-    trial: Callable[[Generator], bool]
+    draw: Callable[..., Any]
+    values: tuple
+    truth: float | None
     runs: int
 
-    @property
-    def known(self) -> str:
-        return KNOWN.get(self.simulated, "")
+    def trial(self, generator: Generator) -> bool:
+        found = self.draw(generator, *self.values)
+        if self.truth is None:
+            return bool(found)
+        return found[0] - 1e-12 <= self.truth <= found[1] + 1e-12
 
-    def share(self, runs: int) -> float:
+    def row(self, runs: int) -> tuple[list, bool]:
+        """(its row of the table, is it other than it is said to be?)"""
         generator = m.rng(0, self.method, self.simulated)
-        return sum(bool(self.trial(generator)) for _ in range(runs)) / runs
-
-
-def region(level: float, runs: int) -> tuple[float, float]:
-    """Where 99.9% of the shares lie that a probability of exactly `level` gives."""
-    low, high = stats.binom.interval(0.999, runs, level)
-    return low / runs, high / runs
-
-
-def verdict(level: float, share: float, runs: int) -> str:
-    """yes, conservative or no."""
-    low, high = region(level, runs)
-    if low <= share <= high:
-        return "yes"
-    return "conservative" if (share > high) == (level > 0.5) else "no"
+        share = sum(self.trial(generator) for _ in range(runs)) / runs
+        level = 0.05 if self.truth is None else 0.95
+        low, high = (count / runs for count in stats.binom.interval(0.999, runs, level))
+        word = "conservative" if (share > high) == (level > 0.5) else "no"
+        word = "yes" if low <= share <= high else word
+        known = KNOWN.get(self.simulated)
+        said = f"{word}: {known}" if known else word
+        counts = f"{low:.3f} to {high:.3f}"
+        line = [self.method, self.simulated, level, round(share, 4), counts, runs, said]
+        return line, (word == "no") != bool(known)
 
 
 CASES: list[Case] = []
 
 
-def positive(
-    method: str, simulated: str, *cases: tuple, runs: int = RUNS, level: float = 0.05
-) -> Callable:
-    """Enter a test of something that is not there: a function of a generator, and of the values of
-    a case, which also fill in what is `simulated`."""
+def case(method: str, simulated: str, *cases: Any, truth: Any = None, runs: int = RUNS) -> Callable:
+    """Enter a function of a generator as `Case.draw`, for the values of each of the cases, which
+    also fill in what is `simulated`; the truth may be a function of them."""
 
-    def enter(test: Callable) -> None:
+    def enter(draw: Callable) -> None:
         for values in cases or ((),):
-            trial = partial(lambda generator, values: test(generator, *values), values=values)
-            CASES.append(Case(method, simulated.format(*values), level, trial, runs))
-
-    return enter
-
-
-def covers(method: str, simulated: str, truth: Any, *cases: tuple, runs: int = RUNS) -> Callable:
-    """Enter a function to (low, high), an interval of the truth, which may be a function of a
-    case's values."""
-
-    def enter(interval: Callable) -> None:
-        def test(generator: Generator, *values: Any) -> bool:
-            low, high = interval(generator, *values)
+            values = values if isinstance(values, tuple) else (values,)
             true = truth(*values) if callable(truth) else truth
-            return low - 1e-12 <= true <= high + 1e-12
-
-        positive(method, simulated, *cases, runs=runs, level=0.95)(test)
+            CASES.append(Case(method, simulated.format(*values), draw, values, true, runs))
 
     return enter
 
 
-# --- Intervals ------------------------------------------------------------------------------------
+# --- Intervals: g is the generator ----------------------------------------------------------------
 
 
 def each(n: int) -> list[str]:
@@ -146,141 +126,123 @@ def each(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
-def right(generator: Generator, n: int, p: Any) -> torch.Tensor:
+def right(g: Generator, n: int, p: Any) -> torch.Tensor:
     """Are the answers to n prompts right? Each with probability p."""
-    return torch.from_numpy(generator.random(n) < p)
+    return torch.from_numpy(g.random(n) < p)
 
 
-def templates(generator: Generator, n: int, each: int) -> tuple:
+def templates(g: Generator, n: int, each: int) -> tuple:
     """Right answers to prompts of n templates, which correlate by 0.1 within a template; the
     template of each, and its share of right answers."""
-    shares = generator.beta(0.8 * 9, (1 - 0.8) * 9, size=n).repeat(each)
-    return right(generator, n * each, shares), np.arange(n).repeat(each).tolist(), shares
+    shares = g.beta(0.8 * 9, (1 - 0.8) * 9, size=n).repeat(each)
+    return right(g, n * each, shares), np.arange(n).repeat(each).tolist(), shares
 
 
-covers(
-    *("wilson", "{} prompts, true share {}", lambda n, p: p),
-    *itertools.product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992)),
-)(lambda g, n, p: m.wilson(right(g, n, p))[1])
-covers(
-    *("wilson, with groups", "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"),
-    *(0.8, (5, 10, 50), (10, 10, 100), (20, 5, 100)),
-)(lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2])[1])
-
-
-@positive("wilson", "100 prompts of 10 templates, and others of the same ten", level=0.95)
-def _(generator: Generator) -> bool:
-    answers, _, shares = templates(generator, 10, 10)
-    low, high = m.wilson(answers)[1]
-    return low <= shares.mean() <= high
-
-
-def seeds(draw: Callable) -> Callable:
-    return lambda g, *values: m.seeds_mean(draw(g, *values))[1]
-
-
-covers("seeds_mean", "{} seeds, normal", 1.0, (3,), (5,))(
-    seeds(lambda g, n: g.normal(1.0, 0.3, size=n))
+SHARES = product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992))
+case("wilson", "{} prompts, true share {}", *SHARES, truth=lambda n, p: p)(
+    lambda g, n, p: m.wilson(right(g, n, p))[1]
 )
-covers("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", 0.9)(
-    seeds(lambda g: g.beta(9, 1, size=5))
-)
-covers("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", 0.9)(
-    seeds(lambda g: (g.random(5) < 0.9).astype(float))
+TEMPLATES = "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"
+case("wilson, with groups", TEMPLATES, (5, 10, 50), (10, 10, 100), (20, 5, 100), truth=0.8)(
+    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2])[1]
 )
 
 
-@covers(
-    *("seeds_difference", "{} and {} seeds, normal, spreads 1 and {}", -1.0),
-    *((5, 5, 1), (5, 5, 4), (5, 3, 4)),
+@case("wilson", "100 prompts of 10 templates, and others of the same ten", truth=0.0)
+def _(g):
+    answers, _, shares = templates(g, 10, 10)
+    return np.subtract(m.wilson(answers)[1], shares.mean())
+
+
+case("seeds_mean", "{} seeds, normal", 3, 5, truth=1.0)(
+    lambda g, n: m.seeds_mean(g.normal(1.0, 0.3, size=n))[1]
 )
-def _(generator: Generator, n: int, other: int, spread: int) -> m.Interval:
-    a, b = generator.normal(0, 1, size=n), generator.normal(1, spread, size=other)
-    return m.seeds_difference(a, b)[1]
-
-
-@covers("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", 0.4)
-def _(generator: Generator) -> m.Interval:
-    return m.seeds_difference(*((generator.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
-
-
-def prompts(draw: Callable) -> Callable:
-    """The bootstrap of n prompts that are each a group of its own; what draws their values."""
-    return lambda g, n, *values: m.bootstrap(torch.as_tensor(draw(g, n, *values)), each(n), g)[1]
-
-
-def gained(generator: Generator, n: int, more: float, less: float) -> np.ndarray:
-    u = generator.random(n)
-    return (u < more).astype(float) - ((u >= more) & (u < more + less))
-
-
-covers("bootstrap", "{} prompts, normal", 1.0, (12,), (20,), (100,))(
-    prompts(lambda g, n: g.normal(1.0, 2.0, size=n))
+case("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", truth=0.9)(
+    lambda g: m.seeds_mean(g.beta(9, 1, size=5))[1]
 )
-covers(
-    *("bootstrap", "{} prompts right or wrong, true share {}", lambda n, p: p),
-    *itertools.product((20, 100), (0.5, 0.9, 0.98)),
-)(prompts(right))
-covers(
-    *("bootstrap", "{} prompts answered twice, {:.0%} gained, {:.0%} lost", lambda n, a, b: a - b),
-    *((n, *p) for n in (20, 100) for p in ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0))),
-)(prompts(gained))
-covers("bootstrap", "{} prompts, skewed (exponential)", 1.0, (20,), (100,))(
-    prompts(lambda g, n: g.exponential(size=n))
+case("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", truth=0.9)(
+    lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float))[1]
+)
+SPREADS = "{} and {} seeds, normal, spreads 1 and {}"
+case("seeds_difference", SPREADS, (5, 5, 1), (5, 5, 4), (5, 3, 4), truth=-1.0)(
+    lambda g, n, k, spread: m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k))[1]
+)
+case("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", truth=0.4)(
+    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
 )
 
 
-@covers(
-    *("bootstrap", "{} templates of 5 prompts that correlate by 0.5, normal", 1.0),
-    *((5,), (9,), (18,), (40,)),
+def bootstrap(g: Generator, values: Any) -> m.Interval:
+    """Of prompts that are each a group of its own."""
+    return m.bootstrap(torch.as_tensor(values), each(len(values)), g)[1]
+
+
+case("bootstrap", "{} prompts, normal", 12, 20, 100, truth=1.0)(
+    lambda g, n: bootstrap(g, g.normal(1.0, 2.0, size=n))
 )
-def _(generator: Generator, n: int) -> m.Interval:
+RIGHT = product((20, 100), (0.5, 0.9, 0.98))
+case("bootstrap", "{} prompts right or wrong, true share {}", *RIGHT, truth=lambda n, p: p)(
+    lambda g, n, p: bootstrap(g, right(g, n, p))
+)
+TWICE = "{} prompts answered twice, {:.0%} gained, {:.0%} lost"
+CHANGED = [(n, *p) for n in (20, 100) for p in ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0))]
+
+
+@case("bootstrap", TWICE, *CHANGED, truth=lambda n, gained, lost: gained - lost)
+def _(g, n, gained, lost):
+    u = g.random(n)
+    return bootstrap(g, (u < gained).astype(float) - ((u >= gained) & (u < gained + lost)))
+
+
+case("bootstrap", "{} prompts, skewed (exponential)", 20, 100, truth=1.0)(
+    lambda g, n: bootstrap(g, g.exponential(size=n))
+)
+
+
+@case(
+    "bootstrap", "{} templates of 5 prompts that correlate by 0.5, normal", 5, 9, 18, 40, truth=1.0
+)
+def _(g, n):
     groups = np.arange(n).repeat(5)
-    values = generator.normal(1.0, 1.0, size=n)[groups] + generator.normal(size=5 * n)
-    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), generator)[1]
+    values = g.normal(1.0, 1.0, size=n)[groups] + g.normal(size=5 * n)
+    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), g)[1]
 
 
-@covers("bootstrap", "relative loss of two models, 40 items right or wrong (claim 5.9)", 0.25)
-def _(generator: Generator) -> m.Interval:
+@case("bootstrap", "relative loss of two models, 40 items right or wrong (claim 5.9)", truth=0.25)
+def _(g):
     shares = np.array([[0.8, 0.6], [0.6, 0.3]])  # model, plain or shuffled
-    values = torch.from_numpy(generator.random((40, 2, 2)) < shares).double()
+    values = torch.from_numpy(g.random((40, 2, 2)) < shares).double()
 
-    def drops(mean: np.ndarray) -> np.ndarray:
+    def drops(mean):
         lost = 1 - mean[..., 1] / np.maximum(mean[..., 0], 1e-9)
         return lost[..., 1] - lost[..., 0]
 
-    return m.bootstrap(values, each(40), generator, drops)[1]
+    return m.bootstrap(values, each(40), g, drops)[1]
 
 
-@covers("cluster_draws", "gap of the means of two sets of 40 and 50 cases (claim 4.3)", 0.2)
-def _(generator: Generator) -> tuple[float, float]:
-    draws = []
-    for n, p in ((40, 0.8), (50, 0.6)):
-        weights = m.cluster_draws(each(n), generator)
-        draws.append(weights @ (generator.random(n) < p))
+@case("cluster_draws", "gap of the means of two sets of 40 and 50 cases (claim 4.3)", truth=0.2)
+def _(g):
+    draws = [m.cluster_draws(each(n), g) @ (g.random(n) < p) for n, p in ((40, 0.8), (50, 0.6))]
     return m.percentiles(draws[0] - draws[1], 40)
 
 
-@covers("percentiles", "difference of the means of two sets of 6 and 9 cases, normal", 0.0)
-def _(generator: Generator) -> tuple[float, float]:
-    a, b = (m.cluster_draws(each(n), generator) @ generator.normal(size=n) for n in (6, 9))
+@case("percentiles", "difference of the means of two sets of 6 and 9 cases, normal", truth=0.0)
+def _(g):
+    a, b = (m.cluster_draws(each(n), g) @ g.normal(size=n) for n in (6, 9))
     return m.percentiles(a - b, 6)
 
 
-@covers(
-    *("macro_interval", "classes of 7, 12, 26 and 100 successions, share right {}"),
-    *(lambda p: p, (0.5,), (0.9,)),
+SUCCESSIONS = "classes of 7, 12, 26 and 100 successions, share right {}"
+case("macro_interval", SUCCESSIONS, 0.5, 0.9, truth=lambda p: p)(
+    lambda g, p: su.macro_interval({str(n): right(g, n, p) for n in (7, 12, 26, 100)}, g)
 )
-def _(generator: Generator, p: float) -> m.Interval:
-    answers = {str(n): right(generator, n, p) for n in (7, 12, 26, 100)}
-    return su.macro_interval(answers, generator)
 
 
-@covers("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 1.0, (20,), (60,))
-def _(generator: Generator, n: int) -> m.Interval:
-    country, city = np.arange(n).repeat(2), generator.permutation(np.arange(n).repeat(2))
-    x = np.column_stack([generator.normal(size=n)[country], generator.normal(size=n)[city]])
-    y = generator.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
+@case("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 20, 60, truth=1.0)
+def _(g, n):
+    country, city = np.arange(n).repeat(2), g.permutation(np.arange(n).repeat(2))
+    x = np.column_stack([g.normal(size=n)[country], g.normal(size=n)[city]])
+    y = g.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
     if y.all() or not y.any():
         return -np.inf, np.inf
     low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).interval(0)
@@ -290,17 +252,11 @@ def _(generator: Generator, n: int) -> m.Interval:
 K, N_LAYERS, N_HEADS = 6, 30, 9
 
 
-def in_notebook(paper: str, name: str, known: dict[str, Any]) -> Callable:
-    """A function that a notebook defines, with what it uses from there."""
-    cells = json.loads((ROOT / f"notebooks/{paper}/{paper}.ipynb").read_text("utf-8"))["cells"]
-    code = "".join(next(c["source"] for c in cells if f"def {name}(" in "".join(c["source"])))
-    body = [node for node in ast.parse(code).body if getattr(node, "name", "") == name]
-    exec(compile(ast.Module(body, []), paper, "exec"), known)
-    return known[name]
-
-
+# The function of that name in the notebook.
+NOTEBOOK = json.loads((ROOT / "notebooks/ioi-circuit-reuse/ioi-circuit-reuse.ipynb").read_text())
+CODE = "".join(line for cell in NOTEBOOK["cells"] for line in cell["source"])
 known = {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
-resampled = in_notebook("ioi-circuit-reuse", "resampled", known)
+exec(re.search(r"^def resampled\(.*?\n(?=\S)", CODE, re.DOTALL | re.MULTILINE)[0], known)
 
 
 def two_tasks(far: float) -> torch.Tensor:
@@ -314,26 +270,25 @@ def two_tasks(far: float) -> torch.Tensor:
     return effects
 
 
-@covers(
+@case(
     *("overlap of two tasks' top heads (claim 1.3)", "50 prompts, heads that {}"),
-    lambda _, far: m.overlap(*([set(m.top_heads(e, K))] for e in two_tasks(far))),
     *(("stand out", 1.0), ("hardly stand out", 0.3)),
+    truth=lambda _, far: m.overlap(*([set(m.top_heads(e, K))] for e in two_tasks(far))),
     runs=500,
 )
-def _(generator: Generator, _: str, far: float) -> tuple[float, float]:
-    resampled.__globals__["seed"] = int(generator.integers(2**31))
+def _(g, _, far):
+    known["seed"] = int(g.integers(2**31))
     tops = []
     for effect in two_tasks(far):
-        noise = torch.from_numpy(generator.normal(size=(N_LAYERS, N_HEADS, 50)))
-        values = effect[..., None] + noise
+        values = effect[..., None] + torch.from_numpy(g.normal(size=(N_LAYERS, N_HEADS, 50)))
         patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
-        tops.append(resampled([patch], each(50), "task", 200))
+        tops.append(known["resampled"]([patch], each(50), "task", 200))
     drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
-    return tuple(np.quantile(drawn, [0.025, 0.975]))
+    return np.quantile(drawn, [0.025, 0.975])
 
 
-covers("spread of 20 SAE seeds (claim 2.8)", "their mean", 0.6)(
-    lambda g: tuple(np.quantile(g.normal(0.6, 0.05, size=20), [0.025, 0.975]))
+case("spread of 20 SAE seeds (claim 2.8)", "their mean", truth=0.6)(
+    lambda g: np.quantile(g.normal(0.6, 0.05, size=20), [0.025, 0.975])
 )
 
 
@@ -341,14 +296,10 @@ covers("spread of 20 SAE seeds (claim 2.8)", "their mean", 0.6)(
 
 
 def above(value: float, draws: Any) -> bool:
-    return bool(value > m.Null(np.asarray(draws)).asdict()["q95"])
+    return value > m.Null(np.asarray(draws)).asdict()["q95"]
 
 
-def below(value: float, draws: Any) -> bool:
-    return bool(value < m.Null(draws).asdict()["q05"])
-
-
-def is_small(value: float, draws: Any) -> bool:
+def is_small(value: float, draws: np.ndarray) -> bool:
     return m.Null(draws).pvalue(value) < 0.05
 
 
@@ -357,61 +308,64 @@ def same(draws: np.ndarray) -> tuple[float, np.ndarray]:
     return draws[0], draws[1:]
 
 
-positive("Null, value > q95", "{} draws", (20,), (40,), (100,), (200,), (1000,))(
+case("Null, value > q95", "{} draws", 20, 40, 100, 200, 1000)(
     lambda g, n: above(*same(g.normal(size=n + 1)))
 )
-positive("Null, value < q05", "20 draws")(lambda g: below(*same(g.normal(size=21))))
-positive("Null.pvalue", "{} draws", (20,), (1000,))(
-    lambda g, n: is_small(*same(g.normal(size=n + 1)))
-)
-positive("Null.pvalue", "200 draws of shares of 12, many of them equal")(
+
+
+@case("Null, value < q05", "20 draws")
+def _(g):
+    value, draws = same(g.normal(size=21))
+    return value < m.Null(draws).asdict()["q05"]
+
+
+case("Null.pvalue", "{} draws", 20, 1000)(lambda g, n: is_small(*same(g.normal(size=n + 1))))
+case("Null.pvalue", "200 draws of shares of 12, many of them equal")(
     lambda g: is_small(*same(g.binomial(12, 0.5, size=201) / 12))
 )
 
 
-def best_of_all(generator: Generator, effect: np.ndarray) -> bool:
-    p = m.max_statistic_pvalues(torch.from_numpy(effect), generator, 1000)
-    return bool((p < 0.05).any())
+def best_of_all(g: Generator, effect: np.ndarray) -> bool:
+    return (m.max_statistic_pvalues(torch.from_numpy(effect), g, 1000) < 0.05).any()
 
 
-MAX = "max_statistic_pvalues"
-positive(
-    *(MAX, "{1} heads, {2} prompts", (30, 270, 12), (1, 9, 12), (30, 270, 100)),
-    runs=1000,
-)(lambda g, layers, _, n: best_of_all(g, g.normal(size=(layers, N_HEADS, n))))
-positive(MAX, "270 heads that correlate by 0.9, 12 prompts", runs=1000)(
+MAX, SIZES = "max_statistic_pvalues", ((30, 270, 12), (1, 9, 12), (30, 270, 100))
+case(MAX, "{1} heads, {2} prompts", *SIZES, runs=1000)(
+    lambda g, layers, _, n: best_of_all(g, g.normal(size=(layers, N_HEADS, n)))
+)
+case(MAX, "270 heads that correlate by 0.9, 12 prompts", runs=1000)(
     lambda g: best_of_all(g, 3 * g.normal(size=12) + g.normal(size=(N_LAYERS, N_HEADS, 12)))
 )
-positive(MAX, "9 heads, 12 prompts, skewed with mean 0 (exponential)")(
+case(MAX, "9 heads, 12 prompts, skewed with mean 0 (exponential)")(
     lambda g: best_of_all(g, g.exponential(size=(1, N_HEADS, 12)) - 1)
 )
 
 
-def random_heads(generator: Generator, layers: list[int], n_heads: int = 9) -> set[m.Head]:
+def random_heads(g: Generator, layers: list[int], n_heads: int = 9) -> set[m.Head]:
     """As many different heads of each layer as it is named."""
     return {
         (layer, int(head))
         for layer in set(layers)
-        for head in generator.choice(n_heads, layers.count(layer), replace=False)
+        for head in g.choice(n_heads, layers.count(layer), replace=False)
     }
 
 
 STAGES = ([24, 25, 25, 26, 28, 29], [18, 20, 20, 21, 21, 23], [5, 5, 6, 8, 9, 9])
 
 
-@positive("drawn_overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer")
-def _(generator: Generator) -> bool:
-    a, b = ([random_heads(generator, stage) for stage in STAGES] for _ in range(2))
-    return above(m.overlap(a, b), m.drawn_overlap_null(a, b, N_HEADS, generator))
+@case("drawn_overlap_null, value > q95", "3 stages of 6 heads each, of 9 a layer")
+def _(g):
+    a, b = ([random_heads(g, stage) for stage in STAGES] for _ in range(2))
+    return above(m.overlap(a, b), m.drawn_overlap_null(a, b, N_HEADS, g))
 
 
-@positive("spearman, Null.pvalue", "{} items, half of them tied", (8,), (14,), (100,))
-def _(generator: Generator, n: int) -> bool:
-    a, b = generator.normal(size=n), generator.normal(size=n).round()
-    return is_small(*m.spearman(*map(torch.from_numpy, (a, b)), generator))
+@case("spearman, Null.pvalue", "{} items, half of them tied", 8, 14, 100)
+def _(g, n):
+    a, b = g.normal(size=n), g.normal(size=n).round()
+    return is_small(*m.spearman(*map(torch.from_numpy, (a, b)), g))
 
 
-@positive(
+@case(
     *("layer_matched, value > q95", "{}, of {} a layer"),
     ("1 head", 9, [20]),
     ("2 heads of 2 layers", 9, [20, 22]),
@@ -419,102 +373,87 @@ def _(generator: Generator, n: int) -> bool:
     ("4 heads of 4 layers", 9, [20, 21, 22, 24]),
     ("3 heads of 3 layers", 4, [10, 11, 12]),
 )
-def _(generator: Generator, _: str, n_heads: int, layers: list[int]) -> bool:
-    effect = generator.normal(size=(N_LAYERS, n_heads))
-
-    def mean(heads: set[m.Head]) -> float:
-        return float(np.mean([effect[head] for head in sorted(heads)]))
-
-    heads = random_heads(generator, layers, n_heads)
-    return above(
-        mean(heads), [mean(m.layer_matched(heads, n_heads, generator)) for _ in range(200)]
-    )
+def _(g, _, n_heads, layers):
+    effect = g.normal(size=(N_LAYERS, n_heads))
+    heads = random_heads(g, layers, n_heads)
+    sets = [heads, *(m.layer_matched(heads, n_heads, g) for _ in range(200))]
+    return above(*same(np.array([np.mean([effect[head] for head in sorted(one)]) for one in sets])))
 
 
-@positive("matched_heads, value > the largest of 20", "30 layers of 9 heads")
-def _(generator: Generator) -> bool:
+@case("matched_heads, value > the largest of 20", "30 layers of 9 heads")
+def _(g):
     every = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
-    effect = generator.normal(size=(N_LAYERS, N_HEADS))
-    found = knobs.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), generator)
+    effect = g.normal(size=(N_LAYERS, N_HEADS))
+    found = knobs.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
     return effect[12, 3] > max(effect[head] for head in found)
 
 
-def ordinal(name: str, n: int) -> OrdinalClass:
+def ordinal(n: int) -> OrdinalClass:
     at = torch.arange(n)
     pairs = torch.stack([at[:-1], at[1:]], 1)
-    return OrdinalClass(name, tuple(map(str, range(n))), at, at + 1, pairs)
+    return OrdinalClass(str(n), tuple(map(str, range(n))), at, at + 1, pairs)
 
 
-@positive("shuffled_null, the best of 270 heads > q95", "classes of 7, 12 and 26", runs=1000)
-def _(generator: Generator) -> bool:
-    classes = {str(n): ordinal(str(n), n) for n in (7, 12, 26)}
+@case("shuffled_null, the best of 270 heads > q95", "classes of 7, 12 and 26", runs=1000)
+def _(g):
+    classes = {str(n): ordinal(n) for n in (7, 12, 26)}
     said = {
-        name: torch.from_numpy(generator.integers(len(c), size=(N_LAYERS * N_HEADS, len(c))))
+        name: torch.from_numpy(g.integers(len(c), size=(N_LAYERS * N_HEADS, len(c))))
         for name, c in classes.items()
     }
-    null = su.shuffled_null(said, classes, generator, 100)
+    null = su.shuffled_null(said, classes, g, 100)
     return above(float(su.macro(su.hits(said, classes)).max()), null.best())
 
 
-@positive("period_null, value > q95", "the best of 64 neurons, 100 numbers", runs=1000)
-def _(generator: Generator) -> bool:
-    activation = torch.from_numpy(generator.normal(size=(64, 100)))
-    null = ft.period_null(activation, generator, 100)
+@case("period_null, value > q95", "the best of 64 neurons, 100 numbers", runs=1000)
+def _(g):
+    activation = torch.from_numpy(g.normal(size=(64, 100)))
+    null = ft.period_null(activation, g, 100)
     return above(float(ft.period_power(activation).max()), null)
 
 
-@positive(
-    "modal_coverage against permuted residues, value > q95",
-    "5 dictionaries, 100 numbers",
-    runs=1000,
-)
-def _(generator: Generator) -> bool:
-    feature, residue = generator.integers(8, size=(5, 100)), np.arange(100) % 10
-    draws = [ft.modal_coverage(feature, generator.permutation(residue)).mean() for _ in range(100)]
+PERMUTED = "modal_coverage against permuted residues, value > q95"
+
+
+@case(PERMUTED, "5 dictionaries, 100 numbers", runs=1000)
+def _(g):
+    feature, residue = g.integers(8, size=(5, 100)), np.arange(100) % 10
+    draws = [ft.modal_coverage(feature, g.permutation(residue)).mean() for _ in range(100)]
     return above(ft.modal_coverage(feature, residue).mean(), draws)
 
 
-@positive("cosines with permuted features, value > q95", "10 residues (claim 2.9)")
-def _(generator: Generator) -> bool:
-    cosine, row = generator.normal(size=(10, 10)), np.arange(10)
-    draws = [cosine[row, generator.permutation(10)].mean() for _ in range(200)]
+@case("cosines with permuted features, value > q95", "10 residues (claim 2.9)")
+def _(g):
+    cosine, row = g.normal(size=(10, 10)), np.arange(10)
+    draws = [cosine[row, g.permutation(10)].mean() for _ in range(200)]
     return above(cosine.diagonal().mean(), draws)
 
 
-positive("binomial test against 0.1 (claim 2.10)", "120 tokens")(
+case("binomial test against 0.1 (claim 2.10)", "120 tokens")(
     lambda g: stats.binomtest(g.binomial(120, 0.1), 120, 0.1, alternative="greater").pvalue < 0.05
 )
 
 
-@positive("atlas.overlap_null, p < 0.05", "roles of 6 and 18 heads, of 9 a layer")
-def _(generator: Generator) -> bool:
-    a = random_heads(generator, STAGES[0])
-    b = random_heads(generator, [24, 24, 24, 25, 25, 25, *STAGES[0], *STAGES[1]])
+@case("atlas.overlap_null, p < 0.05", "roles of 6 and 18 heads, of 9 a layer")
+def _(g):
+    a = random_heads(g, STAGES[0])
+    b = random_heads(g, [24, 24, 24, 25, 25, 25, *STAGES[0], *STAGES[1]])
     null = atlas.overlap_null(frozenset(a), frozenset(b), N_HEADS)
     return null[len(a & b) :].sum() < 0.05
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="methods that begin with it")
-    parser.add_argument("--less", type=int, default=1, metavar="N", help="1/N of the simulations")
-    given = parser.parse_args()
     torch.set_num_threads(1)
     rows, faults, began = [], 0, time.monotonic()
-    for case in (case for case in CASES if case.method.startswith(given.only)):
-        runs = case.runs // given.less
-        share = case.share(runs)
-        word, (low, high) = verdict(case.level, share, runs), region(case.level, runs)
-        faults += (word == "no") != bool(case.known)
-        said = f"{word}: {case.known}" if case.known else word
-        counts = f"{low:.3f} to {high:.3f}"
-        rows.append([case.method, case.simulated, case.level, round(share, 4), counts, runs, said])
-        print(*rows[-1], sep="  ", flush=True)
+    for one in CASES:
+        row, is_fault = one.row(one.runs)
+        print(*row, sep="  ", flush=True)
+        rows.append(row)
+        faults += is_fault
     print(show(COLUMNS, rows))
     print(f"{len(rows)} cases, {faults} not as they are said to be")
-    if given.less == 1 and not given.only:
-        what = "Coverage of every 95% interval and false positives of every null at 5%, simulated."
-        write_table(TRUST / "calibration.json", what, COLUMNS, rows, time.monotonic() - began)
+    what = "Coverage of every 95% interval and false positives of every null at 5%, simulated."
+    write_table(TRUST / "calibration.json", what, COLUMNS, rows, time.monotonic() - began)
     return 1 if faults else 0
 
 

@@ -1,6 +1,6 @@
 """Break runs on purpose, and look at what is left of them. Called by `make faults`.
 
-    python tests/long/faults.py --out results/trust/faults.json [--only KIND ...] [--share 0.1]
+    python tests/long/faults.py --out results/trust/faults.json [--only KIND ...]
 
 Each fault is put into a real run, through the command line, of a small chapter in a project of its
 own, where an earlier good result stands. Afterwards these must be true, whatever happened:
@@ -12,13 +12,11 @@ own, where an earlier good result stands. Afterwards these must be true, whateve
 - the earlier result is the same to the last byte, or was replaced as a whole by one that finished;
 - the next run, without the fault and without help, succeeds and leaves one result.
 
-Moments and places are drawn from a seed, so a fault can be met again.
+Moments and places are drawn from the fault's name and number, so it can be met again.
 """
 
 import argparse
-import atexit
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -30,14 +28,14 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler
 
 import nbformat
 import psutil
@@ -53,8 +51,9 @@ MB = 1 << 20
 # run, and at the n-th time ends it at once, or lets the operation fail as on a full disk.
 SITE = """
 import errno, os, signal, sys
+words = " ".join(sys.orig_argv)
 at, under, how = (os.environ.get(f"FAULT_{name}") for name in ("AT", "UNDER", "HOW"))
-if at and "bookkit.cli" in " ".join(sys.orig_argv):
+if at and "bookkit.cli" in words:
     count = 0
     writing = ["os.rename", "os.mkdir"]
     if how == "kill":  # a full disk does not keep one from removing
@@ -73,227 +72,185 @@ if at and "bookkit.cli" in " ".join(sys.orig_argv):
 clock = os.environ.get("FAULT_CLOCK")
 if clock:  # libfaketime breaks waiting with a limit, so the clock is changed here
     import datetime, time
-    real, real_ns = time.time, time.time_ns
+    real = time.time
     def moved():
         with open(clock) as file:
-            return int(file.read() or 0)
-    time.time = lambda: real() + moved()
-    time.time_ns = lambda: real_ns() + moved() * 10**9
+            return real() + int(file.read() or 0)
+    time.time, time.time_ns = moved, lambda: int(moved() * 10**9)
     class Moved(datetime.datetime):
         @classmethod
         def now(cls, tz=None):
-            return cls.fromtimestamp(time.time(), tz)
+            return cls.fromtimestamp(moved(), tz)
     datetime.datetime = Moved
 source = os.environ.get("FAULT_SOURCE")
-if source and any(word in " ".join(sys.orig_argv) for word in ("bookkit", "ipykernel")):
+if source and ("bookkit" in words or "ipykernel" in words):
     import json
     from replib.models import sources
     sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
     sources.EMBEDDED, sources.KNOWN = (*sources.EMBEDDED, "toy"), (*sources.KNOWN, "toy")
 """
+QUIET = r"^(dequantising |replib: \S+ on \S+: (cell \d+ of \d+|[\d,]+ parameters in ))"
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    said: str  # on standard error
-    told: str = ""  # on standard output
-
-    @property
-    def lines(self) -> list[str]:
-        """What it said, without its progress."""
-        quiet = r"^(dequantising |replib: \S+ on \S+: (cell \d+ of \d+|[\d,]+ parameters in ))"
-        return [line for line in self.said.splitlines() if line and not re.search(quiet, line)]
+Ended = subprocess.CompletedProcess[str]
 
 
-@dataclass
+def lines(said: str) -> list[str]:
+    """What a run said, without its progress."""
+    return [line for line in said.splitlines() if line and not re.search(QUIET, line)]
+
+
 class Place:
     """A project with one small chapter, its runs, and whatever processes were started for it."""
 
-    folder: Path
-    out: Path
-    model: str = "tiny"
-    environment: dict[str, str] = field(default_factory=dict)
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def __post_init__(self) -> None:
-        shutil.copytree(HERE / "notebooks", self.folder / "notebooks")
-        shutil.copytree(ROOT / "workflow", self.folder / "workflow")
-        (self.folder / "requirements.txt").write_text("torch==1\n")
-        (self.folder / "site").mkdir()
-        (self.folder / "site" / "sitecustomize.py").write_text(SITE)
-        self.notebook = self.folder / "notebooks/toy/toy.ipynb"
+    def __init__(self, folder: Path, out: Path, model: str, draw: random.Random, number: int):
+        shutil.copytree(HERE / "notebooks", folder / "notebooks")
+        shutil.copytree(ROOT / "workflow", folder / "workflow")
+        (folder / "requirements.txt").write_text("torch==1\n")
+        (folder / "site").mkdir()
+        (folder / "site" / "sitecustomize.py").write_text(SITE)
+        self.folder, self.out, self.model = folder, out, model
+        self.draw, self.number = draw, number  # of moments and places; which of its kind
+        self.notebook = folder / "notebooks/toy/toy.ipynb"
         self.whole = self.notebook.read_text()
-        self.results = self.out / "toy"
-        self.result = self.results / self.model
+        self.result = out / "toy" / model
+        self.environment = os.environ | {"FAULT": str(folder), "REPLIB_THREADS": "1"}
+        self.environment["PYTHONPATH"] = f"{folder}/site{os.pathsep}{PYTHONPATH}"
+        self.before: dict[str, bytes] = {}  # the earlier result
+        self.fault: dict[str, str] = {}  # more of the environment, until the last run
+        self.limit: list[str] = []  # what stands before the command, until then
 
-    def edit(self, place: int, code: str, everywhere: str = "") -> None:
-        """Put `code` before the source of the place-th code cell after the imports, and
-        `everywhere` before that of all of these."""
+    def edit(self, code: str, at: int | None = None) -> None:
+        """Put `code` before the source of the at-th code cell after the imports, or of each."""
         content = json.loads(self.whole)
         cells = [c for c in content["cells"] if c["cell_type"] == "code"][2:]
-        for number, cell in enumerate(cells):
-            before = [everywhere, code if number == place % len(cells) else ""]
-            cell["source"] = "\n".join([*filter(None, before), "".join(cell["source"])])
+        for cell in cells if at is None else [cells[at % len(cells)]]:
+            cell["source"] = f"{code}\n{''.join(cell['source'])}"
         self.notebook.write_text(json.dumps(content))
 
-    def slowly(self) -> None:
-        """Every cell takes a moment."""
-        self.edit(0, "", everywhere="import time; time.sleep(0.25)")
+    def start(self, *words: str) -> subprocess.Popen:
+        words = (*self.limit, sys.executable, "-m", "bookkit.cli", *words)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "errors": "replace"}
+        return subprocess.Popen(words, cwd=self.folder, env=self.environment | self.fault, **pipes)
 
-    def mend(self) -> None:
-        """The notebook as it was, and no fault in the environment."""
-        self.notebook.write_text(self.whole)
-        kept = ("FAULT_SOURCE", "REPLIB_CACHE")
-        self.environment = {k: v for k, v in self.environment.items() if k in kept}
-
-    def start(self, *words: str, before: Sequence[str] = ()) -> subprocess.Popen:
-        path = f"{self.folder}/site{os.pathsep}{PYTHONPATH}"
-        environment = os.environ | {"PYTHONPATH": path, "FAULT": self.mark, "REPLIB_THREADS": "1"}
-        return subprocess.Popen(
-            [*before, sys.executable, "-m", "bookkit.cli", *words],
-            cwd=self.folder,
-            env=environment | self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-
-    def begin(self, *more: str, model: str = "", before: Sequence[str] = ()) -> subprocess.Popen:
+    def begin(self, *more: str, model: str = "") -> subprocess.Popen:
         """Start the run of its chapter."""
         words = ["run", "toy", "--model", model or self.model, "--profile", "smoke"]
-        return self.start(*words, "--out", str(self.out), *more, before=before)
+        return self.start(*words, "--out", str(self.out), *more)
 
-    def run(self, *more: str, model: str = "", before: Sequence[str] = ()) -> Ended:
-        return wait(self.begin(*more, model=model, before=before))
+    def run(self, *more: str, model: str = "") -> Ended:
+        return wait(self.begin(*more, model=model))
 
     def load(self, model: str = "") -> Ended:
         """A run whose last cell loads the model."""
-        self.edit(5, "from replib.models.load import load_model; load_model(model_name)")
+        self.edit("from replib.models.load import load_model; load_model(model_name)", 5)
         return self.run(model=model)
 
-    def family(self) -> list[psutil.Process]:
-        """Every living process that was started for this place."""
+    def family(self, word: str = "") -> list[psutil.Process]:
+        """Every living process that was started for this place, with `word` in its command line."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("FAULT") == self.mark:
+                is_ours = process.environ().get("FAULT") == str(self.folder)
+                if is_ours and word in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
-    def find(self, word: str, seconds: float = 60) -> psutil.Process:
+    def find(self, word: str) -> psutil.Process:
         """The process with `word` in its command line, as soon as there is one."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for process in self.family():
-                with contextlib.suppress(psutil.Error):
-                    if word in " ".join(process.cmdline()):
-                        return process
+        for _ in range(600):
+            if found := self.family(word):
+                return found[0]
             time.sleep(0.05)
-        raise Wrong(f"no process {word}")
+        raise AssertionError(f"no process {word}")
 
     def snapshot(self) -> dict[str, bytes]:
         paths = sorted(path for path in self.result.rglob("*") if path.is_file())
         return {str(path.relative_to(self.result)): path.read_bytes() for path in paths}
 
 
-def wait(process: subprocess.Popen, seconds: float = 180) -> Ended:
+def wait(process: subprocess.Popen) -> Ended:
     try:
-        told, said = process.communicate(timeout=seconds)
+        told, said = process.communicate(timeout=180)
     except subprocess.TimeoutExpired:
-        process.kill()
-        told, said = process.communicate()
-        said += "\nthe command did not end"
-    return Ended(process.returncode, said, told)
+        raise AssertionError("the command did not end") from None
+    return Ended(process.args, process.returncode, told, said)
 
 
-# --- what must be true afterwards -----------------------------------------------------------------
+# --- what must be true afterwards: an AssertionError says what is not -----------------------------
 
 
-class Wrong(Exception):
-    """Something that must never be; the message says what."""
-
-
-def need(true: bool, otherwise: str) -> None:
-    if not true:
-        raise Wrong(otherwise)
-
-
-def told(ended: Ended, *codes: int) -> str:
-    """One line about what happened, and one of these codes, or any but 0."""
-    need(ended.code != 0, f"false success: {ended.told.strip()[-200:]}")
-    need(not codes or ended.code in codes, f"ended with {ended.code}: {ended.said[-400:]}")
-    lines = ended.lines
-    is_line = len(lines) == 1 and lines[0].startswith("replib: ") and len(lines[0]) <= 2100
-    need(is_line, f"not one line: {ended.said[-600:]!r}")
+def told(ended: Ended, code: int = 0) -> str:
+    """One line about what happened, and this code, or any but 0."""
+    assert ended.returncode != 0, f"false success: {ended.stdout.strip()[-200:]}"
+    is_right = ended.returncode == (code or ended.returncode)
+    assert is_right, f"ended with {ended.returncode}: {ended.stderr[-400:]}"
+    line, *more = lines(ended.stderr) or [""]
+    is_line = not more and line.startswith("replib: ") and len(line) <= 2100
+    assert is_line, f"not one line: {ended.stderr[-600:]!r}"
     return TOLD
 
 
-def finished(ended: Ended) -> str:
-    is_quiet = ended.code == 0 and not ended.lines
-    need(is_quiet, f"did not finish: {ended.code}, {ended.said[-400:]!r}")
+def finished(ended: Ended, what: str = "it") -> str:
+    is_quiet = ended.returncode == 0 and not lines(ended.stderr)
+    assert is_quiet, f"{what} did not finish: {ended.returncode}, {ended.stderr[-400:]!r}"
     return FINISHED
 
 
-def either(ended: Ended, *codes: int) -> str:
+def either(ended: Ended) -> str:
     """It had done its work before the fault, or told of it."""
-    return finished(ended) if ended.code == 0 else told(ended, *codes)
+    return finished(ended) if ended.returncode == 0 else told(ended)
 
 
 def stopped_at(place: Place) -> None:
     """The notebook of the failed run shows one cell that failed."""
-    path = place.results / f"{place.model}.failed" / "notebook.ipynb"
-    need(path.is_file(), "no notebook of the failed run")
+    path = place.out / "toy" / f"{place.model}.failed" / "notebook.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     # A cell has two errors where the first cannot be shown.
     kinds = ({output["output_type"] for output in c.get("outputs", ())} for c in notebook.cells)
     cells = sum("error" in some for some in kinds)
     is_said = notebook.metadata.papermill.get("exception") is True
-    need(cells == 1 and is_said, f"the notebook shows {cells} failed cells, not 1")
+    assert cells == 1 and is_said, f"the notebook shows {cells} failed cells, not 1"
     log = (path.parent / "run.log").read_text(errors="replace").strip()
-    need("failed: " in log.splitlines()[-1], "the log does not end in the reason")
+    assert "failed: " in log.splitlines()[-1], "the log does not end in the reason"
 
 
 def none_left(place: Place, seconds: float = 15) -> None:
     """Every process ends within this time."""
     _, alive = psutil.wait_procs(place.family(), timeout=seconds)
-    need(not alive, f"left a process: {alive[:1]}")
+    assert not alive, f"left a process: {alive[:1]}"
 
 
-def undamaged(place: Place, before: dict[str, bytes], replaced: bool = False) -> None:
-    """The earlier result as it was; a failed run has no record; every process is gone."""
+def undamaged(place: Place, how: str) -> None:
+    """The earlier result as it was, unless the run could finish; a failed run has no record; every
+    process is gone."""
     none_left(place)
-    need(place.result.is_dir(), "the earlier result is gone")
-    if place.snapshot() != before:
-        need(replaced, "the earlier result was changed")
+    assert place.result.is_dir(), "the earlier result is gone"
+    if place.snapshot() != place.before:
+        assert how != TOLD, "the earlier result was changed"
         read_record(place.result / "record.json")
-    need(not list(place.results.glob("*.failed/record.json")), "a failed run has a record")
+    assert not list(place.out.glob("toy/*.failed/record.json")), "a failed run has a record"
 
 
-def recovers(place: Place, before: dict[str, bytes]) -> None:
+def recovers(place: Place) -> None:
     """The next run succeeds by itself and leaves one result and nothing else."""
-    place.mend()
-    for left in place.results.glob(".*.tmp-*"):
+    place.notebook.write_text(place.whole)
+    place.fault, place.limit = {}, []
+    for left in place.out.glob("toy/.*.tmp-*"):
         os.utime(left, (0, 0))  # left overs are swept after a minute
-    try:
-        finished(place.run())
-        claims = read_record(place.result / "record.json")["claims"]
-    except (Wrong, UsageError) as error:
-        raise Wrong(f"the next run did not recover: {error}") from None
-    is_same = claims == json.loads(before["record.json"])["claims"]
-    need(is_same, "the next run measured something else")
-    names = sorted(path.name for path in place.results.iterdir())
-    need(names == [place.model], f"the next run left {names}")
+    finished(place.run(), "the next run")
+    claims = read_record(place.result / "record.json")["claims"]
+    is_same = claims == json.loads(place.before["record.json"])["claims"]
+    assert is_same, "the next run measured something else"
+    names = sorted(path.name for path in place.result.parent.iterdir())
+    assert names == [place.model], f"the next run left {names}"
 
 
 # --- the faults: each puts one into a run and says how that ended ---------------------------------
 
-Fault = Callable[[Place, random.Random, int], str]  # the last: which of its kind
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+SLOWLY = "import time; time.sleep(0.25)"
 ENDS = {KILL: -9, TERM: 143, INT: 130}  # how the runner ends
 CHILD = "bookkit.run.child run"
 RAISES = (
@@ -316,7 +273,6 @@ HANGS = (
     "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)",
     "import subprocess; subprocess.run(['sleep', '600'])",
 )
-TIME_UP = "time limit of 9 s reached"
 TAKES_MEMORY = (
     "x = bytearray(64 << 30)",
     "x = [bytearray(64 << 20) for _ in range(1000)]",
@@ -328,77 +284,61 @@ PRINTS = tuple(
 )
 
 
-def _in_a_cell(
-    codes: Sequence[str], *more: str, says: str = "", memory: bool = False, may: bool = False
-) -> Fault:
-    """One of the codes stands in one of the cells; the notebook shows that this cell failed, which
-    it must, or else `may`."""
-
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        place.edit(draw.randrange(6), codes[number % len(codes)])
-        limit = ["prlimit", f"--as={draw.randrange(2500, 5000) * MB}"] if memory else []
-        ended = place.run(*more, before=limit)
-        if may and ended.code == 0:
-            return finished(ended)
-        stopped_at(place)
-        need(says in ended.said, f"does not say {says!r}: {ended.said[-300:]!r}")
-        return told(ended, 1)
-
-    return fault
+def in_a_cell(codes: Sequence[str], place: Place) -> str:
+    """One of the codes stands in one of the cells; the notebook shows that this cell failed."""
+    place.edit(codes[place.number % len(codes)], place.draw.randrange(6))
+    if codes is TAKES_MEMORY:
+        place.limit = ["prlimit", f"--as={place.draw.randrange(2500, 5000) * MB}"]
+    ended = place.run(*(["--time-limit", "9"] if codes is HANGS else []))
+    if codes is PRINTS and ended.returncode == 0:
+        return finished(ended)
+    stopped_at(place)
+    assert codes is not HANGS or "time limit of 9 s reached" in ended.stderr, ended.stderr[-300:]
+    return told(ended, 1)
 
 
-def _signal(word: str, seconds: float, *signs: signal.Signals) -> Fault:
+def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place: Place) -> str:
     """One of the signals reaches the process with `word` in its command line, or without a word the
     runner, at some moment."""
-
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        place.slowly()
-        process = place.begin()
-        victim = place.find(word or CHILD)  # when it has a child, the runner handles signals
-        time.sleep(draw.uniform(0, seconds))
-        sign = draw.choice(signs)
-        with contextlib.suppress(psutil.Error):
-            (victim if word else process).send_signal(sign)
-        ended = wait(process)
-        if ended.code == 0:
-            return finished(ended)
-        if not word:
-            is_expected = ended.code == ENDS[sign] and "Traceback" not in ended.said
-            need(is_expected, f"ended with {ended.code}: {ended.said[-300:]!r}")
-            return SILENT if sign == KILL else TOLD
-        if word == "ipykernel":
-            stopped = nbformat.read(place.results / "tiny.failed/notebook.ipynb", as_version=4)
-            is_said = stopped.metadata.papermill.exception
-            need(is_said, "the notebook does not say that it failed")
-        return told(ended, 1)
-
-    return fault
+    place.edit(SLOWLY)
+    process = place.begin()
+    victim = place.find(word or CHILD)  # when it has a child, the runner handles signals
+    time.sleep(place.draw.uniform(0, seconds))
+    sign = place.draw.choice(signs)
+    with contextlib.suppress(psutil.Error):
+        (victim if word else process).send_signal(sign)
+    ended = wait(process)
+    if ended.returncode == 0:
+        return finished(ended)
+    if not word:
+        is_expected = ended.returncode == ENDS[sign] and "Traceback" not in ended.stderr
+        assert is_expected, f"ended with {ended.returncode}: {ended.stderr[-300:]!r}"
+        return SILENT if sign == KILL else TOLD
+    if word == "ipykernel":
+        stopped = nbformat.read(place.out / "toy/tiny.failed/notebook.ipynb", as_version=4)
+        assert stopped.metadata.papermill.exception, "the notebook does not say that it failed"
+    return told(ended, 1)
 
 
-def _at_a_file(how: str) -> Fault:
+def at_a_file(how: str, place: Place) -> str:
     """At the n-th file that the runner makes, opens for writing, renames or removes."""
-
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        at = {"FAULT_AT": str(number + 1), "FAULT_UNDER": str(place.out), "FAULT_HOW": how}
-        place.environment |= at
-        ended = place.run()
-        if how == "kill" and ended.code == -signal.SIGKILL:
-            return SILENT
-        # Finished: fewer such moments than that; or one that nothing depends on.
-        return finished(ended) if how == "kill" else either(ended)
-
-    return fault
+    at, under = str(place.number + 1), str(place.out)
+    place.fault = {"FAULT_AT": at, "FAULT_UNDER": under, "FAULT_HOW": how}
+    ended = place.run()
+    if how == "kill" and ended.returncode == -signal.SIGKILL:
+        return SILENT
+    # Finished: fewer such moments than that; or one that nothing depends on.
+    return finished(ended) if how == "kill" else either(ended)
 
 
-def not_a_number(place: Place, draw: random.Random, number: int) -> str:
-    bad = draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
-    sound = draw.choice(("values.mean()", "values.std()", "(0, 1)"))
+def not_a_number(place: Place) -> str:
+    bad = place.draw.choice(("float('nan')", "float('inf')", "-float('inf')", "np.float32('nan')"))
+    sound = place.draw.choice(("values.mean()", "values.std()", "(0, 1)"))
     new = f"(0, abs({bad}))" if sound == "(0, 1)" else bad
     place.notebook.write_text(place.whole.replace(sound, new, 1))
     ended = finished(place.run())
     claim = read_record(place.result / "record.json")["claims"][0]
-    is_untested = claim["outcome"] == "not_testable" and claim["reason"]
-    need(is_untested, f"{bad} gave {claim['outcome']}")
+    assert claim["outcome"] == "not_testable" and claim["reason"], f"{bad}: {claim['outcome']}"
     return ended
 
 
@@ -414,8 +354,8 @@ def mounted(folder: Path, *ways: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def disk_full(place: Place, draw: random.Random, number: int) -> str:
-    free, leave = os.statvfs(place.out), draw.randrange(0, 28 << 10)
+def disk_full(place: Place) -> str:
+    free, leave = os.statvfs(place.out), place.draw.randrange(0, 28 << 10)
     filler = place.out / "filler"
     filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
     try:
@@ -424,49 +364,45 @@ def disk_full(place: Place, draw: random.Random, number: int) -> str:
         filler.unlink()
 
 
-def temporary_disk_full(place: Place, draw: random.Random, number: int) -> str:
-    way = f"-t tmpfs -o size=8k,nr_inodes={number + 1} tmpfs"
+def temporary_disk_full(place: Place) -> str:
+    way = f"-t tmpfs -o size=8k,nr_inodes={place.number + 1} tmpfs"
     with mounted(place.folder / "tmp", way) as folder:
-        place.environment["TMPDIR"] = str(folder)
+        place.fault["TMPDIR"] = str(folder)
         return either(place.run())
 
 
-def _at_once(n: int) -> Fault:
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        processes = [place.begin() for _ in range(n)]
-        for process in processes:
-            finished(wait(process))
-        return FINISHED
-
-    return fault
+def at_once(n: int, place: Place) -> str:
+    for process in [place.begin() for _ in range(n)]:
+        finished(wait(process))
+    return FINISHED
 
 
-def clock_set_back(place: Place, draw: random.Random, number: int) -> str:
+def clock_set_back(place: Place) -> str:
     """The wall clock of every process of the run; files of the earlier result are in the future."""
     clock = place.folder / "clock"
     clock.write_text("0")
-    place.environment["FAULT_CLOCK"] = str(clock)
-    place.slowly()
+    place.fault["FAULT_CLOCK"] = str(clock)
+    place.edit(SLOWLY)
     process = place.begin()
-    time.sleep(draw.uniform(0.5, 4))
-    clock.write_text(str(-draw.choice((10, 3600, 86400, 400 * 86400))))
+    time.sleep(place.draw.uniform(0.5, 4))
+    clock.write_text(str(-place.draw.choice((10, 3600, 86400, 400 * 86400))))
     ended = finished(wait(process))
     took = read_record(place.result / "record.json")["wall_time_s"]
-    need(0 < took < 60, "the time that the run took is wrong")
+    assert 0 < took < 60, "the time that the run took is wrong"
     for path in (place.result, *place.result.iterdir()):
         os.utime(path, (time.time() + 86400,) * 2)
     return ended
 
 
-def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
+def workflow_killed(place: Place) -> str:
     """Snakemake, or `replib sweep`, in a sweep of three jobs; the same command then goes on."""
-    place.slowly()
+    place.edit(SLOWLY)
     sweep = "name: three\npapers: [toy]\nmodels: [tiny]\nseeds: [0, 1, 2]\nprofile: smoke\n"
     (place.folder / "three.yaml").write_text(sweep)
     words = ["sweep", "three.yaml", "--jobs", "2"]
     process = place.start(*words)
-    victim = place.find(draw.choice(("snakemake", "bookkit.cli sweep")))
-    time.sleep(draw.uniform(0, 12))
+    victim = place.find(place.draw.choice(("snakemake", "bookkit.cli sweep")))
+    time.sleep(place.draw.uniform(0, 12))
     with contextlib.suppress(psutil.Error):
         victim.kill()
     first = wait(process)
@@ -475,63 +411,42 @@ def workflow_killed(place: Place, draw: random.Random, number: int) -> str:
     for path in out.glob("*/toy/tiny/record.json"):
         read_record(path)
     second = wait(place.start(*words))
-    need(second.code == 0, f"the same command did not go on: {second.said[-500:]}")
+    assert second.returncode == 0, f"the same command did not go on: {second.stderr[-500:]}"
+    assert place.snapshot() == place.before, "the earlier result was changed"
     seeds = sorted(read_record(path)["seed"] for path in out.glob("*/toy/tiny/record.json"))
-    need(seeds == [0, 1, 2], f"the sweep ended with the seeds {seeds}")
-    return FINISHED if first.code == 0 else SILENT
+    assert seeds == [0, 1, 2], f"the sweep ended with the seeds {seeds}"
+    return FINISHED if first.returncode == 0 else SILENT
 
 
 # --- weights and the hub --------------------------------------------------------------------------
 
 
-def _toy_weights(place: Place) -> None:
-    """An embedded model of the name `toy` in two packages."""
-    from tiny_gguf import write_gguf
-
-    write_gguf(place.folder / "whole.gguf")
-    whole = (place.folder / "whole.gguf").read_bytes()
-    for number, piece in enumerate((whole[:1000], whole[1000:]), 1):
-        package = place.folder / "site" / f"toy_part{number}"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "piece").write_bytes(piece)
-    source = {"requirements": ["toy==1.0"], "note": "toy"}
-    source["parts"] = [f"toy_part{number}/piece" for number in (1, 2)]
-    source["sha256"] = hashlib.sha256(whole).hexdigest()
-    place.environment["FAULT_SOURCE"] = json.dumps(source)
-    place.environment["REPLIB_CACHE"] = str(place.folder / "cache")
-
-
-def _damaged(content: bytes, draw: random.Random, cut: bool) -> bytes:
+def damaged(content: bytes, draw: random.Random, cut: bool) -> bytes:
     """Cut off somewhere, or with one bit flipped."""
     at = draw.randrange(len(content))
     flipped = content[at] ^ 1 << draw.randrange(8)
     return content[:at] if cut else content[:at] + bytes([flipped]) + content[at + 1 :]
 
 
-def _cache_damaged(cut: bool) -> Fault:
+def cache_damaged(cut: bool, place: Place) -> str:
     """The weights of `toy`, unpacked by the first run; another run must unpack them again."""
-
-    def fault(place: Place, draw: random.Random, number: int) -> str:
-        weights = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
-        sound, times = weights.read_bytes(), weights.stat()
-        if cut and draw.random() < 0.5:
-            draw.choice(sorted(weights.parent.iterdir())).unlink()
-        else:
-            weights.write_bytes(_damaged(sound, draw, cut))
-            if number % 2 and not cut:  # as a bad disk does it
-                os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-        ended = place.load()
-        need(ended.code == 0, f"did not make the cache again: {ended.said[-400:]}")
-        need(weights.read_bytes() == sound, "false success: the altered weights were used")
-        return FINISHED
-
-    return fault
+    weights = next((place.folder / "cache" / "models").glob("*/model.safetensors"))
+    sound, times = weights.read_bytes(), weights.stat()
+    if cut and place.draw.random() < 0.5:
+        place.draw.choice(sorted(weights.parent.iterdir())).unlink()
+    else:
+        weights.write_bytes(damaged(sound, place.draw, cut))
+        if place.number % 2 and not cut:  # as a bad disk does it
+            os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    ended = place.load()
+    assert ended.returncode == 0, f"did not make the cache again: {ended.stderr[-400:]}"
+    assert weights.read_bytes() == sound, "false success: the altered weights were used"
+    return FINISHED
 
 
-def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
+def cache_read_only(place: Place) -> str:
     cache = place.folder / "cache"
-    unpacked = number % 2 == 0
+    unpacked = place.number % 2 == 0
     if not unpacked:
         shutil.rmtree(cache)
     with mounted(cache, f"--bind {cache}", "-o remount,bind,ro"):
@@ -539,34 +454,28 @@ def cache_read_only(place: Place, draw: random.Random, number: int) -> str:
     return finished(ended) if unpacked else told(ended)
 
 
-def embedded_weights_altered(place: Place, draw: random.Random, number: int) -> str:
+def embedded_weights_altered(place: Place) -> str:
     shutil.rmtree(place.folder / "cache")
     piece = place.folder / "site" / "toy_part2" / "piece"
     whole = piece.read_bytes()
-    piece.write_bytes(_damaged(whole, draw, cut=draw.random() < 0.5))
+    piece.write_bytes(damaged(whole, place.draw, cut=place.draw.random() < 0.5))
     ended = place.load()
     piece.write_bytes(whole)
     return told(ended, 2)
 
 
-@cache
-def _saved_model() -> Path:
-    from matrix import save_model
-
-    folder = Path(tempfile.mkdtemp(prefix="fault-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return save_model("llama", folder)
-
-
-def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str:
+def folder_weights_broken(place: Place) -> str:
     """A folder of the user's own, saved whole, then broken."""
+    from replib.models.tiny import tiny_parts
+
     folder = place.folder / "mine"
-    shutil.copytree(_saved_model(), folder)
+    for part in tiny_parts("llama", 0):
+        part.save_pretrained(folder)
     weights, config = folder / "model.safetensors", folder / "config.json"
     sound = weights.read_bytes()
-    path, content = draw.choice(
+    path, content = place.draw.choice(
         (
-            (weights, _damaged(sound, draw, cut=True)),
+            (weights, damaged(sound, place.draw, cut=True)),
             (weights, (1 << 60).to_bytes(8, "little") + sound[8:]),  # a header beyond the file
             (weights, b"not a tensor in sight"),
             (config, json.dumps(json.loads(config.read_text()) | {"hidden_size": 64}).encode()),
@@ -577,44 +486,37 @@ def folder_weights_broken(place: Place, draw: random.Random, number: int) -> str
     return told(place.load(str(folder)), 2)
 
 
-class _Hub(BaseHTTPRequestHandler):
+HUB = (
+    *("unreachable", "slow", ""),  # the last hangs up
+    *(f"HTTP/1.0 {code} No\r\n\r\n" for code in (500, 503, 429, 404, 401)),
+    "HTTP/1.0 200 OK\r\nContent-Length: 25\r\n\r\n<html>no</html>",  # breaks off
+    'HTTP/1.0 200 OK\r\nContent-Length: 18\r\n\r\n{"id": 1',
+)
+
+
+class Hub(StreamRequestHandler):
     """A hub that answers wrongly; how, its server says."""
 
-    def do_GET(self) -> None:
-        answer = self.server.answer
-        if answer == "slow":
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        if self.server.answer == "slow":
             time.sleep(60)
-        elif answer == "hang up":
-            self.connection.close()
-        elif isinstance(answer, int):
-            self.send_error(answer)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer) + 10))  # breaks off
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-    do_HEAD = do_GET
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.wfile.write(self.server.answer.encode())
 
 
-HUB = ("unreachable", "slow", "hang up", 500, 503, 429, 404, 401, "<html>no</html>", '{"id": 1')
-
-
-def hub_fails(place: Place, draw: random.Random, number: int) -> str:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.answer = HUB[number % len(HUB)]
+def hub_fails(place: Place) -> str:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.answer = HUB[place.number % len(HUB)]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = 9 if server.answer == "unreachable" else server.server_port
-    place.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{port}"
-    place.environment["HF_HOME"] = str(place.folder / "hub")
+    place.fault = {"HF_ENDPOINT": f"http://127.0.0.1:{port}"}
+    place.fault["HF_HOME"] = str(place.folder / "hub")
     started = time.monotonic()
     ended = place.run(model="someone/small")
     server.shutdown()
     server.server_close()
-    need(time.monotonic() - started < 60, "waited for more than a minute")
+    assert time.monotonic() - started < 60, "waited for more than a minute"
     return told(ended, 2)
 
 
@@ -626,72 +528,68 @@ class Kind:
     """A row of the table: `count` faults in the long form, and what is special about them."""
 
     name: str
-    fault: Fault
+    fault: Callable[[Place], str]
     count: int
-    replaces: bool = True  # the run may finish, and put its result in the place of the earlier
+    short: tuple[int, ...] = ()  # which of them are in the tests
     root: bool = False  # needs root
     disk: bool = False  # the runs stand on a small disk of their own
     weights: bool = False  # with the embedded model `toy`
 
 
 KILLS_ITSELF = ["import os; os.kill(os.getpid(), 9)"]
-HANGING = _in_a_cell(HANGS, "--time-limit", "9", says=TIME_UP)
+ANY_END = (KILL, TERM, signal.SIGSEGV)
 KINDS = (
-    Kind("kernel killed by its own cell", _in_a_cell(KILLS_ITSELF), 12, replaces=False),
-    Kind("kernel killed from outside", _signal("ipykernel", 2.5, KILL), 12),
-    Kind("papermill's process killed", _signal(CHILD, 3.5, KILL, TERM, signal.SIGSEGV), 12),
-    Kind("runner killed (SIGKILL)", _signal("", 4.5, KILL), 15),
-    Kind("runner ended (SIGTERM)", _signal("", 4.5, TERM), 8),
-    Kind("runner interrupted (Ctrl-C)", _signal("", 4.5, INT), 8),
-    Kind("runner killed at its n-th file", _at_a_file("kill"), 24),
-    Kind("disk full at the runner's n-th file", _at_a_file("full"), 24),
-    Kind("disk full (tmpfs)", disk_full, 12, root=True, disk=True),
+    Kind("kernel killed by its own cell", partial(in_a_cell, KILLS_ITSELF), 12, (0,)),
+    Kind("kernel killed from outside", partial(signalled, "ipykernel", 2.5, [KILL]), 12),
+    Kind("papermill's process killed", partial(signalled, CHILD, 3.5, ANY_END), 12, (0,)),
+    Kind("runner killed (SIGKILL)", partial(signalled, "", 4.5, [KILL]), 15),
+    Kind("runner ended (SIGTERM)", partial(signalled, "", 4.5, [TERM]), 8),
+    Kind("runner interrupted (Ctrl-C)", partial(signalled, "", 4.5, [INT]), 8),
+    Kind("runner killed at its n-th file", partial(at_a_file, "kill"), 24, (4, 11)),
+    Kind("disk full at the runner's n-th file", partial(at_a_file, "full"), 24, (3, 5)),
+    Kind("disk full (tmpfs)", disk_full, 12, (0,), root=True, disk=True),
     Kind("folder for temporary files full", temporary_disk_full, 5, root=True),
-    Kind("a cell raises", _in_a_cell(RAISES), len(RAISES), replaces=False),
-    Kind("a cell hangs past the limit", HANGING, 8, replaces=False),
-    Kind("a cell prints 100 MB", _in_a_cell(PRINTS, may=True), 3),
-    Kind("a measured value is not finite", not_a_number, 8),
-    Kind("memory limit hit", _in_a_cell(TAKES_MEMORY, memory=True), 8, replaces=False),
-    Kind("Snakemake or the sweep killed", workflow_killed, 8, replaces=False),
-    Kind("cache with one flipped bit", _cache_damaged(cut=False), 6, weights=True),
-    Kind("cache half-written", _cache_damaged(cut=True), 6, weights=True),
+    Kind("a cell raises", partial(in_a_cell, RAISES), len(RAISES), (2, 8)),
+    Kind("a cell hangs past the limit", partial(in_a_cell, HANGS), 8),
+    Kind("a cell prints 100 MB", partial(in_a_cell, PRINTS), 3),
+    Kind("a measured value is not finite", not_a_number, 8, (1,)),
+    Kind("memory limit hit", partial(in_a_cell, TAKES_MEMORY), 8, (0,)),
+    Kind("Snakemake or the sweep killed", workflow_killed, 8),
+    Kind("cache with one flipped bit", partial(cache_damaged, False), 6, (3,), weights=True),
+    Kind("cache half-written", partial(cache_damaged, True), 6, weights=True),
     Kind("cache read-only", cache_read_only, 4, root=True, weights=True),
-    Kind("embedded weights altered", embedded_weights_altered, 4, replaces=False, weights=True),
-    Kind("weights of a folder broken", folder_weights_broken, 10, replaces=False),
-    Kind("hub unreachable, slow or wrong", hub_fails, len(HUB), replaces=False),
-    Kind("two runs of one pair at once", _at_once(2), 5),
-    Kind("eight runs of one pair at once", _at_once(8), 2),
-    Kind("clock set back", clock_set_back, 6),
+    Kind("embedded weights altered", embedded_weights_altered, 4, weights=True),
+    Kind("weights of a folder broken", folder_weights_broken, 10),
+    Kind("hub unreachable, slow or wrong", hub_fails, len(HUB)),
+    Kind("two runs of one pair at once", partial(at_once, 2), 5),
+    Kind("eight runs of one pair at once", partial(at_once, 8), 2, (0,)),
+    Kind("clock set back", clock_set_back, 6, (0,)),
 )
 COLUMNS = ("fault", "injected", TOLD, FINISHED, SILENT, "wrong")
 
 
-def lacks(kind: Kind) -> str:
-    """What this machine lacks for a kind of fault; empty if nothing."""
-    return "needs root" if kind.root and os.geteuid() != 0 else ""
-
-
-def inject(kind: Kind, number: int, seed: int = 0) -> str:
+def inject(kind: Kind, number: int) -> str:
     """Put the number-th fault of a kind into a run; how it ended, or `wrong: ...`."""
-    draw = random.Random(f"{kind.name} {number} {seed}")
-    with (
-        tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as name,
-        contextlib.ExitStack() as stack,
-    ):
-        folder = Path(name)
+    draw = random.Random(f"{kind.name} {number} 0")
+    with contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary))
         out = folder / "p/out"
         if kind.disk:
             out = stack.enter_context(mounted(folder / "disk", "-t tmpfs -o size=4M tmpfs"))
-        place = Place(folder / "p", out, "toy" if kind.weights else "tiny")
+        place = Place(folder / "p", out, "toy" if kind.weights else "tiny", draw, number)
         if kind.weights:
-            _toy_weights(place)
+            from tiny_gguf import write_packages
+
+            place.environment["FAULT_SOURCE"] = json.dumps(write_packages(place.folder / "site"))
+            place.environment["REPLIB_CACHE"] = str(place.folder / "cache")
         try:
             finished(place.run())
-            before = place.snapshot()
-            how = kind.fault(place, draw, number)
-            undamaged(place, before, kind.replaces and how != TOLD)
-            recovers(place, before)
-        except Wrong as error:
+            place.before = place.snapshot()
+            how = kind.fault(place)
+            undamaged(place, how)
+            recovers(place)
+        except (AssertionError, OSError, UsageError) as error:
             return f"wrong: {error}"
         finally:
             for process in place.family():
@@ -703,42 +601,37 @@ def inject(kind: Kind, number: int, seed: int = 0) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=1.0, help="of each kind's count, at least 1")
     parser.add_argument("--only", nargs="+", default=[""], metavar="KIND", help="part of a name")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     given = parser.parse_args()
     # A shell's background job ignores Ctrl-C and passes that on; who handles it does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     started, rows = time.monotonic(), []
     chosen = [kind for kind in KINDS if any(word in kind.name for word in given.only)]
-    missing = [f"{kind.name}: {lacks(kind)}" for kind in chosen if lacks(kind)]
-    with ThreadPoolExecutor(given.jobs) as pool:
+    missing = [kind for kind in chosen if kind.root and os.geteuid() != 0]
+    with ThreadPoolExecutor(2) as pool:
         put = {
-            kind: [
-                pool.submit(inject, kind, number, given.seed)
-                for number in range(max(1, round(kind.count * given.share)))
-            ]
+            kind.name: pool.map(partial(inject, kind), range(kind.count))
             for kind in chosen
-            if not lacks(kind)
+            if kind not in missing
         }
-        for kind, waiting in put.items():
-            ends = [one.result() for one in waiting]
-            counts = Counter(end.partition(":")[0] for end in ends)
-            rows.append([kind.name, len(ends), *(counts[how] for how in COLUMNS[2:])])
-            print(f"{kind.name}: {dict(counts)}", flush=True)
+        for name, ends in put.items():
+            counts: Counter = Counter()
             for number, end in enumerate(ends):
+                counts[end.partition(":")[0]] += 1
                 if end.startswith("wrong"):
                     print(f"  number {number}: {end[:1000]}", flush=True)
+            print(f"{name}: {dict(counts)}", flush=True)
+            rows.append([name, counts.total(), *(counts[how] for how in COLUMNS[2:])])
     seconds, n_wrong = time.monotonic() - started, sum(row[-1] for row in rows)
     print(show(COLUMNS, rows))
     print(f"{sum(row[1] for row in rows)} faults, {n_wrong} wrong, {seconds:.0f} s")
-    print(*(f"not injected: {lack}" for lack in missing), sep="\n")
+    left_out = [f"{kind.name}: needs root" for kind in missing]
+    print(*(f"not injected: {kind}" for kind in left_out), sep="\n")
     if given.out:
         what = "Faults put into real runs, and how each ended; wrong would be a false success, a "
         what += "damaged or lost result, a process left behind, more or less than one line, or a "
         what += "next run that does not recover."
-        write_table(given.out, what, COLUMNS, rows, seconds, not_injected=missing)
+        write_table(given.out, what, COLUMNS, rows, seconds, not_injected=left_out)
     return 1 if n_wrong else 0
 
 

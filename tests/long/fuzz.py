@@ -9,16 +9,12 @@ process or a connection, or something that was accepted and is not whole.
 """
 
 import argparse
-import ast
 import contextlib
-import csv
-import hashlib
 import io
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import struct
 import sys
@@ -27,30 +23,21 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import huggingface_hub
 import hypothesis
 import matplotlib.pyplot
-import transformers
-import typer
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from trust import HERE, ROOT, show, write_table
 
 from bookkit import cli, records
-from bookkit.book import atlas, pages, tables
-from bookkit.book.runs import find_runs
-from bookkit.new import new_paper
-from bookkit.project import chapter_folder, list_papers
-from bookkit.records import check_record, read_record, record_values, seal, write_record
+from bookkit.book import atlas, pages, runs, tables
+from bookkit.project import chapter_folder
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed
@@ -59,7 +46,6 @@ from bookkit.sweep import command, read_sweep
 from replib.chapters.context_knob import contexts
 from replib.chapters.context_knob import stored as adapters
 from replib.chapters.copying_mamba import stored as cells
-from replib.chapters.copying_mamba.training_grid import cell_of
 from replib.chapters.factual_recall import facts
 from replib.chapters.stored import NotStored
 from replib.claims.file import MIME
@@ -67,11 +53,9 @@ from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
 from replib.files import read_yaml
-from replib.hashes import library_hash, notebook_hash
 from replib.models.load import load_model, prepare_model
 from replib.models.sources import EMBEDDED, KNOWN
 from replib.models.tiny import tiny_parts
-from replib.models.unpack import quiet
 from replib.prompts import files as prompts
 from replib.prompts.vocabulary import word_tokenizer
 
@@ -80,22 +64,8 @@ LONGEST = 1200  # characters of a refusal
 TOY, IOI, KNOB = "toy", "ioi-circuit-reuse", "context-knob"
 
 
-class NotWhole(Exception):
-    """Something was accepted, and what came of it is not whole; or it was refused badly."""
-
-
 class Hang(BaseException):
     """A case took too long; no Exception, so that nobody catches it on the way."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """One kind of input. `read` gets a case and an empty folder, the current one."""
-
-    name: str
-    cases: st.SearchStrategy
-    read: Callable[[Any, Path], None]
-    share: int  # of the cases, in relation to the other targets
 
 
 # --- one case -------------------------------------------------------------------------------------
@@ -115,58 +85,49 @@ def _audit(event: str, values: tuple) -> None:
         _outside.append(f"{event} {values[:1]!r}")
     is_change = event.startswith("os.") and event[3:] in _CHANGES
     if is_change or (event == "open" and values[2] & _OPENED):
-        second = ("os.link", "os.symlink")  # what they point to stays as it is
-        paths = values[1:2] if event in second else values[: 2 if event == "os.rename" else 1]
-        for path in (path for path in paths if not isinstance(path, int)):
-            where = Path(os.path.abspath(os.fsdecode(path)))
-            if not where.is_relative_to(_allowed) and where != Path(os.devnull):
-                _outside.append(f"{event} {where}")
+        # What a link points to stays as it is.
+        for path in values[1:2] if event in ("os.link", "os.symlink") else values[:2]:
+            if isinstance(path, str | bytes | os.PathLike):  # or a mode, which is no path outside
+                follow = os.path.realpath if event == "open" else os.path.abspath
+                where = Path(follow(os.fsdecode(path)))
+                if not where.is_relative_to(_allowed) and where != Path(os.devnull):
+                    _outside.append(f"{event} {where}")
 
 
-@contextlib.contextmanager
-def watched(folder: Path) -> Iterator[None]:
-    """Raises NotWhole at the end if anything was written elsewhere, Hang if it takes long."""
+def judge(read: Callable[[Any, Path], None], case: Any, folder: Path) -> str:
+    """accepted or refused; anything else is raised, also what was done elsewhere."""
     global _allowed
 
     def stop(number: int, frame: object) -> None:
         raise Hang(f"more than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
     _outside.clear()
     _allowed = folder
     try:
         with contextlib.chdir(folder):
-            yield
-    finally:
-        _allowed = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if _outside:
-            raise NotWhole(f"outside the folder that was given: {_outside[0]}")
-
-
-def judge(target: Target, case: Any, folder: Path) -> str:
-    """accepted or refused; anything else is raised."""
-    try:
-        with watched(folder):
-            target.read(case, folder)
+            read(case, folder)
+        return "accepted"
     except UsageError as error:
         text = str(error)
         is_line = text.strip() and len(text) <= LONGEST and text.isprintable()
-        need(is_line, f"a refusal that is no short line: {text!r}")
+        assert is_line, f"a refusal that is no short line: {text!r}"
         return "refused"
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:  # a library in Rust panics with one that is no Exception
-        raise NotWhole(repr(error)) from error
-    return "accepted"
+        raise AssertionError(repr(error)) from error
+    finally:
+        _allowed = None
+        signal.alarm(0)
+        assert not _outside, f"outside the folder that was given: {_outside[:1]}"
 
 
-def run(target: Target, n_cases: int, seed: int) -> Counter:
+def run(name: str, n_cases: int, seed: int) -> Counter:
     """Judge up to `n_cases` cases of a target, the same ones for the same seed; how they ended.
     What hypothesis raises has the simplest case of each fault."""
-    counts: Counter = Counter()
+    (cases, read), counts = TARGETS[name], Counter()
 
     @hypothesis.seed(seed)
     @settings(
@@ -176,21 +137,19 @@ def run(target: Target, n_cases: int, seed: int) -> Counter:
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    @given(target.cases)
+    @given(cases)
     def each(case: Any) -> None:
         with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as place:
-            counts[judge(target, case, Path(place).resolve())] += 1
+            counts[judge(read, case, Path(place).resolve())] += 1
 
-    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with (
+        mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}),
+        mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+        warnings.catch_warnings(action="ignore"),
+    ):
         _warm_up()
         each()
     return counts
-
-
-def share(target: Target, n_cases: int) -> int:
-    """How many of all cases are of this target."""
-    return math.ceil(n_cases * target.share / sum(one.share for one in TARGETS))
 
 
 @cache
@@ -204,67 +163,56 @@ def _warm_up() -> None:
     sys.addaudithook(_audit)  # for the life of the process
 
 
-def need(true: bool, otherwise: str) -> None:
-    if not true:
-        raise NotWhole(otherwise)
-
-
 def whole(call: Callable, *arguments: Any) -> Any:
     """The call's result; what it refuses here was accepted before."""
     try:
         return call(*arguments)
     except UsageError as error:
-        raise NotWhole(f"accepted before, now refused: {error}") from None
+        raise AssertionError(f"accepted before, now refused: {error}") from None
 
 
 def inside(path: Path, folder: Path) -> None:
-    need(Path(os.path.abspath(path)).is_relative_to(folder), f"{path} is outside")
+    assert Path(os.path.abspath(path)).is_relative_to(folder), f"{path} is outside"
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+def put(path: Path, content: bytes | str) -> Path:
+    """Write a file, in place of a link as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 # --- hostile parts --------------------------------------------------------------------------------
 
-
 HOSTILE = (
     *("", " ", "\n", "a\nb", "tiny\n", "\0", "a\0b", "\x1b[31mred", "\x85", "\u2028", "\u202egnp"),
     *("\ud800", "\udcff", "\ufeff", "é" * 300, "x" * 300, "y" * 5000, "z" * 100_000, "\U0010ffff"),
-    *("../up", "../../up", "/etc/passwd", "a/../../b", "..", ".", "/", "~", "~nobody-here/x"),
-    *("-", "--", "-p", "--help", "null", "true", "1e999", "NaN", "-1", "0x10", "1_000", "٣", "3.0"),
-    *("*a", "&a b", "!!python/object/apply:os.getcwd []", "a: b", "a #b", "- a", "[a", "{a", "'a"),
-    *("<script>alert(1)</script>", "{record}`x`", "${HOME}", "$(id)", "%s", "`", "[MEM]", "=", ","),
-    *("9" * 300, "9" * 5000, "1,2", "[1,2]", "[", "[[1],[2]]", "None", "none", "1e-400", "7"),
+    *("../up", "../../up", "/etc/passwd", "a/../../b", "..", ".", "/", "~", "~nobody-here/x", "="),
+    *("-", "--", "-p", "--help", "null", "true", "1e999", "NaN", "-1", "1_000", "٣", "3.0", "["),
+    *("*a", "!!python/object/apply:os.getcwd []", "a: b", "a #b", "- a", "{a", "'a", "9" * 5000),
+    *("<script>alert(1)</script>", "{record}`x`", "${HOME}", "$(id)", "%s", "`", "[MEM]", ","),
 )
-NUMBERS = (
-    *(0, 1, 2, 7, -1, 10**6, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, -(10**400), True, False),
-    *(0.5, 1.0, -0.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan),
-)
+NUMBERS = (0, 1, 2, 7, -1, 10**6, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, -(10**400), True, False)
 # Values as they are written, whether they parse or not.
 DEEP = (*("[" * n + "]" * n for n in (200, 900, 20_000)), '{"a":' * 5000)
 IN_JSON = (
-    *DEEP,
-    *("1e999", "NaN", "-Infinity", "tru", "'a'", '"a', "01", '"\\x"', "", "1 2", "//"),
+    *(*DEEP, "1e999", "NaN", "-Infinity", "tru", "'a'", '"a', "01", '"\\x"', "", "1 2", "//"),
     *("9" * 5000, '"\\ud800"', '"\\u0000"', '{"a": 1, "a": 2}'),
 )
 _LAUGHS = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 40))
 IN_YAML = (
-    *DEEP,
-    *("*a", "&a [*a]", "&a {b: *a}", f"[&a0 [x, x], {_LAUGHS}]", "<<", "@a", "%a", "\t"),
+    *(*DEEP, "*a", "&a [*a]", "&a {b: *a}", f"[&a0 [x, x], {_LAUGHS}]", "<<", "@a", "%a", "\t"),
     *("!!python/object/apply:os.system [touch owned]", "!!python/name:os.system", "!x y"),
     *("!!int x", "!!int ''", "!!bool maybe", "!!timestamp x", "!!float x", "!!binary x"),
-    *("!!set {a, b}", "!!omap [a]", "!!null x", "!!str 3", "!!map 3", "!!int 3"),
-    *("2001-99-99", "2001-01-01", "1:99:99", "0o7", "1_000", "on", "~", ".", "- a"),
-    *(".nan", ".inf", "-.inf", "1e400", "0x" + "f" * 5000, "9" * 5000, '"a\\nb"'),
-    *("{? [a] : b}", "{1: 2}", "{<<: 3}", "{a: 1, a: 2}", "{null: 1}", "{on: 1}"),
-    *('"\\U00110000"', '"\\ud800"', '"\\0"', '"\\e"'),
+    *("!!set {a, b}", "!!omap [a]", "!!null x", "!!str 3", "!!map 3", "2001-99-99", "1:99:99"),
+    *(".nan", "-.inf", "1e400", "0x" + "f" * 5000, "9" * 5000, '"a\\nb"', "0o7", "on", "~", "- a"),
+    *("{? [a] : b}", "{1: 2}", "{<<: 3}", "{a: 1, a: 2}", "{null: 1}", '"\\U00110000"', '"\\0"'),
 )
-texts = st.one_of(
-    st.sampled_from(HOSTILE), st.text(max_size=12), st.text("./~-_ \n\0@a1", max_size=8)
-)
-numbers = st.sampled_from(NUMBERS)
-plain = st.one_of(texts, numbers, st.sampled_from([None, [], {}, [[]], {"": ""}, [1, "a", None]]))
+some = st.sampled_from
+texts = st.one_of(some(HOSTILE), st.text(max_size=12), st.text("./~-_ \n\0@a1", max_size=8))
+numbers = st.one_of(some(NUMBERS), some([0.5, -0.0, 1e308, 5e-324]), st.floats())
+plain = st.one_of(texts, numbers, some([None, [], {}, [[]], {"": ""}, [1, "a", None]]))
 
 
 @st.composite
@@ -273,438 +221,260 @@ def mostly(draw: Callable, usual: st.SearchStrategy, odd: st.SearchStrategy = pl
     return draw(odd if draw(st.integers(0, 5)) == 0 else usual)
 
 
-def some(*values: Any) -> st.SearchStrategy:
-    return st.sampled_from(values)
-
-
 # A value in JSON, or where a list or mapping begins; and its key.
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _VALUE = re.compile(rf'({_STRING}\s*:\s*)?([\[{{]|{_STRING}|[^\s\[\]{{}},:"]+)')
 
 
-def _changes(value: str) -> list[str]:
-    """What is like a value and is not it."""
-    if value[0] == '"':
-        inner = value[1:-1]
-        like = [f'"{inner} more"', f'"{inner[1:]}"', f'"{inner.upper()}"', f'"{inner}\\n"']
-    else:
-        like = [f"{value}1", f"-{value}", f"{value}.5", f'"{value}"']
-    return [*like, f"[{value}]"] if value[0] not in "[{" else [f"[{value}]", "[]", "{}"]
+def _like(value: str) -> list[str]:
+    """What is like a value in JSON and is not it."""
+    if value[0] in "[{":
+        return [f"[{value}]", "[]", "{}"]
+    if value[0] != '"':
+        return [f"[{value}]", f"{value}1", f"-{value}", f"{value}.5", f'"{value}"']
+    more, less, line = f'{value[:-1]} more"', f'"{value[2:]}', f'{value[:-1]}\\n"'
+    return [f"[{value}]", more, less, line, value.upper()]
 
 
 @st.composite
-def edited(draw: Callable, texts_of_json: Sequence[str], raws: Sequence[str]) -> str:
-    """One of the texts after one to three edits; few of them leave it as it should be."""
-    text = draw(some(*texts_of_json))
-    odd = mostly(plain.map(json.dumps), some(*raws))
-    names = st.one_of(texts.map(json.dumps), some(*raws))
-    for _ in range(draw(some(1, 1, 1, 2, 3))):
+def damaged(draw: Callable, sound: Sequence[str], raws: Sequence[str]) -> bytes:
+    """One of the texts after one to three edits, few of which leave it as it should be: of a value
+    in it, of a value's key, or of what follows a place; at times not in UTF-8."""
+    text = draw(some(sound))
+    odd = st.one_of(plain.map(json.dumps), some(raws))
+    for _ in range(draw(some([1, 1, 1, 2, 3]))):
+        edit = draw(some([*["like"] * 5, *["odd"] * 2, *["key"] * 3, "drop", "accident"]))
         places = list(_VALUE.finditer(text))
-        if not places:
-            break
-        place = places[draw(st.integers(0, len(places) - 1))]
-        start, end = place.span(2)
-        with contextlib.suppress(ValueError, RecursionError):  # after an edit it may not parse
-            _, end = json.JSONDecoder().raw_decode(text, start)
-        key, value = place[1] or "", text[start:end]
-        edit = draw(some(*["change"] * 5, *["replace"] * 2, *(["key"] * 3 if key else []), "drop"))
-        if edit == "change":
-            twice = [] if key else [f"{value}, {value}"]
-            new = key + draw(some(*_changes(value), *twice))
-        elif edit == "replace":
-            new = key + draw(odd)
-        elif edit == "drop":
-            new = ""
-            end += len(re.match(r"[\s,]*", text[end : end + 9])[0])
-        else:  # renamed, there twice, or one more
-            name = draw(st.one_of(names, st.just(f'{key[:-3]}z"')))
-            new = draw(some(f"{name}: {value}", f"{key}{value}, {key}{draw(odd)}"))
-        text = text[: place.start()] + new + text[end:]
-    return text
+        if edit == "accident" or not places:
+            start = draw(st.one_of(some([0, len(text)]), st.integers(0, len(text))))
+            end = draw(some([start, len(text), f"{text}\n".index("\n", start)]))
+            new = draw(st.one_of(some(["", text[start:end] * 2, "#" * 200_000 + "\n"]), texts))
+        else:
+            place = places[draw(st.integers(0, len(places) - 1))]
+            key, (start, end) = place[1] or "", place.span(2)
+            with contextlib.suppress(ValueError, RecursionError):  # after an edit it may not parse
+                _, end = json.JSONDecoder().raw_decode(text, start)
+            value, start = text[start:end], place.start()
+            if edit == "like":
+                new = key + draw(some([*_like(value), *([] if key else [f"{value}, {value}"])]))
+            elif edit == "odd":
+                new = key + draw(odd)
+            elif edit == "key" and key:  # renamed, there twice, or one more
+                name = draw(st.one_of(texts.map(json.dumps), some([*raws, f'{key[:-3]}z"'])))
+                new = draw(some([f"{name}: {value}", f"{key}{value}, {key}{draw(odd)}"]))
+            else:
+                new, end = "", re.compile(r"[\s,]*").match(text, end).end()
+        text = text[:start] + new + text[end:]
+    raw = text.encode("utf-8", "surrogatepass")
+    not_so = [raw + b"\xff", raw.replace(b"\n", b"\r\n"), text.encode("utf-16", "surrogatepass")]
+    return draw(some([*[raw] * 20, *not_so]))
 
 
-@st.composite
-def bruised(draw: Callable, sound: Sequence[str]) -> bytes:
-    """One of the texts with an accident to its bytes or lines."""
-    text = draw(some(*sound))
-    lines = text.splitlines(keepends=True) or [""]
-    i = draw(st.integers(0, len(lines) - 1))
-    line = draw(some([], [lines[i]] * 2, ["  ", lines[i]], ["#" * 200_000, "\n", lines[i]]))
-    at = draw(st.one_of(some(0, len(text)), st.integers(0, len(text))))
-    before, after = utf_8(text[:at]), utf_8(text[at:])
-    with_part = before + draw(some(b"\xff", *map(utf_8, HOSTILE))) + after
-    other_lines = utf_8("".join([*lines[:i], *line, *lines[i + 1 :]]))
-    encoded = some(text.encode("utf-16"), utf_8(text.replace("\n", "\r\n")), utf_8(text))
-    return draw(st.one_of(some(with_part, other_lines, before), encoded))
+def damaged_file(name: str, text: str) -> st.SearchStrategy:
+    """Of a file in JSON or YAML; YAML as it is or, mostly, as JSON, which is YAML too."""
+    if not name.endswith(".yaml"):
+        return damaged([text], IN_JSON)
+    content = read_yaml(text, name, texts_only=name == "claims.yaml")
+    return damaged([text, *[json.dumps(content)] * 4], IN_YAML)
 
 
-def files(contents: Sequence[Any], raws: Sequence[str], *sound: str) -> st.SearchStrategy:
-    """Contents of a file: an edited one as JSON (which is YAML too), or one with an accident."""
-    trees = edited(list(map(json.dumps, contents)), raws)
-    accidents = bruised(sound or list(map(json.dumps, contents)))
-    return mostly(trees.map(utf_8), st.one_of(accidents, trees.flatmap(lambda t: bruised([t]))))
+# --- planned runs and sweeps ----------------------------------------------------------------------
+
+PAPERS = (TOY, IOI, KNOB)
+SOURCES = {paper: chapter_folder(ROOT, paper) for paper in (IOI, KNOB, cells.PAPER)}
+SOURCES[TOY] = chapter_folder(HERE, TOY)
+CHAPTERS = {paper: find_chapter(SOURCES[paper].parents[1], paper) for paper in PAPERS}
+RECORDS = [path.read_text() for path in sorted(ROOT.glob(f"results/{IOI}/*/record.json"))]
+_RECORD = json.loads(RECORDS[-1])
 
 
-def utf_8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def put(path: Path, content: bytes | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-# --- chapters, parameters, models' names ----------------------------------------------------------
-
-CHAPTERS = {paper: find_chapter(ROOT, paper) for paper in list_papers(ROOT)}
-CHAPTERS[TOY] = find_chapter(HERE, TOY)
-# copying-mamba reads its whole grid of trainings, which takes a while, so it is one of many here.
-_PAPERS = [*[paper for paper in CHAPTERS if paper != cells.PAPER] * 3, cells.PAPER]
-RECORDS = {
-    f"{path.parts[-3]}/{path.parts[-2]}": path.read_text()
-    for path in sorted(ROOT.glob("results/*/*/record.json"))
-}
-_SOUND = RECORDS[f"{IOI}/tiny"]
-_RECORD = json.loads(_SOUND)
-
-
-def source(paper: str, suffix: str) -> Path:
-    """A chapter's file, as the project or the tests have it."""
-    name = f"{paper}.ipynb" if suffix == "ipynb" else f"{suffix}.yaml"
-    return chapter_folder(HERE if paper == TOY else ROOT, paper) / name
-
-
-def _settings(paper: str) -> st.SearchStrategy:
-    known = some(*CHAPTERS[paper].parameters)
-    values = st.one_of(
-        some("3", "0.5", "true", "[1, 2]", "main", "none", ""),
-        numbers.map(lambda number: str(number).lower()),
-    )
-    return st.tuples(
-        st.just(paper),
-        mostly(some("smoke", "laptop", "paper"), some("smoke\n", "", "big")),
-        st.dictionaries(mostly(known, texts), mostly(values, texts), max_size=3),
-    )
-
-
-def recordable(**values: Any) -> dict[str, Any]:
-    """A record with these values; what a run is given must not be refused when it ends."""
+def recordable(**values: Any) -> None:
+    """What a run is given must not be refused when its record is written."""
     record = _RECORD | values
-    record["seal"] = seal(record)
-    whole(check_record, record, "record")
-    return record
+    record["seal"] = records.seal(record)
+    whole(records.check_record, record, "record")
 
 
-def recordable_run(planned: Run) -> None:
-    seed = planned.parameters["seed"]
-    need(seed >= 0, "a generator takes no negative seed")
-    recordable(parameters=dict(planned.given), seed=seed)
+def recordable_run(planned: Run, folder: Path) -> None:
+    """None is refused after an hour, or stands elsewhere."""
+    place = Path(os.path.abspath(planned.folder))
+    assert place.parent == folder / planned.chapter.paper, f"a run in {planned.folder}"
+    model = _RECORD["model"] | {"name": planned.model}
+    recordable(model=model, parameters=dict(planned.given), seed=planned.parameters["seed"])
 
 
-def read_settings(case: tuple, folder: Path) -> None:
-    """A run that is planned can be recorded: none is refused after an hour."""
-    paper, profile, texts_by_name = case
-    planned = plan(CHAPTERS[paper], "tiny", profile, texts_by_name, out=folder / "out")
-    inside(planned.folder, folder / "out")
-    for name, value in planned.parameters.items():
-        whole(CHAPTERS[paper].parameters[name].check, value, "planned")
-    recordable_run(planned)
+def settings_of(paper: str) -> st.SearchStrategy:
+    values = st.one_of(some(["[1, 2]", "main", "none", ""]), numbers.map(json.dumps))
+    names = mostly(some(list(CHAPTERS[paper].parameters)), texts)
+    profiles = mostly(some(["smoke", "laptop", "paper"]), some(["smoke\n", "", "big"]))
+    given_texts = st.dictionaries(names, mostly(values, texts), max_size=3)
+    return st.tuples(st.just(paper), st.just("tiny"), profiles, given_texts)
 
 
-_NAMES = (*KNOWN, "gpt2", "org/Name-1.5_b", "EleutherAI/pythia-70m", "./model", "~/model", "mine")
-model_names = st.one_of(
+_plain = [*KNOWN, "gpt2", "org/Name-1.5_b", "./model", "~/model", "mine"]
+names = st.one_of(
     texts,
-    some(*_NAMES),
-    st.builds("{}{}".format, some(*_NAMES), some(*_NAMES, *HOSTILE)),
+    some(_plain),
+    st.builds("{}{}".format, some(_plain), some([*_plain, *HOSTILE])),
     st.text("abZ09._-/~@ \n", min_size=1, max_size=30),
 ).filter(lambda name: name not in EMBEDDED)  # these would be unpacked
+model_names = st.tuples(st.just(TOY), names, st.just("smoke"), st.just({}))
 
 
-def read_model_name(name: str, folder: Path) -> None:
-    planned = plan(CHAPTERS[TOY], name, "smoke", {}, out=folder / "out")
-    is_there = planned.folder.parent == folder / "out" / TOY and len(planned.folder.name) <= 200
-    need(is_there, f"the folder is {planned.folder}")
+def read_a_plan(case: tuple, folder: Path) -> None:
+    paper, model, profile, given_texts = case
+    planned = plan(CHAPTERS[paper], model, profile, given_texts, out=folder / "out")
+    recordable_run(planned, folder / "out")
     planned.folder.mkdir(parents=True)
-    recordable(model=_RECORD["model"] | {"name": planned.model})
-    with mock.patch.object(huggingface_hub.HfApi, "model_info", _no_hub):
-        prepare_model(planned.model)
+    prepare_model(planned.model)
 
 
-def _no_hub(self: Any, name: str, **options: Any) -> None:
-    from huggingface_hub.utils import validate_repo_id
-
-    validate_repo_id(name)
-    raise ConnectionError("there is no network\nhere")
-
-
-def chapter_with(folder: Path, paper: str, **changed: bytes | str) -> Path:
-    """A project with the one paper, some of whose files are changed."""
-    for suffix in ("claims", "profiles", "ipynb"):
-        path = source(paper, suffix)
-        place = chapter_folder(folder / "project", paper) / path.name
-        put(place, changed.get(suffix, path.read_bytes()))
-    return folder / "project"
-
-
-def chapter_files(suffix: str) -> st.SearchStrategy:
-    """(paper, content of its file)."""
-
-    def of(paper: str) -> st.SearchStrategy:
-        text = source(paper, suffix).read_text()
-        content = read_yaml(text, suffix, texts_only=suffix == "claims")
-        return st.tuples(st.just(paper), files([content], IN_YAML, text))
-
-    return some(*_PAPERS).flatmap(of)
-
-
-_NOTEBOOK = json.loads(source(TOY, "ipynb").read_text())
-
-
-def record_of(claims: Claims) -> dict[str, Any]:
-    """The record that a run would leave with these claims, checked."""
-    content = claims.bundle({"name": "tiny", "sha256": None})[MIME]
-    keys = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
-    entries = [claim | {"scope": "transfer"} for claim in content["claims"]]
-    record = recordable(**{key: content[key] for key in keys}, claims=entries)
-    verdict_table(record["claims"])._repr_html_()
-    return record
-
-
-def read_claims(case: tuple[str, bytes], folder: Path) -> None:
-    paper, content = case
-    chapter = find_chapter(chapter_with(folder, paper, claims=content), paper)
-    chapter.claims.table()._repr_html_()
-    chapter.claims.history()._repr_html_()
-    record_of(chapter.claims)
-
-
-def read_profiles(case: tuple[str, bytes], folder: Path) -> None:
-    paper, content = case
-    project = chapter_with(folder, paper, profiles=content)
-    for kept in ("adapters", "checkpoints"):  # trainings that are stored
-        (chapter_folder(project, paper) / kept).symlink_to(chapter_folder(ROOT, paper) / kept)
-    chapter = find_chapter(project, paper)
-    for name, profile in chapter.profiles.items():
-        chapter.parameters_hash(name)
-        limit = profile.time_limit_s
-        need(0 < limit < math.inf, f"a time limit of {limit}")
-        for model in profile.models:
-            with contextlib.suppress(NotStored):  # an adapter that nobody has trained
-                recordable_run(plan(chapter, model, name, {}, out=folder / "out"))
-
-
-def read_notebook(content: bytes, folder: Path) -> None:
-    chapter = find_chapter(chapter_with(folder, TOY, ipynb=content), TOY)
-    notebook_hash(chapter.notebook)
-    library_hash(chapter.notebook)
-    plan(chapter, "tiny", "smoke", {}, out=folder / "out")
-
-
-# --- measured numbers and rules -------------------------------------------------------------------
-
-expressions = st.recursive(
-    some("value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"),
-    lambda inner: st.one_of(
-        st.builds("({} {} {})".format, inner, some("+", "-", "*", "/", "<", "=="), inner),
-        st.builds("{}({}, {})".format, some("min", "max", "abs"), inner, inner),
-        st.builds("{}({})".format, some("min", "max", "abs", "not "), inner),
-        st.builds("{} and {} or {}".format, inner, inner, inner),
-    ),
-    max_leaves=6,
-)
-rules = mostly(
-    some("value > 0", "low > null_q95", "value < 0 or n < 5", "false"),
-    st.one_of(expressions, expressions.map("{} > 0".format), st.just("-" * 700 + "value > 0")),
-)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-given_numbers = st.fixed_dictionaries(
-    {
-        "value": mostly(st.one_of(finite, numbers)),
-        "interval": mostly(st.tuples(finite, finite).map(sorted), st.tuples(numbers, numbers)),
-        "n": mostly(st.integers(0, 100), st.one_of(numbers, plain)),
-        "null": mostly(
-            st.fixed_dictionaries({"q95": numbers}),
-            st.dictionaries(mostly(some("q95", "description"), texts), numbers, max_size=2),
-        ),
-    },
-    optional={"unit": texts, "note": texts, "x": mostly(numbers)},
-)
-reported = st.tuples(mostly(st.just("share"), texts), mostly(finite))
-
-
-def read_numbers(case: tuple, folder: Path) -> None:
-    """A claim has all of its result or none."""
-    rules_given, numbers_given, more = case
-    content = read_yaml(source(TOY, "claims").read_text(), "claims", texts_only=True)
-    content["claims"][0] |= {"null": "by chance"} | rules_given
-    claims = Claims.load(put(folder / "toy/claims.yaml", json.dumps(content)))
-    try:
-        claims.measure("1.1", **numbers_given)
-        claims.report(*more)
-    finally:
-        done = record_of(claims)
-        is_decided = claims.outcome("1.1") in ("holds", "fails")
-        need(not is_decided or done["claims"][0]["measured"], "an outcome and no number")
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def sealed(content: bytes) -> bytes:
-    """As whoever altered a record would seal it again; else the seal would refuse them all."""
-    try:
-        record = json.loads(content)
-        return json.dumps(record | {"seal": seal(record)}).encode()
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return content
-
-
-def read_a_record(content: bytes, folder: Path) -> None:
-    """What is read can be written, compared, and shown on every page."""
-    content = sealed(content) if len(content) % 4 else content
-    path = put(folder / "runs" / IOI / "tiny/record.json", content)
-    (run_,) = find_runs(folder / "runs", None)
-    record = run_.record
-    record_values(record)
-    whole(write_record, folder / "again.json", record)
-    is_same = whole(read_record, folder / "again.json") == record
-    need(is_same, "written and read again it is another record")
-    sizing.reference(record)
-    old = records.certified_path(folder, record)
-    inside(old, folder)
-    put(old, _SOUND)
-    records.compare(folder, path.parent)
-    for paper in (IOI, KNOB):
-        with contextlib.suppress(UsageError):  # such as an unknown profile
-            changed_since(record, CHAPTERS[paper])
-    tables.scorecard([run_])
-    tables.transfer([run_])
-    claims = CHAPTERS[IOI].claims
-    pages.landing_page([run_], claims, "")
-    switch = pages.model_switch(run_.key, [run_], [])
-    pages.chapter_page(ROOT, run_, switch, claims.model, {})
-    if record["heads"]:
-        atlas.page("tiny", [record])
-
-
-def read_run_names(names: list[str], folder: Path) -> None:
-    runs = folder / "runs"
-    for place in (f"runs/{IOI}/tiny", f"{IOI}/tiny", "runs/x/tiny", "x"):
-        put(folder / place / "record.json", _SOUND)
-    for found in find_runs(runs, names, folder / "results"):
-        is_there = found.folder == runs / found.paper / found.model
-        need(is_there, f"a run in {found.folder}")
-        inside(folder / "page" / f"{found.key}.json", folder / "page" / found.paper)
-    for name in names:
-        records.find_run(name, runs)
-
-
-# --- sweeps ---------------------------------------------------------------------------------------
-
-SWEEPS = """
-name: three-sizes
-papers: [factual-recall, successor-heads]
-models: [EleutherAI/pythia-70m, tiny]
-seeds: [0, 1, 2]
-profile: laptop
-parameters: {revision: ["", main]}
-device: cuda
-threads: 4
-memory_gb: 16
----
-{name: seeds, papers: [ioi-circuit-reuse], models: [tiny], seeds: [0, 1]}
----
-name: many
-papers: [ioi-circuit-reuse]
-models: [tiny, gpt2]
-parameters: {n_prompts: [50, 100], n_deep: 8, prompts_file: ""}
-"""
+SWEEP = re.search(r"```yaml\n(name: .*?)```", (ROOT / "book/rerun.md").read_text(), re.S)[1]
 
 
 def read_a_sweep(content: bytes, folder: Path) -> None:
     path = put(folder / "sweep.yaml", content)
     planned = read_sweep(ROOT, path)
-    top = ROOT / "build" / "sweeps" / planned.name
-    need(planned.folder == top and top.name == planned.name, f"the folder is {planned.folder}")
+    top = ROOT / "build/sweeps" / planned.name
+    assert planned.folder == top and top.name == planned.name, f"the folder is {planned.folder}"
     for name, job in planned.jobs.items():
+        assert name.isprintable(), f"a job {name!r}"
         inside(planned.stamp(name), top / "stamps")
-        inside(job.run.folder, top / job.variant)
-        is_there = job.run.folder.parents[2] == top and name.isprintable()
-        need(is_there, f"a job {name!r} in {job.run.folder}")
-        recordable_run(job.run)
-    of_a_job = planned.threads, planned.memory_mb
-    need({*map(type, of_a_job)} == {int}, f"threads and memory {of_a_job}")
+        recordable_run(job.run, top / name.split("/")[0])
     command(ROOT, path, planned, "slurm", 2, [])
 
 
-# --- a reader's own data --------------------------------------------------------------------------
-
-_PARK = "When Mary and John arrived at the park, {} handed the lemon to"
-_PAIR = dict(clean=_PARK.format("John"), corrupted=_PARK.format("Mary"))
-_PAIR |= dict(answer=" Mary", foil=" John")
-_LONG_PAIR = _PAIR | {key: f"Then {_PAIR[key]}" for key in ("clean", "corrupted")}
-_SHORT_PAIR = dict(clean="Then Mary", corrupted="Then John", answer=" and", foil=" to")
-_BYTES = dict(clean="1 + 1 = ", corrupted="1 + 2 = ", answer="2", foil="3")
-_COLORED = "Q: On the desk, there is a red {}, a blue {}, and a black {}. What color is the {}?\nA:"
-_TWO_SHOTS = f"{_COLORED.format('pen', 'cup', 'mug', 'cup')} Blue\n"
-_ADA = dict(subject="Ada", prompt="The job of {subject} is", answer="poet", foil="king")
-_BO = dict(subject="Bo", prompt="Bo is a", answer="cook", foil="spy", relation="job")
-_CAT = dict(context="The cat of Ada is green.", question="What colour is the cat of Ada?")
-_CITY = dict(context="Bo lives in Rome.", question="Where does Bo live?", subject="Bo")
-OWN = {
-    "prompts_file": [[_PAIR, _SHORT_PAIR, _LONG_PAIR], [_SHORT_PAIR], [_BYTES], [_BYTES]],
-    "colored_objects_file": [
-        [
-            [_COLORED.format("pen", "cup", "mug", "pen"), " Red"],
-            [_COLORED.format("cup", "pen", "mug", "cup"), "red"],
-            [_TWO_SHOTS + _COLORED.format("pen", "cup", "mug", "mug"), "black"],
-        ]
-    ],
-    "facts_file": [[_ADA, _BO]],
-    "conflicts_file": [
-        [
-            _CAT | dict(prior_answer="black", context_answer="green"),
-            _CITY | dict(prior_answer="Oslo", context_answer="Rome", opening="Bo lives in"),
-        ]
-    ],
-}
+# --- chapters and claims --------------------------------------------------------------------------
 
 
-def as_csv(rows: list) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(rows[0])
-    for row in rows:
-        writer.writerow(row.values() if isinstance(row, dict) else row)
-    return out.getvalue()
+def chapter_file(name: str, *papers: str) -> st.SearchStrategy:
+    """(paper, the name of one of its files, the file's content)."""
+
+    def of(paper: str) -> st.SearchStrategy:
+        file = name.format(paper)
+        content = damaged_file(file, (SOURCES[paper] / file).read_text())
+        return st.tuples(st.just(paper), st.just(file), content)
+
+    return some(papers).flatmap(cache(of))
 
 
-def own_files(kind: str) -> st.SearchStrategy:
-    """((the file's name, its content), is it read with a tokenizer that knows words only?)."""
-    sound = [json.dumps(rows) for rows in OWN[kind]]
-    lines = ["\n".join(map(json.dumps, rows)) for rows in OWN[kind]]
-    contents = {
-        "mine.json": files(OWN[kind], IN_JSON),
-        "mine.jsonl": st.one_of(edited(lines, IN_JSON).map(utf_8), bruised(lines)),
-        "mine.csv": bruised(list(map(as_csv, OWN[kind]))),
-        "mine.txt": bruised(sound),
-        "MINE.JSON": bruised(sound),
-    }
-    usual, *odd = (st.tuples(st.just(name), content) for name, content in contents.items())
-    return st.tuples(mostly(usual, st.one_of(*odd)), mostly(st.just(True), st.just(False)))
+def lay(folder: Path, paper: str, name: str = "", content: bytes = b"") -> None:
+    """Put a chapter into the project `folder`, by links; one of its files may be another."""
+    place = chapter_folder(folder, paper)
+    for path in filter(Path.is_file, SOURCES[paper].rglob("*")):
+        there = place / path.relative_to(SOURCES[paper])
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.symlink_to(path)
+    if name:
+        put(place / name, content)
 
 
-@cache
-def tokenizers() -> tuple[Any, Any]:
-    """One that knows words only, and one that knows every byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
-    return word_tokenizer(), transformers.PreTrainedTokenizerFast(
-        tokenizer_object=letters, eos_token=alphabet[0]
-    )
+def record_of(claims: Claims) -> None:
+    """The record that a run would leave with these claims is made, checked and shown."""
+    content = claims.bundle({"name": "tiny", "sha256": None})[MIME]
+    keys = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
+    entries = [claim | {"scope": "transfer"} for claim in content["claims"]]
+    recordable(**{key: content[key] for key in keys}, claims=entries)
+    verdict_table(entries)._repr_html_()
+
+
+def read_chapter(case: tuple[str, str, bytes], folder: Path) -> None:
+    """A chapter that is read can be shown, run in each of its profiles, and recorded."""
+    lay(folder, *case)
+    chapter = find_chapter(folder, case[0])
+    changed_since(_RECORD, chapter)
+    chapter.claims.table()._repr_html_()
+    chapter.claims.history()._repr_html_()
+    record_of(chapter.claims)
+    for profile in chapter.profiles:
+        for model in chapter.profile(profile).models:
+            with contextlib.suppress(NotStored):  # an adapter that nobody has trained
+                planned = plan(chapter, model, profile, {}, out=folder / "out")
+                recordable_run(planned, folder / "out")
+
+
+_PARTS = ["value", "low", "high", "n", "null_q95", "x", "0", "1e308", "9" * 320, "true"]
+parts = some([*_PARTS, "abs(value)", "max(low, x)", "min(n, 9)", "-" * 700 + "value", "(low - 1)"])
+signs = some(["+", "-", "*", "/", "<", "==", "and", "or", "and not"])
+rules = mostly(
+    some(["value > 0", "low > null_q95", "value < 0 or n < 5", "false"]),
+    st.builds("{} {} {} {} {}".format, parts, signs, parts, signs, parts),
+)
+given_numbers = st.fixed_dictionaries(
+    {
+        "value": mostly(st.integers(-9, 9)),
+        "interval": mostly(st.just((-10, 10)), st.tuples(numbers, numbers)),
+        "n": mostly(st.integers(0, 100)),
+        "null": st.dictionaries(mostly(st.just("q95"), texts), numbers, min_size=1, max_size=2),
+    },
+    optional={"unit": texts, "note": texts, "x": mostly(numbers)},
+)
+key = mostly(st.just("share"), texts)
+measurements = st.tuples(st.tuples(rules, rules, rules), given_numbers, key, mostly(numbers))
+
+
+def read_numbers(case: tuple, folder: Path) -> None:
+    """A claim has all of its result or none."""
+    given_rules, named, key, reported = case
+    content = read_yaml((SOURCES[TOY] / "claims.yaml").read_text(), "claims", texts_only=True)
+    content["claims"][0] |= zip(("gate", "holds_if", "fails_if"), given_rules, strict=True)
+    content["claims"][0]["null"] = "by chance"
+    claims = Claims.load(put(folder / "toy/claims.yaml", json.dumps(content)))
+    try:
+        claims.measure("1.1", **named)
+        claims.report(key, reported)
+    finally:
+        record_of(claims)  # where an outcome without its number is refused
+
+
+# --- records, and a reader's own data -------------------------------------------------------------
+
+
+def read_a_record(content: bytes, folder: Path) -> None:
+    """What is read can be written, compared, and shown on every page."""
+    if len(content) % 4:  # whoever altered it seals it again; else the seal would refuse them all
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            record = json.loads(content)
+            content = json.dumps(record | {"seal": records.seal(record)}).encode()
+    path = put(folder / "runs" / IOI / "tiny/record.json", content)
+    (found,) = runs.find_runs(folder / "runs", None)
+    record = found.record
+    records.record_values(record)
+    again = folder / "again.json"
+    whole(records.write_record, again, record)
+    assert whole(records.read_record, again) == record, "read again it is another record"
+    sizing.reference(record)
+    put(records.certified_path(folder, record), RECORDS[-1])
+    records.compare(folder, path.parent)
+    with contextlib.suppress(UsageError):  # such as an unknown profile
+        changed_since(record, CHAPTERS[IOI])
+    tables.scorecard([found])
+    tables.transfer([found])
+    pages.landing_page([found], CHAPTERS[IOI].claims, "")
+    switch = pages.model_switch(found.key, [found], [])
+    pages.chapter_page(ROOT, found, switch, CHAPTERS[IOI].claims.model, {})
+    if record["heads"]:
+        atlas.page("tiny", [record])
+
+
+_odd_runs = st.one_of(texts, st.builds("{}/{}".format, some([IOI, "x", "..", "."]), texts))
+_runs = ["tiny", "..", "../x/tiny", "../../x"]
+run_names = mostly(some([*(f"{IOI}/{run}" for run in _runs), f"../{IOI}/tiny"]), _odd_runs)
+
+
+def read_run_names(names: list[str], folder: Path) -> None:
+    for place in (f"runs/{IOI}/tiny", f"{IOI}/tiny", "runs/x/tiny", "x"):
+        put(folder / place / "record.json", RECORDS[-1])
+    for found in runs.find_runs(folder / "runs", names, folder / "results"):
+        inside(folder / "page" / found.key, folder / "page" / found.paper)  # its page in the book
+    for name in names:
+        records.find_run(name, folder / "runs")
+
+
+MANUAL = (ROOT / "book/commands.md").read_text()
+EXAMPLES = dict(re.findall(r"\*\*`(\w+_file)`\*\*.*?```(?:json|text)\n(.*?)```", MANUAL, re.S))
+# It knows every word of the manual, also after a space where it has a comma.
+TOKENIZER = word_tokenizer([MANUAL, MANUAL.replace(",", " ")])
 
 
 def read_facts(tokenizer: Any, path: Path) -> None:
@@ -713,293 +483,191 @@ def read_facts(tokenizer: Any, path: Path) -> None:
         facts.conflict_pairs(tokenizer, conflicts, facts.OWN_TEMPLATE)
 
 
-READ_OWN = {
-    "prompts_file": prompts.pairs_from_file,
-    "colored_objects_file": prompts.colored_objects_from_file,
+# As the runner reads them before a run, and made into prompts as the chapter does.
+OWN = prompts.READERS | {
     "facts_file": read_facts,
     "conflicts_file": lambda _, path: contexts.paragraph_cases(contexts.cases_from_file(path)),
 }
 
 
-def read_own(kind: str, case: tuple, folder: Path) -> None:
-    """Read as the runner does before a run, and made into prompts as the chapter does."""
-    (name, content), words_only = case
-    READ_OWN[kind](tokenizers()[0 if words_only else 1], put(folder / name, content))
+def own_files(kind: str) -> st.SearchStrategy:
+    """((the parameter, the file's name), its content), from the manual's example."""
+    sound = {"mine.csv": EXAMPLES[kind]}
+    if EXAMPLES[kind].startswith("["):
+        lines = "\n".join(map(json.dumps, json.loads(EXAMPLES[kind])))
+        sound = {"mine.json": EXAMPLES[kind], "mine.jsonl": lines}
+    contents = {name: damaged([text], IN_JSON) for name, text in sound.items()}
+    return some(list(sound)).flatmap(lambda name: st.tuples(st.just((kind, name)), contents[name]))
 
 
-# --- new chapters ---------------------------------------------------------------------------------
+def read_own(case: tuple[tuple[str, str], bytes], folder: Path) -> None:
+    (kind, name), content = case
+    OWN[kind](TOKENIZER, put(folder / name, content))
+
+
+# --- commands -------------------------------------------------------------------------------------
 
 _TOC = (ROOT / "_toc.yml").read_text()
-titles = mostly(
-    st.one_of(
-        some("A Sixth Paper", "null", "yes", "3.14", "Attention, again", "It's all", "[Draft]"),
-        st.builds("{} {}".format, texts, texts),
-        st.text(st.characters(codec="utf-8"), min_size=3, max_size=20),
-    ),
-    texts,
-)
-slugs = mostly(
-    st.from_regex(r"[a-z0-9]+(-[a-z0-9]+){0,2}", fullmatch=True),
-    st.one_of(some("null", "true", "1", "1e3", "claims", "toy", "sixth-paper\n", "x" * 60), texts),
-)
-numbers_of_papers = mostly(
-    some("2601.00001", "2601.0001"), st.one_of(some("2601.00001\n", "٢٣١٠.٠٨٧٤٤"), texts)
-)
-
-
-def read_new(case: tuple, folder: Path) -> None:
-    """A new chapter is whole, or nothing is written."""
-    slug, title, number, toc = case
-    project = chapter_with(folder, TOY)
-    put(project / "tests/test_claims.py", "mine")
-    put(project / "_toc.yml", toc)
-    before = tree(project)
-    try:
-        paths = new_paper(project, slug, title, number)
-    except BaseException:
-        need(tree(project) == before, "something was written, and then it failed")
-        raise
-    chapter = whole(find_chapter, project, slug)
-    about = chapter.claims.title, chapter.claims.arxiv
-    need(about == (title, number), f"title and number have become {about}")
-    for path in paths:
-        inside(path, project)
-    ast.parse(paths[3].read_text())
-    heading = "".join(json.loads(chapter.notebook)["cells"][0]["source"]).partition("\n")[0]
-    is_shown = heading == f"# {title}" and title == title.strip()  # the book refuses another
-    need(is_shown, f"the page begins with {heading!r}")
-    library_hash(chapter.notebook)
-    contents = str(yaml.safe_load((project / "_toc.yml").read_text()))
-    need(f"chapters/{slug}/index" in contents, "it is not in the table of contents")
-    after = tree(project)
-    is_kept = all(after[path] == old for path, old in before.items() if "_toc" not in path)
-    need(is_kept, "another file was changed")
-
-
-# --- whole commands -------------------------------------------------------------------------------
-
-_WORDS = {
-    "--model": ["tiny", "gpt2", "org/name", "./notebooks"],
-    "--profile": ["smoke", "laptop", "paper", "local", "slurm"],
-    "-p": ["mode=well", "n_prompts=3", "seed=-1", "seed=1e3", "prompts_file=_toc.yml"],
-    "--seed": ["0", "7", "-1", "99999999999999999999"],
-    "--revision": ["main", ""],
-    "--device": ["cpu", "cuda", "auto"],
-    "--out": ["out", "notebooks/toy/toy.ipynb", "../out", "_toc.yml/out", "~nobody-here/x"],
-    "--time-limit": ["60", "0", "-1", "nan", "1e400"],
-    "--refusal": ["refused", "notebooks", "_toc.yml/refused"],
-    "--jobs": ["2", "0", "1000000"],
-    "--title": ["A Seventh Paper"],
-    "--arxiv": ["2601.00001"],
-    "--format": ["weight"],
-    "--cell": ["copy/rope-0.003-1", "copy/rope-0.003", "copy/rope-9-1"],
-    "--cores": ["1", "0"],
-    "--dry-run": [],
-    "--modl": ["tiny"],
-    "--help": [],
+new_chapters = st.tuples(
+    mostly(some(["sixth", "6-th-paper", "null", "1e3", TOY, "sixth\n", "x" * 61]), texts),
+    mostly(st.one_of(some(["A Sixth Paper", "3.14", "It's [Draft]"]), st.text(min_size=3)), texts),
+    mostly(some(["2601.00001", "2601.0001", "2601.00001\n", "٢٣١٠.٠٨٧٤٤"]), texts),
+    mostly(st.just(_TOC.encode()), damaged([_TOC], IN_YAML)),
+).filter(lambda case: not case[0].startswith("-"))  # which would be an option
+# Commands with the options that they may be given.
+LINES = {
+    "list": "--help -h",
+    "run toy": "--model=tiny --model=org/name --model=./notebooks --profile=smoke --device=auto "
+    "-pmode=well -pprompts_file=_toc.yml --seed=7 --revision=main --out=../out --time-limit=60 "
+    "--refusal=refused --refusal=notebooks",
+    "sweep sweep.yaml": "--profile=slurm --profile=local --jobs=2 --dry-run",
+    f"certify {IOI}/tiny": "--out=results --out=build/runs",
+    f"verify {IOI}/tiny": "--out=results --out=build/runs",
+    "new sixth-paper --title=Sixth --arxiv=2601.00001": "--title=Seventh --help",
+    f"train {KNOB} --model=gpt2 --seed=1": "--format=weight --device=cuda --help",
+    f"train {cells.PAPER}": "--cell=copy/rope-0.003-1 --cell=copy/rope-9-1 --cores=1 --modl=tiny",
 }
-_LINES = (
-    "list",
-    "run toy",
-    "sweep sweep.yaml",
-    f"certify {IOI}/tiny",
-    f"verify {IOI}/tiny",
-    "new sixth-paper --title Sixth --arxiv 2601.00001",
-    f"train {KNOB}",
-    "walk",
-)
 
 
 @st.composite
 def command_lines(draw: Callable) -> list[str]:
-    line = draw(mostly(some(*_LINES[1:6]), some(*_LINES))).split()
-    command = typer.main.get_command(cli.app).commands.get(line[0])
-    known = {flag for param in command.params for flag in param.opts} if command else set()
-    flags = sorted({"--help", *known & {*_WORDS}})
-    if draw(st.integers(0, 3)) == 0:
-        line[draw(st.integers(0, len(line) - 1))] = draw(texts)
-    for _ in range(draw(st.integers(0, 3))):
-        flag = draw(mostly(some(*flags), some(*_WORDS, "--", "-h")))
-        values = _WORDS.get(flag, [])
-        odd = texts if flag != "--refusal" else some(*values)  # which is written, wherever it is
-        line += [flag, draw(mostly(some(*values), odd))] if values else [flag]
+    """A command in which up to two words, or values of options, are others."""
+    start, options = draw(some(list(LINES.items())))
+    line = [*start.split(), *draw(st.lists(some(options.split()), max_size=3))]
+    for _ in range(draw(some([0, 0, 1, 2]))):
+        # What --refusal names is written, wherever it is.
+        place = draw(some([i for i, word in enumerate(line) if "--refusal" not in word]))
+        flag, equals, _ = line[place].rpartition("=")
+        line[place] = flag + equals + draw(st.one_of(texts, numbers.map(json.dumps)))
     return [word.replace("\0", "") for word in line]  # no command line has one
 
 
-def _not_run(*arguments: Any, **options: Any) -> None:
-    raise RunFailed("nothing runs here")
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-NOTHING_RUNS: dict[str, Callable] = {
-    "bookkit.cli.prepare": lambda runs, skip_missing: runs,
-    "bookkit.cli.execute": _not_run,
-    "bookkit.cli.run_sweep": lambda *_: 0,
-    "bookkit.cli.to_run": lambda *_: {},
-    "replib.chapters.copying_mamba.stored.missing": lambda root: [],
-    "replib.chapters.context_knob.training.train_adapter": lambda *_: Path(),
-    "replib.chapters.copying_mamba.training.train_cell": lambda *_: Path(),
-}
-
-
-def read_command_line(line: list[str], folder: Path) -> None:
-    """The exit code says how it ended; a refusal is the only line on standard error."""
-    project = chapter_with(folder, TOY)
-    chapter_with(folder, IOI)
-    put(project / "_toc.yml", _TOC)
-    put(project / "sweep.yaml", "{name: trial, papers: [toy], models: [tiny], profile: smoke}")
+def read_command_line(line: list[str], folder: Path, toc: bytes | str = _TOC) -> None:
+    """The exit code says how it ended; a refusal is the only line, and writes nothing."""
+    for paper in (TOY, IOI):
+        lay(folder, paper)
     for place in ("build/runs", "results"):
-        put(project / place / IOI / "tiny/record.json", _SOUND)
-    shutil.copytree(ROOT / "workflow/profiles", project / "workflow/profiles")
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as stack:
-        for name, stand_in in NOTHING_RUNS.items():
-            stack.enter_context(mock.patch(name, stand_in))
-        stack.enter_context(contextlib.redirect_stdout(out))
-        stack.enter_context(contextlib.redirect_stderr(err))
-        stack.enter_context(contextlib.chdir(project))
+        put(folder / place / IOI / "tiny/record.json", RECORDS[-1])
+    put(folder / "sweep.yaml", "{name: trial, papers: [toy], models: [tiny], profile: smoke}")
+    put(folder / "_toc.yml", toc)
+    (folder / "workflow").symlink_to(ROOT / "workflow")
+    before, out, err = tree(folder), io.StringIO(), io.StringIO()
+    with (
+        mock.patch.multiple("bookkit.cli", run_sweep=lambda *_: 0, to_run=lambda *_: {}),
+        mock.patch("bookkit.cli.prepare", lambda runs, skip_missing: runs),
+        mock.patch("bookkit.cli.execute", side_effect=RunFailed("nothing runs here")),
+        mock.patch("replib.chapters.context_knob.training.train_adapter", return_value=Path()),
+        mock.patch("replib.chapters.copying_mamba.training.train_cell", return_value=Path()),
+        mock.patch.object(cells, "missing", return_value=[]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         code = cli.main(line)
     out.getvalue().encode()  # a terminal could not show half a character
     said = err.getvalue()
     if code == 2:
         is_line = said.startswith("replib: ") and said.count("\n") == 1 and not out.getvalue()
-        need(is_line, f"said {said!r} {out.getvalue()!r}")
+        assert is_line, f"said {said!r} {out.getvalue()!r}"
+        assert tree(folder) == before, "refused, and yet something was written"
         raise UsageError(said.removesuffix("\n"))
     is_told = code == 0 or (code == 1 and ("nothing runs here" in said or "verify" in line))
-    need(is_told, f"ended with {code} and said {said!r}")
+    assert is_told, f"ended with {code} and said {said!r}"
 
 
-# --- a folder with a model ------------------------------------------------------------------------
+def read_new(case: tuple, folder: Path) -> None:
+    slug, title, arxiv, toc = case
+    read_command_line(["new", slug, f"--title={title}", f"--arxiv={arxiv}"], folder, toc)
+    claims = whole(find_chapter, folder, slug).claims
+    assert (claims.title, claims.arxiv) == (title, arxiv), "title or number is another"
 
-# More than a few layers would be built one by one; a size that fits no memory is refused at once.
-_SIZES = (0, 1, 3, -1, 0.5, math.nan, True, 2**62, 10**400)
+
+# --- models and stored trainings ------------------------------------------------------------------
+
+_WEIGHTS = "model.safetensors"
+_FOREIGN_CODE = {"auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}}
 
 
 @cache
-def model_folder(arch: str) -> dict[str, bytes]:
-    """The files of a small random model, as a user would have saved it."""
-    with tempfile.TemporaryDirectory() as name, quiet():
-        model, tokenizer = tiny_parts(arch, 0)
-        model.save_pretrained(name)
-        tokenizer.save_pretrained(name)
+def model_folder() -> dict[str, bytes]:
+    """The files of a small random model, as a user would have saved it, with an index."""
+    with tempfile.TemporaryDirectory() as name:
+        for part in tiny_parts("llama", 0):
+            part.save_pretrained(name)
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": _WEIGHTS}}
+        put(Path(name) / f"{_WEIGHTS}.index.json", json.dumps(index))
         return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
 
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_INDEXES = [
-    {"metadata": {"total_size": 1}, "weight_map": {"lm_head.weight": _WEIGHTS}},
-    {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}},
-]
-
-
 @st.composite
-def model_folders(draw: Callable) -> tuple[str, dict[str, bytes]]:
-    """(architecture, the files that are changed)."""
-    arch = draw(some("gpt2", "llama"))
-    name = draw(some(*["config.json"] * 4, *[_WEIGHTS] * 2, *model_folder(arch), _INDEX))
-    raw = model_folder(arch).get(name, b"")
-    if name == _INDEX:
-        return arch, {name: draw(files(_INDEXES, IN_JSON))}
+def model_files(draw: Callable) -> tuple[str, bytes]:
+    """(the name of one of the files, its content)."""
+    name = draw(some([*["config.json"] * 4, *[_WEIGHTS] * 2, *model_folder()]))
+    raw = model_folder()[name]
     if name == _WEIGHTS:
         (length,) = struct.unpack("<Q", raw[:8])
-        header = utf_8(draw(edited([raw[8 : 8 + length].decode()], IN_JSON)))
-        size = draw(mostly(st.just(len(header)), some(0, 1, 2**40, 2**64 - 1)))
-        cut = draw(mostly(st.just(None), some(0, 8, 1000, -1)))
-        return arch, {name: (struct.pack("<Q", size) + header + raw[8 + length :])[:cut]}
-    content = json.loads(raw)
+        header = draw(damaged([raw[8 : 8 + length].decode()], IN_JSON))
+        size = draw(mostly(st.just(len(header)), some([0, 1, 2**40, 2**64 - 1])))
+        cut = draw(mostly(st.just(None), some([0, 8, 1000, -1])))
+        return name, (struct.pack("<Q", size) + header + raw[8 + length :])[:cut]
     if name != "config.json":
-        return arch, {name: draw(files([content], IN_JSON))}
-    if draw(st.integers(0, 3)) == 0:
-        return arch, {name: draw(bruised([raw.decode()]))}
-    key = draw(some(*content))
-    sizes = [size for size in _SIZES if "layer" not in key or size < 9]
-    value = draw(st.one_of(some(*sizes), some(None, [], {}, "4", content[key]), texts))
-    foreign = {"auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}}
-    more = draw(mostly(st.just({}), st.just(foreign)))
-    return arch, {name: json.dumps(content | more | {key: value}).encode()}
+        return name, draw(damaged([raw.decode()], IN_JSON))
+    content = json.loads(raw) | draw(some([{}, _FOREIGN_CODE]))
+    key = draw(some(list(content)))
+    # More than a few layers would be built one by one; a size that fits no memory is refused.
+    sizes = [0, 1, 3, -1, 0.5, math.nan, True, *([] if "layer" in key else [2**62, 10**400])]
+    values = [*map(json.dumps, [*sizes, None, [], {}, "4", content[key]]), *IN_JSON]
+    value = draw(st.one_of(some(values), texts.map(json.dumps)))
+    return name, json.dumps(content | {key: "HERE"}).replace('"HERE"', value).encode()
 
 
-def read_model_folder(case: tuple, folder: Path) -> None:
-    arch, changed = case
-    for name, content in (model_folder(arch) | changed).items():
+def read_model_folder(case: tuple[str, bytes], folder: Path) -> None:
+    for name, content in (model_folder() | dict([case])).items():
         put(folder / "mine" / name, content)
     put(folder / "mine/mine.py", f"open({str(ROOT / 'owned')!r}, 'w')")
-    name = absolute_model("./mine")
-    prepare_model(name)
-    size = sizing.folder_size(folder / "mine")
-    sizing.estimate(size, "float32", "cpu", 8e9, None)
-    need(size.d_model * size.n_params > 0, f"a size of {size}")
-    load_model(name)
+    path = absolute_model("./mine")
+    prepare_model(path)
+    sizing.estimate(sizing.folder_size(folder / "mine"), "float32", "cpu", 8e9, None)
+    load_model(path)
 
 
-# --- stored trainings -----------------------------------------------------------------------------
-
-_CELL = cell_of(
-    next(
-        f"{path.parent.name}/{path.stem}"
-        for path in sorted(cells.folder(ROOT).glob("copy/*.json"))
-        if cell_of(f"copy/{path.stem}").is_reported
-    )
-)
-_CARD = json.loads(cells.card_path(ROOT, _CELL).read_text())
-_ADAPTER = min(chapter_folder(ROOT, KNOB).glob("adapters/*/*/training.json")).parent
-_ADAPTER_CARD = json.loads((_ADAPTER / adapters.CARD).read_text())
-_ADAPTER_CONFIG = json.loads((_ADAPTER / adapters.CONFIG).read_text())
-_OLD = {"sha256": hashlib.sha256(b"weights").hexdigest()}
-CARDS = {"grid": _CARD | _OLD, "card": _ADAPTER_CARD | _OLD, "config": _ADAPTER_CONFIG}
+_CELL = cells.reported(ROOT, "copy", "rope")[0]
+_ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
-    *(st.tuples(st.just(kind), files([card], IN_JSON)) for kind, card in CARDS.items())
+    chapter_file(f"checkpoints/{_CELL.name}.json", cells.PAPER),
+    *(chapter_file(f"{_ADAPTER}/{name}", KNOB) for name in (adapters.CARD, adapters.CONFIG)),
 )
 
 
-def read_card(case: tuple, folder: Path) -> None:
-    kind, content = case
-    if kind == "grid":
-        put(cells.card_path(folder, _CELL), content)
-        put(cells.weights_path(folder, _CELL), b"weights")
+def read_card(case: tuple[str, str, bytes], folder: Path) -> None:
+    lay(folder, *case)
+    if case[0] == KNOB:
+        adapters.check_adapter(folder, "smollm2-135m", None, "weight", 1)
+    else:
         cells.is_stale(folder, cells.read_card(folder, _CELL))
-        cells.selection(folder, _CELL.study, _CELL.architecture)
-        return
-    about = ("tiny", "weight", 1)
-    place = adapters.adapter_folder(folder, *about)
-    card, config = json.dumps(_ADAPTER_CARD | _OLD), json.dumps(_ADAPTER_CONFIG)
-    card, config = (card, content) if kind == "config" else (content, config)
-    put(place / adapters.WEIGHTS, b"weights")
-    put(place / adapters.CARD, card)
-    put(place / adapters.CONFIG, config)
-    adapters.check_adapter(folder, about[0], None, *about[1:])
 
 
-_RUN_NAMES = st.one_of(
-    some(f"{IOI}/tiny", "x/tiny", f"../{IOI}/tiny", f"{IOI}/../x/tiny", f"{IOI}/../../x"),
-    st.builds("{}/{}".format, some(IOI, "..", ".", "results"), texts),
-)
-_run_names = st.lists(mostly(_RUN_NAMES, texts), min_size=1, max_size=3)
-_rules = st.fixed_dictionaries(dict.fromkeys(("gate", "holds_if", "fails_if"), rules))
-_numbers = st.tuples(_rules, given_numbers, reported)
-_notebooks = files([_NOTEBOOK], IN_JSON)
-_records = files([json.loads(RECORDS[key]) for key in RECORDS if "ioi" in key], IN_JSON, _SOUND)
-_sweeps = files(list(yaml.safe_load_all(SWEEPS)), IN_YAML, *SWEEPS.split("---\n"))
-_tocs = st.one_of(st.just(_TOC), bruised([_TOC]))
-TARGETS = (
-    Target("parameters", some(*_PAPERS).flatmap(_settings), read_settings, 30),
-    Target("names of models", model_names, read_model_name, 25),
-    Target("claims files", chapter_files("claims"), read_claims, 30),
-    Target("numbers of a claim", _numbers, read_numbers, 20),
-    Target("profiles files", chapter_files("profiles"), read_profiles, 12),
-    Target("notebooks", _notebooks, read_notebook, 12),
-    Target("records", _records, read_a_record, 30),
-    Target("names of runs", _run_names, read_run_names, 8),
-    Target("sweep files", _sweeps, read_a_sweep, 25),
-    *(Target(f"own data, {kind}", own_files(kind), partial(read_own, kind), 8) for kind in OWN),
-    Target("new chapters", st.tuples(slugs, titles, numbers_of_papers, _tocs), read_new, 15),
-    Target("command lines", command_lines(), read_command_line, 25),
-    Target("folders with a model", st.deferred(model_folders), read_model_folder, 10),
-    Target("cards of stored trainings", cards, read_card, 8),
-)
+# One kind of input each: the cases, and what reads one in an empty folder, the current one.
+TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
+    "parameters": (some(PAPERS).flatmap(settings_of), read_a_plan),
+    "names of models": (model_names, read_a_plan),
+    "claims files": (chapter_file("claims.yaml", *PAPERS), read_chapter),
+    "numbers of a claim": (measurements, read_numbers),
+    "profiles files": (chapter_file("profiles.yaml", *PAPERS), read_chapter),
+    "notebooks": (chapter_file("{}.ipynb", TOY), read_chapter),
+    "records": (damaged(RECORDS, IN_JSON), read_a_record),
+    "names of runs": (st.lists(run_names, min_size=1, max_size=3), read_run_names),
+    "sweep files": (damaged_file("sweep.yaml", SWEEP), read_a_sweep),
+    **{f"own data, {kind}": (own_files(kind), read_own) for kind in OWN},
+    "new chapters": (new_chapters, read_new),
+    "command lines": (command_lines(), read_command_line),
+    "folders with a model": (st.deferred(model_files), read_model_folder),
+    "cards of stored trainings": (cards, read_card),
+}
 COLUMNS = ("input", "cases", "accepted", "refused in one line", "other")
-
-
-# --- command line ---------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1009,21 +677,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    started, rows, faults = time.monotonic(), [], []
-    for target in TARGETS:
+    started, rows = time.monotonic(), []
+    for name in TARGETS:
         try:
-            counts = run(target, share(target, options.cases), options.seed)
-            rows.append([target.name, counts.total(), counts["accepted"], counts["refused"], 0])
+            counts = run(name, math.ceil(options.cases / len(TARGETS)), options.seed)
+            rows.append([name, counts.total(), counts["accepted"], counts["refused"], 0])
         except Exception as error:
-            faults.append(target.name)
             traceback.print_exception(error)
+            print(f"fuzz: {name}: a fault, see above")
     print(show(COLUMNS, rows))
-    print(*(f"fuzz: {name}: a fault, see above" for name in faults), sep="\n")
-    if options.out is not None and not faults:
+    has_faults = len(rows) < len(TARGETS)
+    if options.out is not None and not has_faults:
         what = "Hostile input, made from the project's own files: how each case ended."
-        more = {"cases": sum(row[1] for row in rows)}
-        write_table(options.out, what, COLUMNS, rows, time.monotonic() - started, **more)
-    return 1 if faults else 0
+        cases, seconds = sum(row[1] for row in rows), time.monotonic() - started
+        write_table(options.out, what, COLUMNS, rows, seconds, cases=cases)
+    return int(has_faults)
 
 
 if __name__ == "__main__":

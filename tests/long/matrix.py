@@ -9,14 +9,13 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
 import transformers
+from faults import lines
 from trust import ROOT, run_chapter
 
 from bookkit.project import list_papers
@@ -24,7 +23,7 @@ from bookkit.records import read_record
 from replib.chapters.context_knob import training as finetuning
 from replib.chapters.context_knob.intents import SPLITS
 from replib.chapters.context_knob.stored import INTENT_FORMATS
-from replib.chapters.factual_recall.facts import relations
+from replib.chapters.factual_recall.facts import readable, relations
 from replib.prompts.vocabulary import word_tokenizer
 
 # Smaller than the smoke profile: here the question is whether it runs.
@@ -47,13 +46,11 @@ def configurations(vocabulary: dict[str, int]) -> dict[str, transformers.Pretrai
     """By architecture: 4 layers, width 32, 4 heads where there are heads."""
     t = transformers
     size = {"hidden_size": 32, "num_hidden_layers": 4, **vocabulary}
-    usual = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512}
-    usual |= size
+    opt = size | {"num_attention_heads": 4, "max_position_embeddings": 512}
+    usual = opt | {"intermediate_size": 64}
     grouped = usual | {"num_key_value_heads": 2}
     gemma = grouped | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}
-    layers = ["sliding_attention", "full_attention"] * 2
-    mamba = size | {"state_size": 8}
-    opt = {k: v for k, v in usual.items() if k != "intermediate_size"}
+    gemma |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
     return {
         "gpt2": t.GPT2Config(n_positions=512, n_embd=32, n_layer=4, n_head=4, **vocabulary),
         "neox": t.GPTNeoXConfig(**usual),
@@ -61,33 +58,29 @@ def configurations(vocabulary: dict[str, int]) -> dict[str, transformers.Pretrai
         "llama": t.LlamaConfig(**grouped),
         "mistral": t.MistralConfig(**grouped, sliding_window=None),
         "qwen3": t.Qwen3Config(**grouped, head_dim=16),
-        "gemma2": t.Gemma2Config(**gemma, layer_types=layers),
-        "gemma3": t.Gemma3TextConfig(**gemma, layer_types=layers),
+        "gemma2": t.Gemma2Config(**gemma),
+        "gemma3": t.Gemma3TextConfig(**gemma),
         "phi": t.PhiConfig(**usual),
-        "mamba": t.MambaConfig(**mamba),
-        "mamba2": t.Mamba2Config(**mamba, num_heads=4, head_dim=16, n_groups=1),
+        "mamba": t.MambaConfig(**size, state_size=8),
+        "mamba2": t.Mamba2Config(**size, state_size=8, num_heads=4, head_dim=16, n_groups=1),
     }
 
 
 ARCHITECTURES = tuple(configurations({}))
 
 
-IDS = ("bos", "eos", "pad")
-
-
 def save_model(architecture: str, folder: Path) -> Path:
     """A random model of this architecture and its tokenizer, as safetensors."""
     tokenizer = word_tokenizer()
-    ids = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id") for key in IDS}
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = configurations({"vocab_size": len(tokenizer), **ids})[architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "A_log" not in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and "A_log" not in name:
+                    parameter.normal_(std=0.2)
     model.save_pretrained(folder / architecture)
     tokenizer.save_pretrained(folder / architecture)
     return folder / architecture
@@ -108,13 +101,10 @@ REFUSED = {
 
 def train_adapters(project: Path, model: Path) -> None:
     """Adapters as `replib train` makes them, from a handful of rows; what they learn is nothing."""
-    capitals = [f for f in relations()["capital"] if f.subject.isalpha() and f.answer.isalpha()]
     settings = {"rows": 16, "batch": 8, "validation_rows": 8, "foils": 2, "validate_every": 1}
 
     def known(tokenizer, greedily, split, most):
-        unknown = tokenizer.unk_token_id
-        readable = [f for f in capitals if unknown not in tokenizer(f" {f.answer}").input_ids]
-        return readable[list(SPLITS).index(split) :: 3][:most]
+        return readable(tokenizer, relations()["capital"])[list(SPLITS).index(split) :: 3][:most]
 
     with (
         mock.patch.object(finetuning, "known_facts", known),
@@ -124,44 +114,29 @@ def train_adapters(project: Path, model: Path) -> None:
             finetuning.train_adapter(project, str(model), form, 1)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one chapter on one architecture."""
-
-    paper: str
-    architecture: str
-    code: int
-    text: str  # the outcomes' counts, or the line of refusal
-    seconds: float
-
-    @property
-    def fault(self) -> str:
-        """What this says if it is neither completed nor refused in one line for a known reason."""
-        is_refused = self.code == 2 and self.text.startswith("replib: ") and "\n" not in self.text
-        is_known = any(name == self.architecture and why in self.text for name, why in REFUSED)
-        is_sound = self.code == 0 or (is_refused and is_known)
-        return "" if is_sound else f"ended with {self.code}: {self.text}"
-
-
-def run(paper: str, architecture: str, folder: Path) -> Outcome:
-    """One chapter on one architecture, through the command line."""
+def run(paper: str, architecture: str, folder: Path) -> tuple[int, str]:
+    """One chapter on one architecture, through the command line: how it ended, and the outcomes'
+    counts or why it was refused."""
     out = folder / "out"
     model = str(folder / "models" / architecture)
-    began = time.monotonic()
     process = run_chapter(paper, model, SMALL[paper], out, cwd=folder / "project")
-    seconds = time.monotonic() - began
-    text = process.stdout.strip()
     if process.returncode == 0:
         record = next((out / paper).glob(f"{architecture}*/record.json"))
         assert len(read_record(record)["claims"]) > 0
-        text = re.sub(r".*: (.*); \d+ s; .*", r"\1", text)
-    else:  # not the lines that say how far it is
-        said = process.stderr.strip().splitlines()
-        text = "\n".join(x for x in said if not re.search(r": cell \d+ of \d+$|parameters in", x))
-    return Outcome(paper, architecture, process.returncode, text, seconds)
+        return 0, re.sub(r".*: (.*); \d+ s; .*", r"\1", process.stdout.strip())
+    return process.returncode, "\n".join(lines(process.stderr))
 
 
-def run_all(pairs: list[tuple[str, str]], folder: Path, at_once: int = 2) -> list[Outcome]:
+def is_sound(architecture: str, code: int, text: str) -> bool:
+    """Is it completed, or refused in one line for a known reason?"""
+    is_refused = code == 2 and text.startswith("replib: ") and "\n" not in text
+    is_known = any(name == architecture and why in text for name, why in REFUSED)
+    return code == 0 or (is_refused and is_known)
+
+
+def run_all(
+    pairs: list[tuple[str, str]], folder: Path, at_once: int = 2
+) -> dict[tuple[str, str], tuple[int, str]]:
     """All runs, some at once, in a project with these chapters and with adapters of its own."""
     project = folder / "project"
     ignored = shutil.ignore_patterns("adapters")
@@ -171,7 +146,8 @@ def run_all(pairs: list[tuple[str, str]], folder: Path, at_once: int = 2) -> lis
         if architecture in WITH_ADAPTERS and ("context-knob", architecture) in pairs:
             train_adapters(project, model)
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda pair: run(*pair, folder), pairs))
+        ends = pool.map(lambda pair: run(*pair, folder), pairs)
+        return dict(zip(pairs, ends, strict=True))
 
 
 # Every architecture and every chapter, completed where it can be, and each kind of refusal.
@@ -187,13 +163,14 @@ PAIRWISE = [
 def main() -> int:
     pairs = [(paper, name) for paper in list_papers(ROOT) for name in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run_all(pairs, Path(folder), os.cpu_count() or 1)
-    for o in outcomes:
-        word = "FAULT" if o.fault else "refused" if o.code else "completed"
-        text = o.fault or o.text.removeprefix("replib: ")
-        print(f"{o.paper:<18} {o.architecture:<8} {word:<9} {o.seconds:4.0f} s  {text}")
-    faults = sum(bool(o.fault) for o in outcomes)
-    print(f"{len(outcomes)} runs, {faults} faults")
+        ends = run_all(pairs, Path(folder), os.cpu_count() or 1)
+    faults = 0
+    for (paper, name), (code, text) in ends.items():
+        word = "refused" if code else "completed"
+        if not is_sound(name, code, text):
+            word, faults = f"FAULT ({code})", faults + 1
+        print(f"{paper:<18} {name:<8} {word:<9} {text.removeprefix('replib: ')}")
+    print(f"{len(ends)} runs, {faults} faults")
     return 1 if faults else 0
 
 

@@ -5,7 +5,6 @@ the one that plans; the same command again must do the rest and nothing twice. A
 are compared with those of the same sweep run here without Slurm.
 """
 
-import json
 import os
 import re
 import signal
@@ -15,9 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+from determinism import IDENTICAL, difference
 from trust import ROOT
+
+from bookkit.records import read_record
 
 sys.path.append(str(ROOT / "benchmarks"))
 from sweep import N_JOBS, records, sweep_command
@@ -25,8 +28,6 @@ from sweep import N_JOBS, records, sweep_command
 NAME = "slurm-test"
 SLURM = ["--profile", "slurm", "--jobs", "3", "--", "--slurm-status-command", "squeue"]
 SLURM += ["--seconds-between-status-checks", "3", "--slurm-init-seconds-before-status-checks", "3"]
-# What two runs of one computation may differ in.
-OF_THE_RUN = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
 
 def main() -> None:
@@ -38,19 +39,17 @@ def main() -> None:
         assert 0 < done < N_JOBS, f"{done} jobs were done when it was broken off"
         assert lost in waiting, f"the job that was killed, {lost}, counts as done"
         wait_until(lambda: not queue(), 600, "jobs of the killed sweep to leave the queue")
-        before = {name: path.stat().st_mtime_ns for name, path in records(NAME).items()}
+        before = written()
         run([*through, *SLURM], "the rest through Slurm")
         assert not dry_run(through)
-        after = {name: path.stat().st_mtime_ns for name, path in records(NAME).items()}
-        late = [name for name in before if after[name] != before[name] and name not in waiting]
-        assert not late, f"done jobs ran again: {late}"
+        again = {name for name, _ in before.items() - written().items()} - {*waiting}
+        assert not again, f"done jobs ran again: {again}"
         run([*here, "--jobs", "2"], "the same sweep without Slurm")
-    a, b = read(NAME), read("local-test")
+    a, b = records(NAME), records("local-test")
     assert len(a) == N_JOBS and a.keys() == b.keys(), f"{sorted(a)} and {sorted(b)}"
-    for name, record in a.items():
-        assert record == b[name], (
-            f"{name}: differs in {[k for k in record if record[k] != b[name][k]]}"
-        )
+    for name in a:
+        _, apart = difference(read_record(a[name]), read_record(b[name]), IDENTICAL)
+        assert not apart, f"{name}: differs in {sorted(apart)}"
     print(f"slurm: {N_JOBS} jobs, {done} before it was broken off; all records agree", flush=True)
 
 
@@ -69,35 +68,32 @@ def dry_run(command: Sequence[str]) -> list[str]:
     return re.findall(r"^(\S+): ", run([*command, "--dry-run"], "a dry run"), re.MULTILINE)
 
 
+def written() -> dict[str, int]:
+    """When the records of the sweep were written, by name."""
+    return {name: path.stat().st_mtime_ns for name, path in records(NAME).items()}
+
+
 def queue() -> str:
     return subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout
 
 
-def read(sweep: str) -> dict[str, dict]:
-    """The records by name, but for what belongs to the run."""
-    found = {name: json.loads(path.read_text()) for name, path in records(sweep).items()}
-    return {
-        name: {key: value for key, value in record.items() if key not in OF_THE_RUN}
-        for name, record in found.items()
-    }
-
-
-def wait_until(condition: Callable, seconds: float, what: str) -> None:
+def wait_until(condition: Callable, seconds: float, what: str) -> Any:
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             sys.exit(f"slurm: waited {seconds:.0f} s for {what}\n{queue()}")
         time.sleep(0.2)
+    return found
 
 
-def running_runs() -> dict[int, str]:
-    """Process ids of `replib run` in jobs of Slurm -> the jobs' names."""
-    found = {}
+def running() -> list[tuple[psutil.Process, str]]:
+    """Each `replib run` in a job of Slurm, and the job's name."""
+    found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         out = next((word for word in words if word.startswith(f"build/sweeps/{NAME}/")), None)
         if out and "run" in words and words[1].endswith("replib"):
-            found[process.pid] = f"{Path(out).name}/{words[words.index('run') + 1]}/tiny"
+            found.append((process, f"{Path(out).name}/{words[words.index('run') + 1]}/tiny"))
     return found
 
 
@@ -107,9 +103,8 @@ def broken_off(command: Sequence[str]) -> str:
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
     stamps = ROOT / "build/sweeps" / NAME / "stamps"
     wait_until(lambda: len(list(stamps.glob("*/*/*.ok"))) >= 2, 300, "the first two jobs")
-    wait_until(running_runs, 120, "a job to kill")
-    pid, lost = next(iter(running_runs().items()))
-    os.kill(pid, signal.SIGKILL)
+    job, lost = wait_until(running, 120, "a job to kill")[0]
+    job.kill()
     print(f"slurm: killed {lost}, then the process that plans", flush=True)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
@@ -64,11 +64,15 @@ def variant(remove=(), digits: int = 1, bos: bool = False) -> PreTrainedTokenize
 TOKENIZERS = {"word": WORD, "word with BOS": variant(bos=True), "pairs": variant(digits=2)}
 
 
+EMBEDDED = [pytest.param(name, marks=pytest.mark.embedded) for name in available_embedded()]
+
+
 @cache
-def embedded_tokenizers():
-    """Of the embedded models whose packages are installed."""
-    folders = [load_dequantised(name) for name in available_embedded()]
-    return [AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders]
+def find_tokenizer(kind: str):
+    """One of the word tokenizers, or an embedded model's."""
+    if kind in TOKENIZERS:
+        return TOKENIZERS[kind]
+    return AutoTokenizer.from_pretrained(load_dequantised(kind), local_files_only=True)
 
 
 def decode(tokenizer, tokens) -> list[str]:
@@ -97,23 +101,6 @@ def one(**changes) -> PromptPairs:
 # --- Hand-worked ------------------------------------------------------------------------------
 
 
-def test_an_ioi_prompt_token_by_token():
-    pairs = ioi_pairs(WORD, 40, seed=0)
-    i = next(i for i, text in enumerate(pairs.text) if text.startswith("When ") and i % 2)
-    tokens = decode(WORD, pairs.clean[i, : pairs.length[i]])
-    s_name, io_name = tokens[1], tokens[3]  # BABA: the repeated name comes first
-    place, thing = tokens[7], tokens[12]
-    assert tokens == [
-        *("When", s_name, " and", io_name, " arrived", " at", " the", place, ","),
-        *(s_name, " handed", " the", thing, " to"),
-    ]
-    assert place.strip() in words.PLACES and thing.strip() in words.OBJECTS
-    at = {"IO": 3, "S1": 1, "S1+1": 2, "S2": 9, "END": 13}
-    assert {name: int(where[i]) for name, where in pairs.positions.items()} == at
-    assert decode(WORD, pairs.answer)[i] == io_name and decode(WORD, pairs.foil)[i] == s_name
-    assert pairs.corrupted_text[i] == pairs.text[i].replace(f",{s_name} ", f",{io_name} ")
-
-
 def test_a_colored_objects_prompt_token_by_token():
     """The positions that the paper's own script uses: colours 41, 45, 50, shot answer 30, END 61.
 
@@ -127,8 +114,6 @@ def test_a_colored_objects_prompt_token_by_token():
         assert tokens[30:33] == [tokens[30].title(), "\n", "Q"]
         assert sorted(at["colors"][i]) == [41, 45, 50] and at["shot_colors"][i] == [9, 13, 18]
         assert sorted(at["objects"][i]) == [42, 46, 51] and at["query"][i] == 57
-        assert at["colors"][i][0] == at["queried"][i] - 1
-        assert decode(WORD, pairs.answer)[i] == tokens[at["queried"][i] - 1].title()
         assert (pairs.clean[i] != pairs.corrupted[i]).nonzero()[:, 0].tolist() == [57]
         other = WORD.decode([pairs.corrupted[i, 57]])
         assert decode(WORD, pairs.foil)[i] == tokens[tokens.index(other, 32) - 1].title()
@@ -200,6 +185,7 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert where["S1+1"] == where["S1"] + 1 and where["S1"] < where["S2"] < where["END"]
             assert (where["IO"] < where["S1"]) == (i % 2 == 0)
             assert tokenizer.decode(corrupted[where["S2"]]) == answer
+            assert (clean != corrupted).nonzero().tolist() == [[where["S2"]]]
         if pairs.task == "colored_objects":
             assert [c.title() for c in at["colors"]] == tokenizer.batch_decode(
                 [[t] for t in pairs.candidates[i]]
@@ -234,27 +220,20 @@ def check(tokenizer, pairs: PromptPairs, n: int) -> None:
             assert int(foil) < int(start[2 : 2 + len(answer)]) < int(answer)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
-@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**32))
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("kind", [*TOKENIZERS, *EMBEDDED])
 def test_positions_point_to_the_right_tokens(kind, task, seed):
-    tokenizer = TOKENIZERS[kind]
+    tokenizer = find_tokenizer(kind)
     check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
-
-
-@pytest.mark.embedded
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), task=st.sampled_from(sorted(TASKS)))
-def test_positions_on_the_embedded_models_tokenizers(task, seed):
-    for tokenizer in embedded_tokenizers():
-        check(tokenizer, TASKS[task](tokenizer, 24, seed), 24)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_seed_alone_decides_and_the_word_tokenizer_gives_every_prompt_back(task):
-    first, other = (TASKS[task](WORD, 200, seed) for seed in (1, 2))
+    first, other = (TASKS[task](WORD, 60, seed) for seed in (1, 2))
     set_seed(5)
-    again = TASKS[task](WORD, 200, 1)
+    again = TASKS[task](WORD, 60, 1)
     drawn = np.random.random(), torch.rand(1)  # noqa: NPY002
     set_seed(5)
     assert drawn == (np.random.random(), torch.rand(1))  # noqa: NPY002
@@ -277,22 +256,36 @@ def test_dropped_words_are_counted():
     assert not any("red" in text for text in pairs.text)
 
 
+def lacking(*texts: str) -> PreTrainedTokenizerFast:
+    """The word tokenizer without these words."""
+    return variant(remove=[f" {text}" for text in texts])
+
+
+FEW_WORDS = (*words.NAMES[3:], *words.PLACES[1:], *words.OBJECTS[1:])
+
+
 @pytest.mark.parametrize(
-    ("remove", "make", "reason"),
+    ("make", "tokenizer", "n", "reason"),
     [
-        ([f" {n}" for n in words.NAMES[2:]], ioi_pairs, "has 2 names as single tokens, 3 are"),
-        ([f" {n}" for n in words.PLACES], ioi_pairs, "has 0 places"),
-        ([" and"], ioi_pairs, "no template"),
-        ([f" {c}" for c in words.COLORS[:3]], colored_objects_pairs, "has 5 colours"),
-        (["Q"], colored_objects_pairs, "does not know the words"),
-        (["7"], greater_than_pairs, "splits a year into digits"),
-        ([f" {n}" for n in words.NOUNS], greater_than_pairs, "has 0 nouns"),
-        ([f" {c}" for c in list(words.CAPITALS)[5:]], capital_pairs, "give 40 prompts"),
+        (ioi_pairs, lacking(*words.NAMES[2:]), 50, "has 2 names as single tokens, 3 are"),
+        (ioi_pairs, lacking(*words.PLACES), 50, "has 0 places"),
+        (ioi_pairs, lacking("and"), 50, "no template"),
+        (ioi_pairs, lacking(*FEW_WORDS), 500, "different prompts found, 500 were asked for"),
+        (ioi_pairs, WORD, 0, "n_prompts must be at least 1, not 0"),
+        (colored_objects_pairs, lacking(*words.COLORS[:3]), 50, "has 5 colours"),
+        (colored_objects_pairs, variant(remove=["Q"]), 50, "does not know the words"),
+        (partial(colored_objects_pairs, n_objects=4), WORD, 9, "n_objects must be 2 or 3, not 4"),
+        (partial(colored_objects_pairs, n_shots=0), WORD, 9, "n_shots must be 1, 2 or 3, not 0"),
+        (greater_than_pairs, variant(remove=["7"]), 50, "splits a year into digits"),
+        (greater_than_pairs, variant(digits=3), 50, r"reads ' 1745' as \[' ', '174', '5'\]"),
+        (greater_than_pairs, lacking(*words.NOUNS), 50, "has 0 nouns"),
+        (capital_pairs, lacking(*list(words.CAPITALS)[5:]), 50, "give 40 prompts"),
+        (capital_pairs, WORD, 3000, "3000 were asked for"),
     ],
 )
-def test_a_tokenizer_with_too_few_words_is_refused(remove, make, reason):
+def test_what_a_tokenizer_cannot_give_is_refused(make, tokenizer, n, reason):
     with pytest.raises(UsageError, match=reason) as error:
-        make(variant(remove=tuple(remove)), 50, 0)
+        make(tokenizer, n, 0)
     assert "\n" not in str(error.value)
 
 
@@ -304,26 +297,6 @@ def test_a_tokenizer_without_offsets_is_refused():
     for make, what in [(make, 4) for make in TASKS.values()] + [(pairs_from_file, "mine.json")]:
         with pytest.raises(UsageError, match=r"needs a fast tokenizer .*, not SlowTokenizer"):
             make(slow, what)
-
-
-def test_three_digit_tokens_are_refused():
-    with pytest.raises(UsageError, match=r"reads ' 1745' as \[' ', '174', '5'\]"):
-        greater_than_pairs(variant(digits=3), 10, 0)
-
-
-def test_too_many_prompts_and_bad_numbers_are_refused():
-    with pytest.raises(UsageError, match="3000 were asked for"):
-        capital_pairs(WORD, 3000, 0)
-    removed = (*words.NAMES[3:], *words.PLACES[1:], *words.OBJECTS[1:])
-    tiny = variant(remove=tuple(f" {word}" for word in removed))
-    with pytest.raises(UsageError, match="different prompts found, 500 were asked for"):
-        ioi_pairs(tiny, 500, 0)
-    with pytest.raises(UsageError, match="n_prompts must be at least 1, not 0"):
-        ioi_pairs(WORD, 0, 0)
-    with pytest.raises(UsageError, match="n_objects must be 2 or 3, not 4"):
-        colored_objects_pairs(WORD, 10, 0, n_objects=4)
-    with pytest.raises(UsageError, match="n_shots must be 1, 2 or 3, not 0"):
-        colored_objects_pairs(WORD, 10, 0, n_shots=0)
 
 
 # --- PromptPairs: bad sets cannot be built ------------------------------------------------------
@@ -386,20 +359,6 @@ def test_rows_are_picked_and_runs_exchanged_together():
     swapped = pairs.swapped()
     assert swapped.clean.equal(pairs.corrupted) and swapped.corrupted.equal(pairs.clean)
     assert (swapped.text, swapped.corrupted_text) == (pairs.corrupted_text, pairs.text)
-
-
-def test_split_is_disjoint_and_complete():
-    pairs = ioi_pairs(WORD, 20, 0)
-    for n, size in ((0.25, 5), (6, 6)):
-        first, second = pairs.split(n, seed=3)
-        assert len(first) == size and len(second) == 20 - size
-        assert not set(first.text) & set(second.text)
-        assert set(first.text) | set(second.text) == set(pairs.text)
-    assert pairs.split(0.5, 3)[0].text == pairs.split(0.5, 3)[0].text
-    assert pairs.split(0.5, 3)[0].text != pairs.split(0.5, 4)[0].text
-    for n in (0, 20, 0.001):
-        with pytest.raises(UsageError, match="leaves nothing"):
-            pairs.split(n)
 
 
 # --- A reader's own files ---------------------------------------------------------------------
@@ -468,6 +427,7 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
+        ("none.json", None, "no such file"),
         ("mine.txt", b"x", "unknown kind of file; use .json, .jsonl or .csv"),
         ("mine.json", b" \n ", "is empty"),
         ("mine.json", b"[]", "holds no rows"),
@@ -485,18 +445,11 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
 )
 def test_a_bad_file_is_refused(tmp_path, name, content, reason):
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UsageError, match=reason) as error:
         pairs_from_file(WORD, path)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    for read in (pairs_from_file, colored_objects_from_file):
-        with pytest.raises(UsageError, match="no such file"):
-            read(WORD, tmp_path / "none.json")
-    with pytest.raises(UsageError, match="unknown kind of file; use"):
-        colored_objects_from_file(WORD, tmp_path / "none.csv")
 
 
 def authors_rows(n: int) -> list[list[str]]:
@@ -514,6 +467,8 @@ def test_the_authors_format_is_read(tmp_path):
     assert all(read.positions[name].equal(at) for name, at in made.positions.items())
     assert again.foil.equal(read.foil) and not other.foil.equal(read.foil)
     check(WORD, read, 30)
+    with pytest.raises(UsageError, match="unknown kind of file; use"):
+        colored_objects_from_file(WORD, tmp_path / "cobjs.csv")
 
 
 def test_objects_of_several_words_are_read(tmp_path):

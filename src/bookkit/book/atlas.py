@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from bookkit.book.html import macro, png
@@ -125,13 +126,9 @@ def page(model: str, records: Sequence[Mapping[str, Any]], link: str = "../chapt
 
 def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     """The grid of heads with letters, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     n_layers, n_heads = records[0]["model"]["n_layers"], records[0]["model"]["n_heads"]
-    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.24 * n_layers))
+    fig = Figure(figsize=(7, 0.9 + 0.24 * n_layers), layout="tight")
+    ax = fig.subplots()
     ax.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5), xlabel="head", ylabel="layer")
     ax.set(xticks=range(n_heads), yticks=range(0, n_layers, 2 if n_layers > 12 else 1))
     ax.set_xticks(np.arange(-0.5, n_heads), minor=True)
@@ -141,5 +138,4 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
     for (layer, head), roles in _by_head(roles_of(records)).items():
         text = "".join(role.letter for role in roles)
         ax.text(head, layer, text, ha="center", va="center", fontsize=9, fontweight="bold")
-    fig.tight_layout()
     return png(fig, dpi=150)

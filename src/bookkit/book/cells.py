@@ -1,6 +1,5 @@
 """The cells of a run's notebook on their way to a page: labels, figures, parameters."""
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,18 +86,6 @@ def fold_parameters(cells: Sequence[dict[str, Any]]) -> None:
         if "injected-parameters" in tags:
             values = re.sub(r"\A# Parameters\n", "", source_of(cell))
             cell["source"] = f"# Set for this run\n{values}"
-
-
-def defaults(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The literal values in the `parameters` cell."""
-    found: dict[str, Any] = {}
-    for cell in cells:
-        if "parameters" in cell["metadata"].get("tags", []):
-            for line in ast.parse(source_of(cell)).body:
-                target = line.target if isinstance(line, ast.AnnAssign) else None
-                if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
-                    found[target.id] = line.value.value
-    return found
 
 
 def shorten_outputs(cells: Sequence[dict[str, Any]]) -> None:

@@ -12,8 +12,7 @@ import yaml
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 from pybtex.richtext import Text
 
-from bookkit.book.html import macro
-from bookkit.book.markup import raw_html
+from bookkit.book.html import macro, raw_html
 from replib.claims.measure import Claims
 from replib.errors import UsageError
 

@@ -14,13 +14,10 @@ from replib.markup import visible
 
 app = Typer(rich_markup_mode=None, help="Build and check the book, step by step.")
 
+RUNS, BOOK, HTML = Path("build/runs"), Path("build/book"), Path("_build/html")
 SHOWN = "The runs to show; default: every finished one."
 REFUSED = "Of jobs; one that was refused is left out."
 Runs = Annotated[Path, Option(metavar="DIR", help="Finished runs.")]
-Book = Annotated[Path, Option(metavar="DIR", help="The book's source folder.")]
-Html = Annotated[Path, Option(metavar="DIR", help="The built book.")]
-Root = Annotated[Path, Option(metavar="DIR", help="The project.")]
-Certified = Annotated[Path, Option(metavar="DIR", help="Certified records.")]
 Stamps = Annotated[Path | None, Option(metavar="DIR", help=REFUSED)]
 Pairs = Annotated[list[str] | None, Argument(metavar="PAPER/MODEL", help=SHOWN)]
 
@@ -28,10 +25,10 @@ Pairs = Annotated[list[str] | None, Argument(metavar="PAPER/MODEL", help=SHOWN)]
 @app.command()
 def stage(
     pairs: Pairs = None,
-    runs: Runs = Path("build/runs"),
-    out: Book = Path("build/book"),
+    runs: Runs = RUNS,
+    out: Annotated[Path, Option(metavar="DIR", help="The book's source folder.")] = BOOK,
     stamps: Stamps = None,
-    root: Root = Path(),
+    root: Annotated[Path, Option(metavar="DIR", help="The project.")] = Path(),
 ) -> int:
     """Write the book's source folder from finished runs."""
     from bookkit.book.stage import stage
@@ -40,30 +37,20 @@ def stage(
 
 
 @app.command()
-def gate(
-    pairs: Pairs = None,
-    html: Html = Path("_build/html"),
-    runs: Runs = Path("build/runs"),
-    book: Book = Path("build/book"),
-    stamps: Stamps = None,
-    certified: Certified = Path("results"),
-) -> int:
+def gate(pairs: Pairs = None, runs: Runs = RUNS, stamps: Stamps = None) -> int:
     """Check a built book; one line for each fault."""
     from bookkit.book.gate import faults
 
-    return _report("book", lambda: faults(html, runs, book, _expected(pairs, stamps), certified))
+    certified = Path("results")
+    return _report("book", lambda: faults(HTML, runs, BOOK, _expected(pairs, stamps), certified))
 
 
 @app.command()
-def pdf(
-    html: Html = Path("_build/html"),
-    book: Book = Path("build/book"),
-    out: Annotated[Path, Option(metavar="DIR", help="For the files.")] = Path("_build/pdf"),
-) -> int:
+def pdf() -> int:
     """Print book and chapters as PDF, if there is a Chromium."""
     from bookkit.book.pdf import write_all
 
-    return _report("pdf", lambda: write_all(html, book, out))
+    return _report("pdf", lambda: write_all(HTML, BOOK, Path("_build/pdf")))
 
 
 @app.command()
@@ -79,13 +66,11 @@ def failed(
 
 
 @app.command()
-def classroom(
-    out: Annotated[Path, Option(metavar="DIR", help="Their folder.")] = Path("classroom"),
-) -> int:
+def classroom() -> int:
     """Write the students' notebooks, as they are committed."""
-    from bookkit.course.classroom import write_notebooks
+    from bookkit.course.classroom import FOLDER, write_notebooks
 
-    return _report("classroom", lambda: write_notebooks(find_root(), out) and ())
+    return _report("classroom", lambda: write_notebooks(find_root(), Path(FOLDER)) and ())
 
 
 @app.command()

@@ -5,6 +5,7 @@ their whole titles, failed runs between those that finished, and without a metho
 the place of its chapter.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from bookkit.book.runs import Run, first_run
 from bookkit.course import classroom
 from replib.errors import UsageError
 
-Entry = dict[str, Any]
 METHOD_EXERCISES = classroom.page_of(classroom.METHOD)
+# Entries that stand for pages which are made, and are left out where there are none.
+_MADE = re.compile(rf"chapters/.*/index|atlas/index|{METHOD_EXERCISES}")
+Entry = tuple[str, list[dict[str, str]]]  # its first page, and the pages under it
 
 
 def chapter_entry(
@@ -32,51 +35,34 @@ def chapter_entry(
     pages += [{"file": f"chapters/{run.key}", "title": f"{run.model} (failed)"} for run in failed]
     if (lesson := classroom.page_of(paper)) in lessons:
         pages.append({"file": lesson, "title": "Exercises"})
-    first = f"chapters/{paper}/index"
-    if runs and runs[0].is_method:
-        first = f"chapters/{first_run(runs).key}"
-    return {"file": first, "sections": [page for page in pages if page["file"] != first]}
+    is_method = runs and runs[0].is_method
+    first = f"chapters/{first_run(runs).key if is_method else f'{paper}/index'}"
+    return first, [page for page in pages if page["file"] != first]
 
 
-def atlas_entry(pages: Sequence[str]) -> Entry:
-    """The atlas with a page for each model of which heads are known."""
-    sections = [{"file": page, "title": page.split("/")[1]} for page in pages]
-    return {"file": "atlas/index", "sections": sections}
+def fill(toc: dict[str, Any], made: Mapping[str, Entry]) -> None:
+    """Put the entries of `made` into the root's `_toc.yml`, by the name that stands for them there.
 
-
-def fill(toc: Mapping[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
-    """The root's `_toc.yml` with the entries of `made`, by the name that stands for them there.
-
-    A name that stands for such an entry and is not in `made` is left out, as is a part without
-    entries. UsageError if `made` has pages for an entry that is not in `toc`.
+    A name that stands for such an entry and is not in `made` goes, as does a part without entries.
+    UsageError if `made` has pages for an entry that is not in `toc`.
     """
-    placed = set()
-
-    def filled(node: Any) -> Any:
-        if isinstance(node, Mapping) and (name := node.get("file")) in made:
-            placed.add(name)
-            sections = node.get("sections", []) + made[name]["sections"]
-            entry = {**node, **made[name], "sections": sections}
-            return entry if sections else {key: entry[key] for key in entry if key != "sections"}
-        if isinstance(node, Mapping):
-            return {key: filled(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [filled(one) for one in node if not _left_out(one, made)]
-        return node
-
-    result = filled(toc)
-    for name, entry in made.items():
-        if name not in placed and (entry["sections"] or entry["file"] != name):
+    left = dict(made)
+    for part in toc.get("parts", [toc]):
+        chapters, part["chapters"] = part["chapters"], []
+        for entry in chapters:
+            name = entry.get("file", "")
+            if name in left:
+                entry["file"], pages = left.pop(name)
+                if pages:
+                    entry["sections"] = [*entry.get("sections", ()), *pages]
+            elif _MADE.fullmatch(name):
+                continue
+            part["chapters"].append(entry)
+    for name, (first, pages) in left.items():
+        if pages or first != name:
             raise UsageError(f"_toc.yml has no entry {name}")
-    if "parts" in result:
-        result["parts"] = [part for part in result["parts"] if part["chapters"]]
-    return result
-
-
-def _left_out(node: Any, made: Mapping[str, Entry]) -> bool:
-    name = str(node.get("file", "")) if isinstance(node, Mapping) else ""
-    chapter = name.startswith("chapters/") and name.endswith("/index")
-    return (chapter or name in ("atlas/index", METHOD_EXERCISES)) and name not in made
+    if "parts" in toc:
+        toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
 
 
 def pages_in(toc: Path) -> list[str]:

@@ -21,23 +21,15 @@ from bookkit.book.failed import FailedRun
 from bookkit.book.runs import RECORDS
 
 FILE = "ro-crate-metadata.json"
-# RO-Crate 1.1 has no word for a sha256; schema.org has.
-CONTEXT = ("https://w3id.org/ro/crate/1.1/context", {"sha256": "http://schema.org/sha256"})
+RO_CRATE = "https://w3id.org/ro/crate/1.1"
+# It has no word for a sha256; schema.org has.
+CONTEXT = (f"{RO_CRATE}/context", {"sha256": "http://schema.org/sha256"})
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 TEXT_LICENCE = "https://creativecommons.org/licenses/by/4.0/"
 CODE_LICENCE = "https://opensource.org/license/mit/"
 DONE, FAILED = "http://schema.org/CompletedActionStatus", "http://schema.org/FailedActionStatus"
 Entity = dict[str, Any]
 quote = partial(percent_encode, errors="replace")
-
-
-def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedRun]) -> None:
-    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages;
-    `pages` are named as in the table of contents."""
-    paths = sorted((book / RECORDS).glob("*/*.json"))
-    files = {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in paths}
-    content = crate(citations.about(root), files, pages, failed)
-    (book / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class Graph:
@@ -51,67 +43,69 @@ class Graph:
         self.entities.setdefault(id, {"@id": id, "@type": type} | _compact(properties))
         return {"@id": id}
 
+    def of_type(self, type: str) -> list[Entity]:
+        """References to all entities of a type."""
+        return [{"@id": id} for id, entity in self.entities.items() if entity["@type"] == type]
 
-def crate(
-    about: citations.About, files: Mapping[str, bytes], pages: Sequence[str], failed: Sequence
-) -> Entity:
-    """The metadata of a book; `files` are its records as they are on disk, by `paper/model`."""
-    graph = Graph()
+
+def write(root: Path, book: Path, pages: Sequence[str], failed: Sequence[FailedRun]) -> None:
+    """Put the crate's file into the staged `book`, which Sphinx copies to the root of the pages;
+    `pages` are named as in the table of contents."""
+    about, graph = citations.about(root), Graph()
     add = graph.add
+    add(FILE, "CreativeWork", conformsTo={"@id": RO_CRATE}, about={"@id": "./"})
+    add("./", "Dataset", name=about.title, description=about.abstract)
     agents = [add(f"#author/{quote(name)}", "Organization", name=name) for name in about.authors]
     text = add(TEXT_LICENCE, "CreativeWork", name="Creative Commons Attribution 4.0 International")
     add(CODE_LICENCE, "CreativeWork", name="MIT License")
     profile = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
-    parts = [add(_address(page), "File", name=page, encodingFormat="text/html") for page in pages]
-    actions, papers, dates = [], [], [run.started for run in failed if run.started]
-    for key, file in files.items():
-        record = json.loads(file)
+    for page in pages:
+        add(_address(page), "File", name=page, encodingFormat="text/html")
+    for file in sorted((book / RECORDS).glob("*/*.json")):
+        content, key = file.read_bytes(), f"{file.parent.name}/{file.stem}"
+        record = json.loads(content)
         path, name = f"_{RECORDS}/{quote(key)}.json", f"record of {_name(record)}"
-        facts = {"sha256": hashlib.sha256(file).hexdigest(), "contentSize": str(len(file))}
+        facts = {"sha256": hashlib.sha256(content).hexdigest(), "contentSize": str(len(content))}
         made = [add(path, "File", name=name, encodingFormat="application/json", **facts)]
-        parts += made
         if f"chapters/{key}" in pages:
             made.append({"@id": _address(f"chapters/{key}")})
-        actions.append(_finished(graph, key, record, made, agents))
-        dates.append(record["started"])
-        if record["arxiv"] is not None:
-            papers.append(_paper(graph, record))
-    actions += [_stopped(graph, run, agents) for run in failed]
-    newest = max(map(datetime.fromisoformat, dates), default=datetime.now(UTC))
-    of = {"conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"}, "about": {"@id": "./"}}
-    descriptor = {"@id": FILE, "@type": "CreativeWork", **of}
-    book = {
-        "name": about.title,
-        "description": about.abstract,
+        _add_finished(graph, key, record, made)
+    for run in failed:
+        _add_stopped(graph, run)
+    now = datetime.now(UTC).isoformat()
+    times = [one["startTime"] for one in graph.entities.values() if "startTime" in one]
+    known_now = {
         "license": text,
-        "datePublished": newest.date().isoformat(),
+        "datePublished": max(times, default=now)[:10],
         "author": agents,
         "publisher": agents[0],
         "conformsTo": profile,
-        "hasPart": parts,
-        "mentions": actions,
-        "citation": [{"@id": id} for id in dict.fromkeys(paper["@id"] for paper in papers)],
+        "hasPart": graph.of_type("File"),
+        "mentions": graph.of_type("CreateAction"),
+        "citation": graph.of_type("ScholarlyArticle"),
     }
-    root = {"@id": "./", "@type": "Dataset"} | _compact(book)
-    return {"@context": CONTEXT, "@graph": [descriptor, root, *graph.entities.values()]}
+    graph.entities["./"] |= _compact(known_now)
+    crate = {"@context": CONTEXT, "@graph": list(graph.entities.values())}
+    (book / FILE).write_text(json.dumps(crate, indent=1) + "\n", encoding="utf-8")
 
 
-def _finished(
-    graph: Graph, key: str, record: Mapping[str, Any], made: list[Entity], agents: list[Entity]
-) -> Entity:
+def _add_finished(graph: Graph, key: str, record: Mapping[str, Any], made: list[Entity]) -> None:
     """A run that finished: from which notebook, on what, when; `made` is what came out."""
-    version = record["hashes"]["notebook"]
+    version, paper = record["hashes"]["notebook"], None
+    if record["arxiv"] is not None:
+        address = f"https://arxiv.org/abs/{quote(record['arxiv'])}"
+        paper = graph.add(address, "ScholarlyArticle", name=record["title"])
     notebook = graph.add(
         f"#notebook/{record['paper']}/{version}",
         "SoftwareSourceCode",
         **_notebook(record["paper"]),
         description="The version is the sha256 of its cells: kind, tags and source.",
         version=version,
-        citation=_paper(graph, record) if record["arxiv"] is not None else None,
+        citation=paper,
         softwareRequirements=[_software(graph, *one) for one in record["versions"].items()],
     )
     started = datetime.fromisoformat(record["started"])
-    return graph.add(
+    graph.add(
         f"#run/{quote(key)}",
         "CreateAction",
         name=_name(record),
@@ -122,7 +116,7 @@ def _finished(
         result=made,
         startTime=started.isoformat(),
         endTime=(started + timedelta(seconds=round(record["wall_time_s"]))).isoformat(),
-        agent=agents,
+        agent=graph.of_type("Organization"),
         actionStatus=DONE,
     )
 
@@ -131,19 +125,18 @@ def _name(record: Mapping[str, Any]) -> str:
     return f"{record['paper']} on {record['model']['name']}"
 
 
-def _stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> Entity:
+def _add_stopped(graph: Graph, run: FailedRun) -> None:
     """A run that failed."""
-    started = datetime.fromisoformat(run.started).isoformat() if run.started else None
     notebook = graph.add(f"#notebook/{run.paper}", "SoftwareSourceCode", **_notebook(run.paper))
-    return graph.add(
+    graph.add(
         f"#run/{quote(run.key)}",
         "CreateAction",
         name=f"{run.paper} on {run.model}, failed",
         description="This run stopped before its end and has no result but its page.",
         instrument=notebook,
         result=[{"@id": _address(f"chapters/{run.key}")}],
-        startTime=started,
-        agent=agents,
+        startTime=run.started.replace("Z", "+00:00") or None,
+        agent=graph.of_type("Organization"),
         actionStatus=FAILED,
         error=run.reason,
     )
@@ -152,11 +145,6 @@ def _stopped(graph: Graph, run: FailedRun, agents: list[Entity]) -> Entity:
 def _notebook(paper: str) -> Entity:
     name = f"notebooks/{paper}/{paper}.ipynb"
     return {"name": name, "programmingLanguage": "Python", "license": {"@id": CODE_LICENCE}}
-
-
-def _paper(graph: Graph, record: Mapping[str, Any]) -> Entity:
-    address = f"https://arxiv.org/abs/{quote(record['arxiv'])}"
-    return graph.add(address, "ScholarlyArticle", name=record["title"])
 
 
 def faults(html: Path) -> list[str]:

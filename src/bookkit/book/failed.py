@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bookkit.book.cells import cut, source_of
-from bookkit.book.html import render
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book.html import as_myst, raw_html, render
 from bookkit.project import words
 from replib.errors import UsageError
 

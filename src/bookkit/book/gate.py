@@ -322,8 +322,7 @@ def link_faults(html: Path, page: Page) -> Iterator[str]:
         if parts.path.startswith("/"):
             yield f"links to {address}, which is not relative to the page"
             continue
-        target = page.path.parent / unquote(parts.path) if parts.path else page.path
-        target = target.resolve()
+        target = (page.path.parent / unquote(parts.path) if parts.path else page.path).resolve()
         if target.is_dir():
             target /= "index.html"
         if not target.is_file() or not target.is_relative_to(html.resolve()):

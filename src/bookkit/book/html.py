@@ -1,5 +1,7 @@
-"""The book's HTML: templates in which every text is escaped, and figures as PNG."""
+"""The book's HTML: templates in which every text is escaped, and figures as PNG; and text that
+somebody else wrote, on its way into a page: shown there, never obeyed."""
 
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
@@ -7,10 +9,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bookkit.book.markup import as_myst, raw_html
 from replib.claims.rules import OUTCOMES
 from replib.claims.tables import number_format, show_number
 from replib.markup import visible
+
+
+def as_myst(text: Any) -> str:
+    """The text as MyST on one line: no character of it starts a mark, a role, a link or HTML."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(visible(text).split()))
+
+
+def raw_html(text: str) -> str:
+    """HTML as a block of MyST; the fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{{raw}} html\n{text}\n{fence}\n"
 
 
 def show_value(value: Any, spec: str = "") -> str:
@@ -64,17 +76,10 @@ _TEMPLATES = Environment(
     finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
 )
 _TEMPLATES.globals |= {"OUTCOMES": OUTCOMES}
-_TEMPLATES.filters |= {
-    "show_value": show_value,
-    "number_format": number_format,
-    "number_of": number_of,
-    "show_number": show_number,
-    "outcome_word": outcome_word,
-    "duration": duration,
-    "as_date": as_date,
-    "as_myst": lambda text: Markup(as_myst(text)),
-    "raw_html": lambda text: Markup(raw_html(text)),
-}
+_FILTERS = (show_value, number_format, number_of, show_number, outcome_word, duration, as_date)
+_TEMPLATES.filters |= {function.__name__: function for function in _FILTERS}
+_TEMPLATES.filters["as_myst"] = lambda text: Markup(as_myst(text))
+_TEMPLATES.filters["raw_html"] = lambda text: Markup(raw_html(text))
 
 
 def render(template: str, **values: Any) -> str:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx.errors import ExtensionError
+
 RULES = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -54,8 +56,6 @@ def pages_of(html: Path) -> list[Path]:
 
 def finish_all(app: Any, exception: Exception | None) -> None:
     """Finish every page of a book that was just built; Sphinx calls this at the end."""
-    from sphinx.errors import ExtensionError
-
     if exception is not None or app.builder.format != "html":
         return
     for path in pages_of(Path(app.outdir)):

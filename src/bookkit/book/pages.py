@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from bookkit.book import cells as parts
 from bookkit.book.failed import FailedRun
-from bookkit.book.html import macro, png, render
-from bookkit.book.markup import raw_html
+from bookkit.book.html import macro, png, raw_html, render
 from bookkit.book.runs import RECORDS, Run, kinds
 from bookkit.book.tables import outcome_tables
 from bookkit.project import words
@@ -78,37 +79,32 @@ def unexecuted(run: Run, root: Path) -> dict[str, Any]:
 @cache
 def _not_kept() -> str:
     """A picture in the place of a figure that was not kept, in base64."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig = plt.figure(figsize=(6, 0.8))
+    fig = Figure(figsize=(6, 0.8))
     fig.text(0.5, 0.5, NOT_KEPT, ha="center", va="center", fontsize=9, style="italic")
     return base64.b64encode(png(fig, dpi=110)).decode()
 
 
 def chapter_page(
-    root: Path, run: Run, switch: str, paper_model: str, profiles: Mapping, first: bool = False
+    root: Path, run: Run, switch: str, paper_model: str, chosen: Mapping, first: bool = False
 ) -> dict[str, Any]:
     """The run's notebook as a page: switcher and box under the title, labels made unique.
 
-    On the `first` page of a method stands the label that other pages link to, its name.
+    `chosen` are the parameters that its profile gives it by itself. On the `first` page of a method
+    stands the label that other pages link to, its name.
     """
     path = run.folder / "notebook.ipynb"
     notebook = json.loads(path.read_bytes()) if run.executed else unexecuted(run, root)
     cells = notebook["cells"]
     parts.lift_alt_text(cells, str(path))
     parts.shorten_outputs(cells)
-    profile = (profiles.get(run.record["profile"]) or {}).get("parameters") or {}
-    again = command(run.record, parts.defaults(cells) | profile)
     parts.fold_parameters(cells)
     parts.localise_labels(cells, f"{run.paper}-{run.model}")
     text = parts.source_of(cells[0]) if cells and cells[0]["cell_type"] == "markdown" else ""
     title, _, rest = text.partition("\n")
     if not re.match(r"# \S", title):
         raise UsageError(f"{path}: the first cell must be text that starts with '# Title'")
-    head = raw_html(f"{switch}\n{_about(run, paper_model, again)}".strip())
+    about = _about(run, paper_model, command(run.record, chosen))
+    head = raw_html(f"{switch}\n{about}".strip())
     label = f"({run.paper})=\n" if first else ""
     model = f" ({run.model})" if switch else ""
     cells[0]["source"] = f"{label}{title.rstrip()}{model}\n\n{head}\n{rest.lstrip()}"

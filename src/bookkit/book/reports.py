@@ -18,8 +18,7 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from bookkit.book.html import duration, macro, macros, png
-from bookkit.book.markup import raw_html
+from bookkit.book.html import duration, macro, macros, png, raw_html
 from bookkit.book.runs import Run
 from bookkit.project import list_papers, stored_module
 from bookkit.records import FOLDER, read_record

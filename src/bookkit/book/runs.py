@@ -15,11 +15,11 @@ from bookkit.run.plan import changed_since
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
 from replib.files import sha256_file
-from replib.markup import visible
 from replib.models.sources import MADE_IN_MEMORY
 
 STALE = "static/stale.json"  # the keys of stale runs, with what has changed
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
+_NAME = re.compile(r"[^./][^/]{0,199}/(?!index$)[A-Za-z0-9][A-Za-z0-9_.@-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,6 @@ class Run:
     sha256: str  # of record.json as it is on disk
     folder: Path
     stale: tuple[str, ...] = ()  # what has changed since
-
-    @classmethod
-    def read(cls, runs: Path, paper: str, model: str) -> "Run":
-        """UsageError when there is no finished, valid record for this pair."""
-        folder = runs / paper / model
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", model) or model == "index":
-            raise UsageError(
-                f"a run's folder cannot be called {visible(model)!r}; letters, digits, . _ - and @ "
-                "name a page, but not index, which is the chapter's first"
-            )
-        if not (folder / "record.json").is_file():
-            raise UsageError(f"no finished run of {paper} on {model}: {folder}/record.json")
-        record = read_record(folder / "record.json")
-        if record["paper"] != paper:
-            raise UsageError(f"{folder}/record.json is of paper {record['paper']}, not {paper}")
-        return cls(paper, model, record, sha256_file(folder / "record.json"), folder)
 
     @property
     def key(self) -> str:
@@ -110,14 +94,24 @@ def find_runs(
         expected = finished(runs)
     if not expected:
         raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
-    for pair in expected:
-        if not re.fullmatch(r"[^./][^/]{0,199}/[^./][^/]{0,199}", pair):  # two folders' names
-            raise UsageError(f"a run is named paper/model, not {pair!r}")
     found = []
     for pair in expected:
-        here = (runs / pair / "record.json").is_file()
-        there = certified and (certified / pair / "record.json").is_file()
-        found.append(Run.read(certified if there and not here else runs, *pair.split("/")))
+        if not _NAME.fullmatch(pair):
+            raise UsageError(
+                f"a run is named paper/model, not {pair!r}; letters, digits, . _ - and @ name a "
+                "model's page, but not index, which is the chapter's first"
+            )
+        paper, model = pair.split("/")
+        folder = runs / pair
+        if certified and not (folder / "record.json").is_file():
+            folder = certified / pair
+        path = folder / "record.json"
+        if not path.is_file():
+            raise UsageError(f"no finished run of {paper} on {model}: {runs / pair}/record.json")
+        record = read_record(path)
+        if record["paper"] != paper:
+            raise UsageError(f"{path} is of paper {record['paper']}, not {paper}")
+        found.append(Run(paper, model, record, sha256_file(path), folder))
     return found
 
 

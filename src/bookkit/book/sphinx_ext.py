@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from markupsafe import Markup
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
 
 from bookkit.book.contents import pages_in
 from bookkit.book.html import show_value
@@ -16,18 +18,8 @@ from bookkit.book.tables import scorecard, transfer
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError
 
-
-class record_number(nodes.inline):
-    """A value out of a record; a class of its own so that its data attributes reach the page."""
-
-
-def _visit_record(translator: Any, node: record_number) -> None:
-    data = {f"data-{name}": node[name] for name in ("record", "key", "format")}
-    translator.body.append(translator.starttag(node, "span", "", CLASS="record", **data))
-
-
-def _depart_record(translator: Any, node: record_number) -> None:
-    translator.body.append("</span>")
+# The gate reads these attributes again from the built page.
+_NUMBER = Markup('<span class="record" data-record="{}" data-key="{}" data-format="{}">{}</span>')
 
 
 def _staged_run(app: Any, pair: str) -> Run:
@@ -55,8 +47,6 @@ def record_role(
 
     An unknown key, record or a format that does not fit stops the build.
     """
-    from sphinx.errors import ExtensionError
-
     app = inliner.document.settings.env.app
     page = app.env.docname
     match = re.fullmatch(r"\s*(?:(\S+/\S+)\s+)?([^\s:]+)(?::(.*))?", text)
@@ -71,10 +61,7 @@ def record_role(
         shown = text_of_value(_staged_run(app, pair), key, spec)
     except (UsageError, ValueError) as error:
         raise ExtensionError(f"{page}, line {lineno}: {{record}}`{text}`: {error}") from None
-    node = record_number(rawtext, shown, classes=[])
-    node["record"], node["key"], node["format"] = pair, key, spec
-    node["support_smartquotes"] = False  # a text is shown as the record has it
-    return [node], []
+    return [nodes.raw(rawtext, str(_NUMBER.format(pair, key, spec, shown)), format="html")], []
 
 
 def number_by_page(app: Any, env: Any) -> list[str]:
@@ -86,28 +73,22 @@ def number_by_page(app: Any, env: Any) -> list[str]:
     return []
 
 
+class RecordTable(SphinxDirective):
+    """{scorecard} and {transfer}: a table of all records in the book."""
+
+    def run(self) -> list[nodes.Node]:
+        source = Path(self.env.srcdir)
+        pairs = [page.removeprefix("chapters/") for page in pages_in(source / "_toc.yml")]
+        found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
+        runs = [_staged_run(self.env.app, pair) for pair in found]
+        make = {"scorecard": scorecard, "transfer": transfer}[self.name]
+        return [nodes.raw("", make(runs), format="html")]
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register {record}, {scorecard} and {transfer} with Sphinx."""
-    from sphinx.util.docutils import SphinxDirective
-
-    def table(make: Callable[[Sequence[Run]], str], about: str) -> type[SphinxDirective]:
-        """A directive without content: what `make` makes of all records in the book."""
-
-        class Table(SphinxDirective):
-            def run(self) -> list[nodes.Node]:
-                source = Path(self.env.srcdir)
-                pages = pages_in(source / "_toc.yml")
-                pairs = [page.removeprefix("chapters/") for page in pages]
-                found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
-                runs = [_staged_run(self.env.app, pair) for pair in found]
-                return [nodes.raw("", make(runs), format="html")]
-
-        Table.__doc__ = about
-        return Table
-
-    app.add_directive("scorecard", table(scorecard, "claims × models of each paper"))
-    app.add_directive("transfer", table(transfer, "claims of all papers × models"))
-    app.add_node(record_number, override=True, html=(_visit_record, _depart_record))
+    app.add_directive("scorecard", RecordTable)
+    app.add_directive("transfer", RecordTable)
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
     app.connect("build-finished", finish_all)

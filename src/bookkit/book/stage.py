@@ -7,7 +7,6 @@ table of contents. Every number on a page comes from a record, so nothing is com
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,16 @@ import yaml
 
 from bookkit.book import atlas, citations, contents, crate, failed, pdf, reports
 from bookkit.book.failed import FailedRun
-from bookkit.book.html import macro
-from bookkit.book.markup import raw_html
+from bookkit.book.html import macro, raw_html
 from bookkit.book.pages import chapter_page, landing_page, model_switch
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_shown, first_run
 from bookkit.course import classroom
-from bookkit.project import chapter_folder, list_chapters, words
-from replib.claims.measure import Claims
+from bookkit.project import list_chapters, words
+from bookkit.run.chapter import Chapter, find_chapter
 from replib.errors import UsageError
-from replib.files import read_yaml
 
-
-@dataclass(frozen=True)
-class Chapter:
-    """A paper or a page of the method, with its runs; it may have none."""
-
-    name: str
-    folder: Path  # its notebook's
-    claims: Claims
-    runs: Sequence[Run]
-    failed: Sequence[FailedRun]
-
-    def switch(self, key: str) -> str:
-        """The way from a run's page to the others; nothing where a method has one page only."""
-        if self.claims.is_method and len(self.runs) + len(self.failed) < 2:
-            return ""
-        return model_switch(key, self.runs, self.failed)
+# A paper or a page of the method, with its runs and those that failed; it may have none.
+ChapterRuns = tuple[Chapter, list[Run], list[FailedRun]]
 
 
 def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = None) -> list[Run]:
@@ -57,12 +40,12 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     copy_prose(root, part)
     keep_records(part, shown)
     for chapter in chapters:
-        write_chapter(root, part, chapter)
+        write_chapter(part, *chapter)
     lessons = classroom.write(root, part, shown)
     pages = write_contents(root, part, chapters, lessons, atlas_pages(part, shown))
     reports.write(root, part, shown)
     started = max((run.record["started"] for run in shown), default=date.today().isoformat())
-    papers = {one.name: one.claims for one in chapters if one.runs and not one.claims.is_method}
+    papers = {one.paper: one.claims for one, of, _ in chapters if of and not one.claims.is_method}
     citations.write(root, part, papers, started[:4])
     for page in pages:
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
@@ -73,15 +56,13 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     return shown
 
 
-def find_chapters(root: Path, runs: Sequence[Run], stopped: Sequence[FailedRun]) -> list[Chapter]:
+def find_chapters(root: Path, runs: list[Run], stopped: list[FailedRun]) -> list[ChapterRuns]:
     """Those that were run, in the order of the runs, then the others."""
     papers = by_paper(runs)
     found = []
     for name in dict.fromkeys([*papers, *(run.paper for run in stopped), *list_chapters(root)]):
-        folder = chapter_folder(root, name)
         mine = [run for run in stopped if run.paper == name]
-        claims = Claims.load(folder / "claims.yaml")
-        found.append(Chapter(name, folder, claims, papers.get(name, []), mine))
+        found.append((find_chapter(root, name), papers.get(name, []), mine))
     return found
 
 
@@ -89,8 +70,7 @@ def copy_prose(root: Path, part: Path) -> None:
     """The pages of `book/` but the chapters' prose, the static files, and the configuration with
     the title and the authors of CITATION.cff."""
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(root / "book", part)
-    shutil.rmtree(part / "chapters", ignore_errors=True)
+    shutil.copytree(root / "book", part, ignore=shutil.ignore_patterns("chapters"))
     (part / "_static").rename(part / "static")
     about = citations.about(root)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
@@ -108,35 +88,35 @@ def keep_records(part: Path, runs: Sequence[Run]) -> None:
     (part / STALE).write_text(json.dumps(stale))
 
 
-def write_chapter(root: Path, part: Path, chapter: Chapter) -> None:
+def write_chapter(part: Path, chapter: Chapter, runs: list[Run], stopped: list[FailedRun]) -> None:
     """A page for each run of a chapter, and its first page."""
-    folder = part / "chapters" / chapter.name
+    folder = part / "chapters" / chapter.paper
     folder.mkdir(parents=True, exist_ok=True)
     claims = chapter.claims
-    profiles_file = chapter.folder / "profiles.yaml"
-    profiles = read_yaml(profiles_file.read_text(), str(profiles_file)) if chapter.runs else {}
-    for run in chapter.runs:
-        first = claims.is_method and run is first_run(chapter.runs)
-        page = chapter_page(root, run, chapter.switch(run.key), claims.model, profiles, first)
+    is_alone = claims.is_method and len(runs) + len(stopped) < 2
+    for run in runs:
+        first = claims.is_method and run is first_run(runs)
+        switch = "" if is_alone else model_switch(run.key, runs, stopped)
+        chosen = chapter.values(run.record["profile"])
+        page = chapter_page(chapter.root, run, switch, claims.model, chosen, first)
         (folder / f"{run.model}.ipynb").write_text(json.dumps(page, ensure_ascii=False))
-    for run in chapter.failed:
-        switch = model_switch(run.key, chapter.runs, chapter.failed)
-        page = failed.page(run, claims.title, switch)
-        (part / "chapters" / f"{run.key}.md").write_text(page, encoding="utf-8")
-    if not chapter.runs:
+    for run in stopped:
+        page = failed.page(run, claims.title, model_switch(run.key, runs, stopped))
+        (folder / f"{run.page}.md").write_text(page, encoding="utf-8")
+    if not runs:
         # So that links to it lead somewhere.
-        page = macro("chapter.html", "not_run", chapter.name, claims, chapter.failed)
+        page = macro("chapter.html", "not_run", chapter.paper, claims, stopped)
         (folder / "index.md").write_text(page)
     elif not claims.is_method:
-        prose = root / "book" / "chapters" / f"{chapter.name}.md"
+        prose = chapter.root / "book" / "chapters" / f"{chapter.paper}.md"
         text = prose.read_text() if prose.is_file() else ""
-        page = landing_page(chapter.runs, claims, text, chapter.failed)
-        page += raw_html(pdf.place(chapter.name)) + citations.line(chapter.name, "../../")
+        page = landing_page(runs, claims, text, stopped)
+        page += raw_html(pdf.place(chapter.paper)) + citations.line(chapter.paper, "../../")
         (folder / "index.md").write_text(page)
 
 
-def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
-    """Write a page of heads for each model that has any; their names in the table of contents."""
+def atlas_pages(part: Path, runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Write a page of heads for each model that has any; their entries in the table of contents."""
     records: dict[str, list[Any]] = {}
     for run in runs:
         if run.record["heads"]:
@@ -145,21 +125,22 @@ def atlas_pages(part: Path, runs: Sequence[Run]) -> list[str]:
         (part / "atlas").mkdir(exist_ok=True)
         (part / "atlas" / f"{model}.md").write_text(atlas.page(model, of_model), encoding="utf-8")
         (part / "atlas" / f"{model}.png").write_bytes(atlas.figure(of_model))
-    return [f"atlas/{model}" for model in records]
+    return [{"file": f"atlas/{model}", "title": model} for model in records]
 
 
 def write_contents(
-    root: Path, part: Path, chapters: Sequence[Chapter], lessons: Sequence[str], heads: list[str]
+    root: Path, part: Path, chapters: Sequence[ChapterRuns], lessons: Sequence[str], heads: list
 ) -> list[str]:
     """Write the table of contents; its pages, in order."""
     made = {}
-    for one in chapters:
-        entry = contents.chapter_entry(one.name, one.runs, one.failed, lessons)
-        made[f"chapters/{one.name}/index"] = entry
+    for chapter, runs, stopped in chapters:
+        entry = contents.chapter_entry(chapter.paper, runs, stopped, lessons)
+        made[f"chapters/{chapter.paper}/index"] = entry
     if contents.METHOD_EXERCISES in lessons:
-        made[contents.METHOD_EXERCISES] = {"file": contents.METHOD_EXERCISES, "sections": []}
+        made[contents.METHOD_EXERCISES] = contents.METHOD_EXERCISES, []
     if heads:
-        made["atlas/index"] = contents.atlas_entry(heads)
-    toc = contents.fill(yaml.safe_load((root / "_toc.yml").read_text()), made)
+        made["atlas/index"] = "atlas/index", heads
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    contents.fill(toc, made)
     (part / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     return contents.pages_in(part / "_toc.yml")

@@ -1,6 +1,6 @@
 """Tables of claims × models, made from records."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,14 +14,14 @@ TEMPLATE = "tables.html"
 
 @dataclass(frozen=True)
 class Row:
-    """One claim of a paper, with a cell for each column: a run and its claim, or two times None."""
+    """One claim of a paper: for each column the run and its claim, where there are any."""
 
     id: str
-    cells: list[tuple[Run, Mapping[str, Any]] | tuple[None, None]]
+    cells: list[tuple[Run | None, Mapping[str, Any] | None]]
 
     @property
     def having(self) -> list[tuple[Run, Mapping[str, Any]]]:
-        return [cell for cell in self.cells if cell[0]]
+        return [cell for cell in self.cells if cell[1]]
 
     @property
     def statement(self) -> str:
@@ -57,23 +57,16 @@ class Group:
         """Every claim once, in the order in which the records name them."""
         of_model = {run.model: run for run in self.runs}
         ids = dict.fromkeys(claim["id"] for run in self.runs for claim in run.record["claims"])
-        rows = []
-        for id in ids:
-            cells = [
-                (run, claim) if (run := of_model.get(model)) and (claim := run.claim(id)) else None
-                for model in self.models
-            ]
-            rows.append(Row(id, [cell or (None, None) for cell in cells]))
-        return rows
+        columns = [of_model.get(model) for model in self.models]
+        return [Row(id, [(run, run and run.claim(id)) for run in columns]) for id in ids]
 
 
 def _models_and_controls(runs: Sequence[Run]) -> list[Group]:
     return [Group(members, [run.model for run in members]) for _, members in kinds(runs)]
 
 
-def _papers(runs: Iterable[Run]) -> list[Group]:
+def _papers(runs: Sequence[Run]) -> list[Group]:
     """The papers of these runs, each with the same columns."""
-    runs = list(runs)
     models = list(dict.fromkeys(run.model for run in runs))
     return [Group(members, models) for members in by_paper(runs).values()]
 

@@ -1,21 +1,16 @@
 """`replib.check("ioi-1", 0.25)` checks an answer to an exercise, against the record of the model in
 use, without a network."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bookkit.course.exercises import ByOptions, ByRecord, ByTest, Exercise, find_exercise
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError, one_line
 from replib.files import find_root
 from replib.models.sources import available_embedded, model_slug
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 RUNS = ("build/runs", "results")  # where records are looked for: the user's own first
 
@@ -34,7 +29,7 @@ class Verdict:
         return f"{self.outcome}: {self.text}"
 
 
-def name_of(model: str | TransformerBridge | None) -> str:
+def name_of(model: Any) -> str:
     """A model's name; without one that of the model loaded last, else of the first embedded one."""
     if isinstance(model, str):
         return model
@@ -73,7 +68,7 @@ def measured(key: str, paper: str | None = None, model: str | None = None) -> An
     return record_value(find_record(paper, model), key)
 
 
-def check(id: str, answer: Any = ..., model: str | TransformerBridge | None = None) -> Verdict:
+def check(id: str, answer: Any = ..., model: Any = None) -> Verdict:
     """Is this answer right? `model` is a name, or a loaded model; without it, the one loaded last.
 
     UsageError for an unknown exercise; any answer, of whatever type, has a verdict.
@@ -155,9 +150,7 @@ def _against_options(rule: ByOptions, answer: Any) -> Verdict:
     return Verdict("wrong", rule.options[letter].hint)
 
 
-def _against_test(
-    exercise: Exercise, code: str, answer: Any, model: str | TransformerBridge | None, name: str
-) -> Verdict:
+def _against_test(exercise: Exercise, code: str, answer: Any, model: Any, name: str) -> Verdict:
     def value_of(key: str) -> Any:
         return measured(key if " " in key else f"{exercise.part} {key}", model=name)
 
@@ -166,7 +159,7 @@ def _against_test(
     exec(compile(code, f"<test of {exercise.id}>", "exec"), space)
     arguments = [answer]
     if "model" in inspect.signature(space["test"]).parameters:
-        arguments.append(_loaded(name) if model is None or isinstance(model, str) else model)
+        arguments.append(_loaded(name) if isinstance(model, str | None) else model)
     try:
         space["test"](*arguments)
     except AssertionError as error:
@@ -181,7 +174,7 @@ def _against_test(
     return Verdict("right", exercise.title)
 
 
-def _loaded(name: str) -> TransformerBridge:
+def _loaded(name: str) -> Any:
     """The loaded model of this name, or a new one."""
     from replib.models.bridge import last_loaded, model_info
     from replib.models.load import load_model

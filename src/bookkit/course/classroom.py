@@ -60,10 +60,6 @@ def _question(exercise: Exercise) -> str:
     return exercise.text.strip() + (f"\n{listed}" if listed else "")
 
 
-def _check(exercise: Exercise) -> str:
-    return f'replib.check("{exercise.id}", {exercise.answer})'
-
-
 def _set_up(repository: str | None) -> str:
     """The first cell: replib as it was when the book was made, where it is not installed."""
     if repository is None:
@@ -120,8 +116,8 @@ def notebook(
             text.source += f"\n\n![The figure it is about](attachment:{exercise.figure}.png)"
             text.attachments = {f"{exercise.figure}.png": {"image/png": picture}}
         code = new_code_cell((exercise.solution if instructor else exercise.start).strip())
-        check = new_code_cell(_check(exercise), metadata={"tags": ["check"]})
-        cells += [text, code, check]
+        check = f'replib.check("{exercise.id}", {exercise.answer})'
+        cells += [text, code, new_code_cell(check, metadata={"tags": ["check"]})]
         if instructor:
             why, mistakes = exercise.explanation.strip(), exercise.mistakes.strip()
             cells.append(new_markdown_cell(f"**Why.** {why}\n\n**Common mistakes.** {mistakes}"))
@@ -140,9 +136,9 @@ def write_notebooks(
     for part in parts(root):
         setup, found = read_exercises(root / "notebooks" / part / NAME)
         more = {"repository": find_repository(root), "figures": (figures or {}).get(part)}
+        title = title_of(root, part)
         for who in ("student",) if figures is None else ("student", "instructor"):
-            for_teacher = who == "instructor"
-            made = notebook(title_of(root, part), setup, found, instructor=for_teacher, **more)
+            made = notebook(title, setup, found, instructor=who == "instructor", **more)
             path = out / f"{part}-{who}.ipynb"
             text = json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
             write_whole(path, text.encode())

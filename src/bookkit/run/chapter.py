@@ -21,7 +21,7 @@ from replib.claims.measure import Claims
 from replib.claims.schema import Different, Strict, Words, fit
 from replib.errors import UsageError, did_you_mean, find_control, one_line
 from replib.files import read_text, read_yaml, sha256_text
-from replib.hashes import library_hash
+from replib.hashes import library_hash, notebook_hash, pins_hash
 from replib.models.sources import PLANTED, planted_module
 
 
@@ -106,6 +106,14 @@ class Chapter:
     def paper(self) -> str:
         return self.claims.paper
 
+    def parameter(self, name: str, where: str = "") -> Parameter:
+        if name in self.parameters:
+            return self.parameters[name]
+        raise UsageError(
+            f"{where}{self.paper} has no parameter {name!r}{did_you_mean(name, self.parameters)} "
+            f"(parameters: {', '.join(self.parameters)})"
+        )
+
     def profile(self, name: str) -> Profile:
         if name not in self.profiles:
             raise UsageError(
@@ -131,6 +139,16 @@ class Chapter:
     def parameters_hash(self, profile: str) -> str:
         return sha256_text(json.dumps(self.values(profile), sort_keys=True))
 
+    def hashes(self, model: str, profile: str) -> dict[str, str | None]:
+        """sha256 of what a checkout gives to a run on `model`, and on which its numbers depend."""
+        return {
+            "notebook": notebook_hash(self.notebook),
+            "claims": self.claims.sha256,
+            "library": self.library_hash(model),
+            "requirements": pins_hash(self.root / "requirements.txt"),
+            "parameters": self.parameters_hash(profile),
+        }
+
 
 def find_chapter(root: Path, paper: str) -> Chapter:
     """A paper's notebook, claims and profiles; UsageError for any that is missing or wrong."""
@@ -148,11 +166,11 @@ def find_chapter(root: Path, paper: str) -> Chapter:
     path = folder / "profiles.yaml"
     where = f"profiles file {path}"
     profiles = dict(fit(ProfilesFile, read_yaml(read_text(path, "profiles file"), where), where))
+    chapter = Chapter(root, claims, notebook, parameters, profiles)
     for name, profile in profiles.items():
         for key, value in profile.parameters.items():
-            known = known_parameter(parameters, key, paper, f"{where}, {name}: ")
-            known.check(value, f"{where}, {name}")
-    return Chapter(root, claims, notebook, parameters, profiles)
+            chapter.parameter(key, f"{where}, {name}: ").check(value, f"{where}, {name}")
+    return chapter
 
 
 def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
@@ -175,9 +193,8 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for node in body:
         line = one_line(ast.unparse(node))
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        ):
+        is_typed = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not is_typed or not node.value:
             raise UsageError(f"{where}: parameters cell: {line!r} is not `name: type = value`")
         name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -199,17 +216,6 @@ def read_parameters(notebook: str, where: str) -> dict[str, Parameter]:
         if name not in found or found[name].annotation != annotation:
             raise UsageError(f"{where}: parameters cell lacks `{name}: {annotation}`")
     return found
-
-
-def known_parameter(
-    known: Mapping[str, Parameter], name: str, paper: str, where: str = ""
-) -> Parameter:
-    if name in known:
-        return known[name]
-    raise UsageError(
-        f"{where}{paper} has no parameter {name!r}{did_you_mean(name, known)} "
-        f"(parameters: {', '.join(known)})"
-    )
 
 
 PLAIN = {"bool": bool, "int": int, "float": float, "str": str}

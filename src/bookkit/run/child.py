@@ -16,7 +16,8 @@ import psutil
 from bookkit.project import chapter_module
 from bookkit.run import resources as sizing
 from replib.errors import UsageError, one_line
-from replib.models.sources import MADE_IN_MEMORY, is_ready
+from replib.models import sources
+from replib.models.threads import n_threads
 
 
 def _run_child() -> None:
@@ -44,49 +45,39 @@ def _speaker() -> Callable[[Mapping[str, Any]], None]:
 def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
 
-    class Engine(NBClientEngine):
-        """papermill's engine, which says what cell it is at."""
+    with open(job["source"], encoding="utf-8") as file:
+        cells = json.load(file)["cells"]
+    code = ["".join(cell["source"]).strip() for cell in cells if cell["cell_type"] == "code"]
+    total = len([source for source in code if source]) + bool(job["parameters"])  # injected
+    begun = 0
 
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
-            code = [c for c in nb_man.nb.cells if c.cell_type == "code" and c.source.strip()]
-            begun, save = 0, nb_man.cell_start
+    def cell_start(cell: Any, cell_index: int) -> None:
+        nonlocal begun
+        if cell.cell_type == "code" and cell.source.strip():
+            begun += 1
+            line = one_line(cell.source.strip().splitlines()[0], 60)
+            say({"code": begun, "of": total, "id": cell.get("id"), "line": line})
 
-            def cell_start(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
-                nonlocal begun
-                save(cell, cell_index, **rest)
-                if cell.cell_type == "code" and cell.source.strip():
-                    begun += 1
-                    line = one_line(cell.source.strip().splitlines()[0], 60)
-                    about = {"code": begun, "of": len(code), "id": cell.get("id"), "line": line}
-                    say(about)
-
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-    papermill_engines.register("replib", Engine)
     # Through sockets in the file system, not ports: two kernels that start at once may take the
     # same port. `ip` is where the sockets stand; a socket's path has room for some 100 bytes.
     sockets = os.path.join(os.environ["JUPYTER_RUNTIME_DIR"], "kernel")
     ipc = {"transport": "ipc", "ip": sockets} if len(os.fsencode(sockets)) < 90 else {}
-    transport = Config({"KernelManager": ipc})
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
     try:
         papermill.execute_notebook(
             job["source"].translate(braces),
             job["notebook"].translate(braces),
             parameters=job["parameters"],
-            engine_name="replib",
             kernel_name="python3",
             cwd=job["folder"],
             progress_bar=False,
             log_output=True,
             start_timeout=120,
             iopub_timeout=120,
-            config=transport,
+            config=Config({"KernelManager": ipc}),
+            on_cell_start=cell_start,
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "UsageError":
@@ -120,17 +111,17 @@ def _prepare_child() -> None:
 
 def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Device, number type, size and speed of a run; None if its model is to be left out."""
-    from replib.models import sources
-
-    name, revision = question["model"], question["revision"]
+    parameters = question["parameters"]
+    name, revision = parameters["model_name"], parameters.get("revision") or None
     embedded = name in sources.EMBEDDED and name not in sources.available_embedded()
     if embedded and question["skip_missing"]:
         print(f"replib: {name} is not installed, left out", file=sys.stderr)
         return None
-    found = {"device": question["device"], "dtype": question["dtype"], "size": None, "speed": None}
+    found = {"device": parameters["device"], "dtype": parameters.get("dtype", "float32")}
+    found |= {"size": None, "speed": None}
     simple = found["device"] == "cpu" and found["dtype"] in sizing.BYTES and revision is None
     folder = size = None
-    if simple and name in sources.EMBEDDED and is_ready(name):
+    if simple and name in sources.EMBEDDED and sources.is_ready(name):
         # No need of the libraries, which take seconds. Of damaged weights preparing makes new ones.
         with contextlib.suppress(UsageError):
             folder = sources.unpacked_folder(name)
@@ -142,35 +133,34 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         device = find_device(found["device"])
         found["device"] = str(device)
         found["dtype"] = str(find_dtype(found["dtype"], device)).removeprefix("torch.")
-        fits = None
-        if name not in MADE_IN_MEMORY:
 
-            def fits(n_params: int) -> None:
-                size = sizing.Size(n_params, 0, 1)
-                free = sizing.available_bytes(found["device"])
-                sizing.estimate(size, found["dtype"], found["device"], free, None)
+        def fits(n_params: int) -> None:
+            size = sizing.Size(n_params, 0, 1)
+            free = sizing.available_bytes(found["device"])
+            sizing.estimate(size, found["dtype"], found["device"], free, None)
 
         folder = prepare_model(name, revision=revision, before_download=fits)
     if folder is not None:
         size = size or sizing.folder_size(folder)
         found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
-        found["speed"] = sizing.measure_speed(
-            size.d_model, found["dtype"], found["device"], question["threads"]
-        )
-    _check_files(question)
+        kind = found["dtype"], found["device"]
+        found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
+    _check_files(question["paper"], parameters)
     return found
 
 
-def _check_files(question: Mapping[str, Any]) -> None:
+def _check_files(paper: str, parameters: Mapping[str, Any]) -> None:
     """Read the user's rows as the chapter will."""
-    if not question["files"]:
+    given = {key: path for key, path in parameters.items() if key.endswith("_file") and path}
+    if not given:
         return
     from replib.models.load import load_model
     from replib.prompts.files import READERS
 
-    readers = READERS | getattr(chapter_module(question["paper"]), "file_readers", dict)()
-    if files := {key: path for key, path in question["files"].items() if key in readers}:
-        tokenizer = load_model(question["model"], revision=question["revision"]).tokenizer
+    readers = READERS | getattr(chapter_module(paper), "file_readers", dict)()
+    if files := {key: path for key, path in given.items() if key in readers}:
+        revision = parameters.get("revision") or None
+        tokenizer = load_model(parameters["model_name"], revision=revision).tokenizer
         for key, path in files.items():
             readers[key](tokenizer, path)
 

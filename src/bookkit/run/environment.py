@@ -13,7 +13,11 @@ PACKAGES = ("replib", "torch", "transformer-lens", "transformers", "numpy", "sci
 
 def environment(runtime: str | None = None) -> dict[str, str]:
     """Our environment, with what makes a run quiet and repeatable."""
-    environment = dict(os.environ)
+    # glibc takes fresh pages for every tensor and gives them back at once; page faults are dear on
+    # a virtual machine: reading long prompts took twice as long. Tensors up to 1 GB are to reuse
+    # theirs. Means nothing elsewhere.
+    sizes = {"MMAP_THRESHOLD": 1 << 30, "TRIM_THRESHOLD": 1 << 30, "TOP_PAD": 64 << 20}
+    environment = {f"MALLOC_{name}_": str(size) for name, size in sizes.items()} | os.environ
     environment.pop("MPLBACKEND", None)  # figures belong in the notebook
     environment |= {
         "TQDM_DISABLE": "1",
@@ -23,12 +27,6 @@ def environment(runtime: str | None = None) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "REPLIB_THREADS": str(n_threads()),
     }
-    # glibc takes fresh pages for every tensor and gives them back at once; page faults are dear on
-    # a virtual machine: reading long prompts took twice as long. Tensors up to 1 GB are to reuse
-    # theirs. Means nothing elsewhere.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
-    environment.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
     if runtime is not None:
         environment["JUPYTER_RUNTIME_DIR"] = runtime
     return environment

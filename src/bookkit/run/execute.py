@@ -31,7 +31,6 @@ from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.errors import UsageError, one_line
 from replib.files import put_in_place, sha256_file
-from replib.hashes import notebook_hash, pins_hash
 from replib.interventions import budget as batches
 from replib.models.threads import n_threads
 
@@ -77,23 +76,20 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     chapter = run.chapter
     notebook, source, log = work / "notebook.ipynb", work / "source.ipynb", work / "run.log"
     source.write_text(chapter.notebook, encoding="utf-8")
+    files = {name: sha256_file(path) for name, path in run.files.items()}
     hashes = {
-        "notebook": notebook_hash(chapter.notebook),
-        "claims": chapter.claims.sha256,
-        "library": chapter.library_hash(run.model),
-        "requirements": pins_hash(chapter.root / "requirements.txt"),
+        **chapter.hashes(run.model, run.profile),
         "environment": environment_hash(),
-        "parameters": chapter.parameters_hash(run.profile),
-        "inputs": {name: sha256_file(path) for name, path in run.files.items()}
-        | stored_inputs(chapter, run.parameters),
+        "inputs": files | stored_inputs(chapter, run.parameters),
     }
     changed = {
         name: run.parameters[name]
         for name, parameter in chapter.parameters.items()
         if repr(run.parameters[name]) != repr(parameter.default)
     }
-    job = {"source": str(source), "notebook": str(notebook), "parameters": changed}
-    job["folder"] = str(chapter_folder(chapter.root, chapter.paper))
+    folder = chapter_folder(chapter.root, chapter.paper)
+    job = {"source": str(source), "notebook": str(notebook), "folder": str(folder)}
+    job["parameters"] = changed
     threads = n_threads()
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -109,8 +105,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     source.unlink()
 
     try:
-        if failure := _failure(run, watched):
-            raise RunFailed(failure)
+        _check_end(run, watched)
         bundle = _bundle(run, notebook)
     except RunFailed as failed:
         _mark(notebook, watched, str(failed), chapter.notebook)
@@ -121,9 +116,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         raise RunFailed(f"{run.name} failed: {failed} (see {_short(run.failed)})") from None
 
     _tidy(notebook, chapter.paper)
-    replication = run.profile == "paper" and run.model == chapter.claims.model
-    scope = "replication" if replication else "transfer"
-    scope = "method" if chapter.claims.is_method else scope
+    own = run.profile == "paper" and run.model == chapter.claims.model
+    scope = "method" if chapter.claims.is_method else "replication" if own else "transfer"
     calibration = None
     if run.estimate:
         scale = run.estimate.batch_scale
@@ -152,22 +146,20 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     return run.folder
 
 
-def _failure(run: Run, watched: Watched) -> str | None:
-    """Why the run did not reach the end of its notebook, in one line; None if it did."""
+def _check_end(run: Run, watched: Watched) -> None:
+    """RunFailed unless the notebook was run to its end; UsageError where it raised one."""
     cell, end = watched.cell, watched.end
     place = f"in cell [{cell['code']}], `{cell['line']}`" if cell else "before its first cell"
     if watched.timed_out:
-        return f"time limit of {run.time_limit_s:g} s reached {place}"
+        raise RunFailed(f"time limit of {run.time_limit_s:g} s reached {place}")
     if end is None:
-        return f"its process ended with {watched.exit_code} {place}"
-    match end["end"]:
-        case "finished":
-            return None
-        case "usage":
-            raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
-        case "dead":
-            return f"the kernel died {place} (out of memory, or killed)"
-    return f"{end['error']} {place}"
+        raise RunFailed(f"its process ended with {watched.exit_code} {place}")
+    if end["end"] == "usage":
+        raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
+    if end["end"] == "dead":
+        raise RunFailed(f"the kernel died {place} (out of memory, or killed)")
+    if end["end"] != "finished":
+        raise RunFailed(f"{end['error']} {place}")
 
 
 def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
@@ -225,7 +217,7 @@ def _mark(notebook: Path, watched: Watched, failure: str, source: str) -> None:
             outputs = cell.setdefault("outputs", [])
             if all(output["output_type"] != "error" for output in outputs):
                 outputs.append(error)
-    _write_json(notebook, content)
+    notebook.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _tidy(notebook: Path, paper: str) -> None:
@@ -234,11 +226,7 @@ def _tidy(notebook: Path, paper: str) -> None:
     about = content["metadata"].get("papermill", {})
     if "input_path" in about:
         about |= {"input_path": f"notebooks/{paper}/{paper}.ipynb", "output_path": "notebook.ipynb"}
-    _write_json(notebook, content)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sweep(run: Run) -> None:

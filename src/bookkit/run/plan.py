@@ -11,12 +11,10 @@ from typing import Any
 
 from bookkit.project import chapter_folder, stored_module
 from bookkit.run import resources as sizing
-from bookkit.run.chapter import Chapter, known_parameter
+from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
-from replib.hashes import notebook_hash, pins_hash
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
-from replib.models.threads import n_threads
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 
@@ -70,7 +68,7 @@ def plan(
     for name, text in settings.items():
         if name in OPTIONS:
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
-        values[name] = known_parameter(chapter.parameters, name, chapter.paper).read(text)
+        values[name] = chapter.parameter(name).read(text)
     values |= {"model_name": model, "profile": profile}
     if values["seed"] < 0:
         raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
@@ -102,19 +100,13 @@ def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]
 def changed_since(record: Mapping[str, Any], chapter: Chapter) -> list[str]:
     """What the numbers of a record depend on and what is another now, in words. Nothing is loaded,
     so the weights of a hub model, and of one made in memory, are not looked at."""
-    then = record["hashes"]
-    weights = weights_hash(record["model"]["name"])
-    now = {
-        "notebook": notebook_hash(chapter.notebook),
-        "claims": chapter.claims.sha256,
-        "library": chapter.library_hash(record["model"]["name"]),
-        "requirements": pins_hash(chapter.root / "requirements.txt"),
-        "parameters": chapter.parameters_hash(record["profile"]),
-        "weights": then["weights"] if weights is None else weights,
-    }
+    then, model = record["hashes"], record["model"]["name"]
+    now = chapter.hashes(model, record["profile"])
+    if (weights := weights_hash(model)) is not None:
+        now["weights"] = weights
     found = [part for part in now if then[part] != now[part]]
     try:
-        values = {**record["parameters"], "model_name": record["model"]["name"]}
+        values = {**record["parameters"], "model_name": model}
         same = stored_inputs(chapter, values).items() <= then["inputs"].items()
     except UsageError:
         same = False
@@ -137,16 +129,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     if all(quick):
         return list(runs)
     questions = [
-        {
-            "paper": run.chapter.paper,
-            "model": run.model,
-            "skip_missing": skip_missing,
-            "revision": run.parameters.get("revision") or None,
-            "device": run.parameters["device"],
-            "dtype": run.parameters.get("dtype", "float32"),
-            "threads": n_threads(),
-            "files": {name: str(path) for name, path in run.files.items()},
-        }
+        {"paper": run.chapter.paper, "skip_missing": skip_missing, "parameters": run.parameters}
         for run in runs
     ]
     process = subprocess.run(

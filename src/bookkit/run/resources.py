@@ -5,8 +5,6 @@ the weights with the model's width, time with the parameters that every token pa
 with the speed of this machine, which is measured for a moment. Wrong by a factor of two at times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -86,6 +84,7 @@ class Estimate:
 def folder_size(folder: Path) -> Size:
     """The size of a saved model, from the headers of its files and its configuration; UsageError
     when they cannot be read."""
+    from gguf import GGUFReader
     from transformers import AutoConfig
 
     tensors = sorted(folder.glob("*.safetensors"))
@@ -96,7 +95,7 @@ def folder_size(folder: Path) -> Size:
         else:
             path = sorted(folder.glob("*.gguf"))[0]
             own["gguf_file"] = path.name
-            n_params = _in_gguf(path)
+            n_params = sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
         config = AutoConfig.from_pretrained(folder, **own).get_text_config()
         numbers = (n_params, config.vocab_size, config.hidden_size)
         if not all(type(number) is int and 0 < number < 2**50 for number in numbers):
@@ -113,12 +112,6 @@ def _in_safetensors(path: Path) -> int:
     with safe_open(path, framework="np") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
     return sum(map(math.prod, shapes))
-
-
-def _in_gguf(path: Path) -> int:
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
 
 
 # --- this machine ---------------------------------------------------------------------------------

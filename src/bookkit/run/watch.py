@@ -3,11 +3,11 @@
 import contextlib
 import json
 import math
-import os
-import selectors
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Watched:
     cell: dict[str, Any] | None = None  # the cell that runs: index, code, id, line
     end: dict[str, Any] | None = None  # the last message
     peak_bytes: int = 0
-    processes: dict[int, psutil.Process] = field(default_factory=dict)
+    processes: set[psutil.Process] = field(default_factory=set)
     timed_out: bool = False
     exit_code: int | None = None
 
@@ -53,7 +53,6 @@ def watch_process(
             env=environment(runtime) | extra,
             start_new_session=True,
         )
-        assert process.stdin is not None and process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -68,23 +67,18 @@ def watch_process(
                     watched.peak_bytes = max(watched.peak_bytes, message.get("peak_bytes", 0))
             if not watched.timed_out:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    watched.exit_code = process.wait(timeout=max(0.0, min(30.0, _left(deadline))))
+                    watched.exit_code = process.wait(timeout=30)
         finally:
             with contextlib.suppress(OSError):
                 process.stdin.close()
             _sample(process, watched)
-            for member in watched.processes.values():
+            for member in watched.processes:
                 with contextlib.suppress(psutil.Error):
                     member.kill()
             process.kill()
             process.wait()
-            psutil.wait_procs(list(watched.processes.values()), timeout=5)
-            process.stdout.close()
+            psutil.wait_procs(watched.processes, timeout=5)
     return watched
-
-
-def _left(deadline: float) -> float:
-    return deadline - time.monotonic()
 
 
 def _messages(
@@ -92,25 +86,24 @@ def _messages(
 ) -> Iterator[dict[str, Any]]:
     """The process's messages until it closes its output or the time is up, with empty ones while it
     is silent; memory on the way."""
-    assert process.stdout is not None
-    stream = process.stdout.fileno()
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while True:
-            if _left(deadline) <= 0:
-                watched.timed_out = True
-                return
-            ready = selector.select(max(0.0, min(SAMPLE_S, _left(deadline))))
-            _sample(process, watched)
-            if not ready:
-                yield {}
-                continue
-            piece = os.read(stream, 65536)
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from (json.loads(line) for line in lines)
-            if not piece:
-                return
+    lines: queue.Queue[bytes] = queue.Queue()
+
+    def read() -> None:
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
+        lines.put(b"")
+
+    threading.Thread(target=read, daemon=True).start()
+    while (left := deadline - time.monotonic()) > 0:
+        line = b"{}\n"
+        with contextlib.suppress(queue.Empty):
+            line = lines.get(timeout=min(SAMPLE_S, left))
+        _sample(process, watched)
+        if not line.endswith(b"\n"):  # its end, maybe in the middle of a message
+            return
+        yield json.loads(line)
+    watched.timed_out = True
 
 
 def _sample(process: subprocess.Popen, watched: Watched) -> None:
@@ -121,5 +114,5 @@ def _sample(process: subprocess.Popen, watched: Watched) -> None:
         for member in (parent, *parent.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 total += member.memory_info().rss
-                watched.processes.setdefault(member.pid, member)
+                watched.processes.add(member)
     watched.peak_bytes = max(watched.peak_bytes, total)

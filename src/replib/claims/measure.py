@@ -72,8 +72,6 @@ class Claims:
         """Is it a page of the method, and no paper's chapter?"""
         return self.arxiv is None
 
-    # --- measuring --------------------------------------------------------------------------------
-
     def measure(
         self,
         claim: str,
@@ -148,9 +146,7 @@ class Claims:
 
     def role(self, role: str, heads: Iterable[tuple[int, int]], rule: str) -> None:
         """Store which heads, (layer, head), play one of ROLES, and by which rule that was decided.
-
-        No head is a result too. UsageError for another role, one given twice, or no rule.
-        """
+        No head is a result too. UsageError for another role, one given twice, or no rule."""
         if role not in ROLES:
             near = did_you_mean(role, ROLES)
             raise UsageError(f"role {role!r}{near} (roles: {', '.join(ROLES)})")
@@ -179,8 +175,6 @@ class Claims:
             raise UsageError(f"claim {claim} is measured twice; run the notebook from its start")
         return entry
 
-    # --- showing ----------------------------------------------------------------------------------
-
     def table(self) -> HtmlTable:
         """The claims before anything is measured: statement, the paper's number, our rule."""
         rows = []
@@ -200,9 +194,7 @@ class Claims:
 
     def verdicts(self, model: Any) -> None:
         """Show what became of every claim, and store it in the cell's output for the record.
-
-        `model` is what `models.bridge.model_info(model)` returns, or a mapping of the same fields.
-        """
+        `model` is what `model_info(model)` returns, or a mapping of the same fields."""
         from IPython.display import display
 
         display(self.bundle(model), raw=True)

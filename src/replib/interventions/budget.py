@@ -8,10 +8,8 @@ VARIABLE = "REPLIB_BATCH_SCALE"  # set for a run, before it starts
 
 
 def at_once(limit: int) -> int:
-    """The size of a batch: `limit`, made smaller or larger by REPLIB_BATCH_SCALE.
-
-    Batches change no number but for rounding. Raises UsageError for a scale that is not above 0.
-    """
+    """The size of a batch: `limit`, made smaller or larger by REPLIB_BATCH_SCALE. Batches change no
+    number but for rounding. Raises UsageError for a scale that is not above 0."""
     text = os.environ.get(VARIABLE, "1")
     try:
         scale = float(text)

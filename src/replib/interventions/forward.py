@@ -1,7 +1,5 @@
 """Forward passes of a network whose parts are at hand, in batches that fit the memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from replib.errors import UsageError
 from replib.interventions.budget import at_once
-from replib.interventions.capture import activations
-from replib.interventions.network import Network
+from replib.interventions.network import Network, activations
 from replib.prompts.pairs import PromptPairs
 
 # Largest number of residual-stream rows (edit × prompt × dest) computed at once. A row costs about
@@ -30,9 +27,7 @@ EDITABLE = ("q", "k", "v", "pattern", "z")
 @runtime_checkable
 class Edit(Protocol):
     """What changes a forward pass on its way: `path_patching.Receive`, `head_edits.EditHeads`.
-
-    `wants` says which of EDITABLE it changes or keeps in a layer.
-    """
+    `wants` says which of EDITABLE it changes or keeps in a layer."""
 
     start: int  # the first layer that it changes
 
@@ -53,9 +48,7 @@ class Past:
 @dataclass
 class Run:
     """Activations of some prompts' unedited forward pass at the positions `dest`, layer by layer.
-
-    `resid_pre` has n_layers + 1 entries, the last being what the final norm reads.
-    """
+    `resid_pre` has n_layers + 1 entries, the last being what the final norm reads."""
 
     dest: Int[Tensor, "prompt dest"]
     resid_pre: list[Float[Tensor, "prompt dest d_model"]] = field(default_factory=list)
@@ -145,11 +138,9 @@ def run_forward(
 
 
 def keep_past(net: Network, pairs: PromptPairs, prompts: Int[Tensor, " prompt"]) -> Past:
-    """Keys and values of some clean prompts. The model is run once for a set of prompts.
-
-    The first prompt is checked against the model's own forward pass: UsageError if the model
-    computes something that this module does not know (an unusual block layout).
-    """
+    """Keys and values of some clean prompts. The model is run once for a set of prompts. The first
+    prompt is checked against the model's own forward pass: UsageError if the model computes
+    something that this module does not know (an unusual block layout)."""
     kept = net.kept.setdefault(pairs.clean, {})
     if "past" not in kept:
         whole = Past(pairs.clean, [], [])
@@ -210,11 +201,9 @@ def run_batches(
     past: Past,
     dest: Int[Tensor, "prompt dest"],
 ) -> Run:
-    """The unedited run of some prompts at `dest`, kept for the next edit of them.
-
-    The corrupted run is the clean one up to the first token that differs: only positions from
-    there on are computed, `past` serves the others.
-    """
+    """The unedited run of some prompts at `dest`, kept for the next edit of them. The corrupted run
+    is the clean one up to the first token that differs: only positions from there on are computed,
+    `past` serves the others."""
     kept = net.kept.setdefault(pairs.clean, {})
     key = (which, tuple(prompts.tolist()), tuple(dest.flatten().tolist()))
     if key in kept:
@@ -247,11 +236,9 @@ def run_batches(
 def chunks(
     pairs: PromptPairs, first: Int[Tensor, " prompt"]
 ) -> Iterable[tuple[Int[Tensor, " prompt"], PromptPairs]]:
-    """Pieces of at most MAX_TOKENS tokens, each with its places in the whole.
-
-    A batch holds prompts whose window, from `first` to END, has the same length, so that no prompt
-    is computed at more positions than it needs.
-    """
+    """Pieces of at most MAX_TOKENS tokens, each with its places in the whole. A batch holds prompts
+    whose window, from `first` to END, has the same length, so that no prompt is computed at more
+    positions than it needs."""
     size = max(1, MAX_TOKENS // pairs.clean.shape[1])
     window = pairs.length - 1 - first
     for n in window.unique().tolist():

@@ -78,11 +78,9 @@ def scaled_heads(model: TransformerBridge, scales: Mapping[Head, float]) -> Iter
 
 @contextmanager
 def one_readout(network: torch.nn.Module) -> Iterator[None]:
-    """While it is open, the logits of all rows come out of one matrix product.
-
-    Of a strided slice torch makes one product a row, and each of them reads the whole vocabulary
-    matrix (half of the time, in gemma3-270m).
-    """
+    """While it is open, the logits of all rows come out of one matrix product. Of a strided slice
+    torch makes one product a row, and each of them reads the whole vocabulary matrix (half of the
+    time, in gemma3-270m)."""
     hook = network.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0].contiguous(), *args[1:])
     )
@@ -171,11 +169,9 @@ class Prefilled:
     def continuations(
         self, n_new: int, settled: Callable[[int, str], bool] = lambda index, text: False
     ) -> list[str]:
-        """The greedy continuation of each prompt, at most `n_new` tokens.
-
-        `settled(index, text)` says that prompt `index` needs no more than `text`; its row leaves
-        the batch, as it does after an end-of-text token.
-        """
+        """The greedy continuation of each prompt, at most `n_new` tokens. `settled(index, text)`
+        says that prompt `index` needs no more than `text`; its row leaves the batch, as it does
+        after an end-of-text token."""
         tokenizer = self.model.tokenizer
         rows = list(range(len(self)))
         texts, new = [""] * len(rows), {i: [] for i in rows}
@@ -227,11 +223,9 @@ def continuations(
     scales: Mapping[Head, float] | None = None,
     settled: Callable[[int, str], bool] = lambda index, text: False,
 ) -> list[str]:
-    """The greedy continuation of each prompt, at most `n_new` tokens, with some heads scaled.
-
-    See `Prefilled.continuations`. Prompts of about one length go together: reading the weights once
-    for many rows is what takes least time here.
-    """
+    """The greedy continuation of each prompt, at most `n_new` tokens, with some heads scaled. See
+    `Prefilled.continuations`. Prompts of about one length go together: reading the weights once for
+    many rows is what takes least time here."""
     ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
     common = _n_common(ids) if ids else 0
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

@@ -1,7 +1,5 @@
 """Edits of single attention heads, and what the model then says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,11 +37,9 @@ class Site:
 
 @dataclass(frozen=True)
 class HeadEdit:
-    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`).
-
-    `apply` maps the value the head would have, [prompt, dest, src] or [prompt, dest, d_head],
-    to the one it is given. No heads: an edit that changes nothing, the baseline.
-    """
+    """What becomes of some heads' attention rows (`pattern`) or outputs (`z`). `apply` maps the
+    value the head would have, [prompt, dest, src] or [prompt, dest, d_head], to the one it is
+    given. No heads: an edit that changes nothing, the baseline."""
 
     heads: tuple[Head, ...] = ()
     at: Literal["pattern", "z"] = "z"
@@ -53,9 +49,7 @@ class HeadEdit:
 
 def attention_row(heads: Iterable[Head], row: Float[Tensor, "prompt src"]) -> HeadEdit:
     """The heads attend as `row` says, whatever their queries and keys (Merullo et al., Sec. 5).
-
-    UsageError if a row is negative somewhere or does not sum to 1.
-    """
+    UsageError if a row is negative somewhere or does not sum to 1."""
     sums = row.sum(-1)
     if (row < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         raise UsageError("attention rows must be non-negative and sum to 1 for every prompt")
@@ -81,11 +75,6 @@ def attention_knockout(heads: Iterable[Head], src: Int[Tensor, "prompt k"]) -> H
 def zero_ablate(heads: Iterable[Head]) -> HeadEdit:
     """The heads write nothing."""
     return HeadEdit(tuple(heads), "z", lambda old, site: torch.zeros_like(old))
-
-
-def mean_ablate(heads: Iterable[Head], mean_z: Float[Tensor, "layer head d_head"]) -> HeadEdit:
-    """The heads write their mean output over other prompts (see `mean_z`)."""
-    return HeadEdit(tuple(heads), "z", lambda old, site: mean_z[site.head].to(old).expand_as(old))
 
 
 def resample_ablate(heads: Iterable[Head]) -> HeadEdit:
@@ -162,11 +151,9 @@ def read(
     full_vocabulary: bool = False,
     capture: bool = False,
 ) -> Readout:
-    """Run the clean prompts under each edit and read the next token at END.
-
-    The edits act at END (or at every position); later heads and MLPs are free. UsageError for a
-    head that does not exist.
-    """
+    """Run the clean prompts under each edit and read the next token at END. The edits act at END
+    (or at every position); later heads and MLPs are free. UsageError for a head that does not
+    exist."""
     net.check_heads(head for edit in edits for head in edit.heads)
     tokens = pairs.candidates
     if tokens is None:
@@ -226,11 +213,9 @@ def _edited(
 def _frozen_norm(
     norm: Callable[[Tensor], Tensor], at: Float[Tensor, "*batch d_model"]
 ) -> Callable[[Tensor], Tensor]:
-    """The norm as the linear map that it is while its scale stays what it is at `at`.
-
-    For y = (x − mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w:
-    applied to the terms of a sum it gives terms that add up to y (less b).
-    """
+    """The norm as the linear map that it is while its scale stays what it is at `at`. For y = (x −
+    mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w: applied to the
+    terms of a sum it gives terms that add up to y (less b)."""
     centred = isinstance(norm, torch.nn.LayerNorm)
     out = (norm(at) - norm.bias if centred and norm.bias is not None else norm(at)).float()
     exact, at = at.dtype == torch.float32, at.float()
@@ -270,24 +255,11 @@ def _attribution(
     return torch.stack(layers, dim=2)
 
 
-def mean_z(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head d_head"]:
-    """Mean output of every head at END over the clean prompts, for `mean_ablate`."""
-    total = 0.0
-    with torch.inference_mode():
-        for prompts, chunk in chunks(pairs, pairs.length - 1):
-            past = keep_past(net, pairs, prompts)
-            run = run_batches(net, pairs, "clean", prompts, past, chunk.length[:, None] - 1)
-            total = total + torch.stack([z[:, 0].float().sum(0) for z in run.z])
-    return total / len(pairs)
-
-
 def attention_from(
     net: Network, pairs: PromptPairs, position: str = "END"
 ) -> Float[Tensor, "prompt layer head src"]:
-    """Attention pattern of every head from one position of the clean prompts.
-
-    UsageError for a position that does not exist, or a set of positions.
-    """
+    """Attention pattern of every head from one position of the clean prompts. UsageError for a
+    position that does not exist, or a set of positions."""
     if (at := positions_of(pairs, position)).shape[1] != 1:
         raise UsageError(f"attention is read from one position, {position!r} is a set of them")
     rows = []

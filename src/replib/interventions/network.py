@@ -11,8 +11,6 @@ patching), `prompt` the prompts, `dest` the positions that are computed again, `
 positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,11 +22,31 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
-from replib.interventions.capture import activations
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
 Residual = tuple[Literal["resid_post"], int]  # the residual stream after a layer
+
+
+def activations(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """The activations of one forward pass whose bridge names are `wanted`, by name. The readout is
+    cut to one position: logits are not needed."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: object) -> None:
+        seen[hook.name] = value
+
+    def last_only(value: Tensor, hook: object) -> Tensor:
+        return value[:, -1:]
+
+    hooks = [(wanted, keep), ("unembed.hook_in", last_only)]
+    with torch.inference_mode():
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+    if not seen:
+        raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
+    return seen
 
 
 class _Block:
@@ -84,10 +102,8 @@ class _Geometry:
     allowed: list[Bool[Tensor, "pos src"]]
 
     def rotate(self, x: Tensor, layer: int, at: Int[Tensor, "prompt dest"]) -> Tensor:
-        """Rotary position embedding of the first d_rotary coordinates (the rest pass).
-
-        `x` is [edit, prompt, dest, head, d_head].
-        """
+        """Rotary position embedding of the first d_rotary coordinates (the rest pass). `x` is
+        [edit, prompt, dest, head, d_head]."""
         if self.cos[layer] is None:
             return x
         cos, sin = (t[layer][at].unsqueeze(-2) for t in (self.cos, self.sin))
@@ -99,9 +115,7 @@ class _Geometry:
 
 class Network:
     """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
-
-    UsageError if the model has no attention heads, or caps its logits (Gemma 2).
-    """
+    UsageError if the model has no attention heads, or caps its logits (Gemma 2)."""
 
     def __init__(self, model: TransformerBridge):
         hf_config = model.original_model.config
@@ -147,10 +161,8 @@ class Network:
     def logits(
         self, resid: Float[Tensor, "*batch d_model"], tokens: Int[Tensor, "*batch token"]
     ) -> Float[Tensor, "*batch token"]:
-        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost.
-
-        Always float32: two logits near 20 that differ by 0.05 are the same number in bfloat16.
-        """
+        """Logits of chosen tokens only: the full vocabulary is most of a small model's cost. Always
+        float32: two logits near 20 that differ by 0.05 are the same number in bfloat16."""
         x, W_U = self.ln_final(resid).float(), self.W_U[tokens].float()
         out = torch.einsum("...d,...td->...t", x, W_U)
         return out if self.b_U is None else out + self.b_U[tokens]
@@ -170,11 +182,9 @@ class Network:
     def is_top1(
         self, resid: Float[Tensor, "*batch d_model"], token: Int[Tensor, "*batch"]
     ) -> Bool[Tensor, "*batch"]:
-        """Is `token` the most probable of the full vocabulary?
-
-        Rows in which one of the usual winners clearly beats it are settled by those few logits;
-        only the others are compared with every token. The answer is the same.
-        """
+        """Is `token` the most probable of the full vocabulary? Rows in which one of the usual
+        winners clearly beats it are settled by those few logits; only the others are compared with
+        every token. The answer is the same."""
         flat, want = resid.flatten(0, -2), token.flatten()
         usual = self.vocabulary(flat[:: max(1, len(flat) // 256)])[0].unique()
         seen = self.logits(flat, torch.cat([want[:, None], usual.expand(len(flat), -1)], dim=-1))

@@ -1,7 +1,5 @@
 """Path patching (Wang et al. 2211.00593, Sec. 3.1; Goldowsky-Dill et al. 2304.05969)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

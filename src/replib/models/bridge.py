@@ -1,7 +1,5 @@
 """A Hugging Face model as a TransformerLens bridge, and what is known of it for the record."""
 
-from __future__ import annotations
-
 import hashlib
 import weakref
 from dataclasses import asdict, dataclass
@@ -20,11 +18,9 @@ from replib.models.sources import Place, folder_hash
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded, in the words that go into the record.
-
-    `sha256` is that of the GGUF file for the embedded models, of the weight files for a local
-    folder or a hub id, and of the parameters' bytes for `tiny` and the planted models.
-    """
+    """What was loaded, in the words that go into the record. `sha256` is that of the GGUF file for
+    the embedded models, of the weight files for a local folder or a hub id, and of the parameters'
+    bytes for `tiny` and the planted models."""
 
     name: str
     source: str
@@ -60,11 +56,9 @@ def last_loaded() -> TransformerBridge | None:
 def bridge_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, where: Place
 ) -> TransformerBridge:
-    """Wrap a model in place and note what it is.
-
-    The tokenizer is put on the finished bridge: handed to the builder it would be reloaded by name
-    with BOS switched on, which fails for one made in memory and changes the habit of the others.
-    """
+    """Wrap a model in place and note what it is. The tokenizer is put on the finished bridge:
+    handed to the builder it would be reloaded by name with BOS switched on, which fails for one
+    made in memory and changes the habit of the others."""
     sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
     model.eval()
     try:

@@ -1,6 +1,7 @@
-"""Where and in which number type a model computes."""
+"""Where, in which number type and on how many threads a model computes."""
 
-from __future__ import annotations
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -46,3 +47,15 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
         here = (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
         fast = device.type == "cpu" and any(here)
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it is open, torch computes on one thread: small networks gain nothing from more, and
+    sums come out alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

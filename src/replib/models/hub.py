@@ -1,7 +1,5 @@
 """Models from the Hugging Face hub, asked for by name and revision."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -33,10 +31,8 @@ def check_revision(name: str, revision: str | None) -> None:
 def from_hub(
     name: str, revision: str | None, before_download: Callable[[int], None] | None
 ) -> Place:
-    """A hub model's snapshot at one commit: safetensors, configuration and tokenizer only.
-
-    Without a network the copy in the Hugging Face cache is used, if there is one.
-    """
+    """A hub model's snapshot at one commit: safetensors, configuration and tokenizer only. Without
+    a network the copy in the Hugging Face cache is used, if there is one."""
     known = f"known models: {', '.join(KNOWN)}; or a local folder, or a Hugging Face id"
     at = "" if revision is None else f" at revision {revision!r}"
     unknown = f"model {name!r} is not known, and"
@@ -87,10 +83,8 @@ def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Pat
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The call's result or exception, or TimeoutError when there is neither in time.
-
-    Name servers and dropped packets have time limits of their own, which are too long to wait for.
-    """
+    """The call's result or exception, or TimeoutError when there is neither in time. Name servers
+    and dropped packets have time limits of their own, which are too long to wait for."""
     answer: Future[Any] = Future()
 
     def run() -> None:

@@ -4,8 +4,6 @@ Weights are read from safetensors or GGUF files only, and code that comes with a
 run.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -61,19 +59,15 @@ def load_model(
 
 
 def load_bare(
-    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    name: str, *, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The Hugging Face model itself, without a bridge around it, for training.
-
-    Raises UsageError as `load_model` does, and for a model that is made in memory.
-    """
+    """The Hugging Face model itself, without a bridge around it, for training. Raises UsageError as
+    `load_model` does, and for a model that is made in memory."""
     if name in MADE_IN_MEMORY:
         raise UsageError(f"model {name!r} is made in memory and cannot be trained")
     torch_device = find_device(device)
     torch.set_num_threads(n_threads())
-    check_revision(name, revision)
-    where = _locate(name, revision)
-    model, tokenizer = _read_folder(name, where, find_dtype(dtype, torch_device))
+    model, tokenizer = _read_folder(name, _locate(name, None), find_dtype(dtype, torch_device))
     return model.to(torch_device), tokenizer
 
 
@@ -109,10 +103,8 @@ def _locate(
 def _read_folder(
     name: str, where: Place, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only.
-
-    UsageError also where weights are missing: Transformers would make them up at random.
-    """
+    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only. UsageError
+    also where weights are missing: Transformers would make them up at random."""
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if where.gguf_file is not None:
         safe["gguf_file"] = where.gguf_file

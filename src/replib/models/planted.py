@@ -45,10 +45,8 @@ _NOISE = 0.3  # length of what a noise head writes, beside codes of length 1
 def make_slots(
     widths: Mapping[str, int], d_model: int = D_MODEL
 ) -> dict[str, Float[Tensor, "d_model width"]]:
-    """Orthonormal directions for every slot, all orthogonal to the all-ones vector.
-
-    They are columns of the discrete cosine transform, whose first column, left out, is constant.
-    """
+    """Orthonormal directions for every slot, all orthogonal to the all-ones vector. They are
+    columns of the discrete cosine transform, whose first column, left out, is constant."""
     row, column = torch.arange(d_model, dtype=torch.float64), torch.arange(1, d_model)
     basis = (math.pi / d_model * (row[:, None] + 0.5) * column).cos() * math.sqrt(2 / d_model)
     starts = [sum(list(widths.values())[:i]) for i in range(len(widths))]
@@ -70,11 +68,9 @@ def make_codes(n: int, width: int, generator: torch.Generator) -> Float[Tensor, 
 
 
 def position_codes(width: int) -> tuple[Float[Tensor, "pos width"], Float[Tensor, "width width"]]:
-    """Unit position codes (sines and cosines) and the matrix that steps one position back.
-
-    With `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by
-    one step. The codes of different positions have dot products below 0.4.
-    """
+    """Unit position codes (sines and cosines) and the matrix that steps one position back. With
+    `back` the second, `codes[i] @ back == codes[i - 1]`: each frequency's pair is turned by one
+    step. The codes of different positions have dot products below 0.4."""
     n = width // 2
     frequency = math.pi * ((torch.arange(n, dtype=torch.float64) + 0.5) / n) ** 1.25
     angle = torch.arange(N_POSITIONS)[:, None] * frequency

@@ -4,16 +4,12 @@ Nothing here imports torch, so that the command line, the workflow and the book 
 is there; `replib.models.load` loads it.
 """
 
-from __future__ import annotations
-
-import contextlib
 import json
 import os
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_cache_dir
 
@@ -105,10 +101,9 @@ def is_ready(name: str) -> bool:
 def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True) -> str:
     """What is wrong with a dequantised folder; "" when nothing is.
 
-    Every file is hashed, at some 2 GB in a second; without `every_byte` only one whose size or time
-    is not that in the manifest, which is enough to plan by, but misses rot on the disk.
+    Every file is hashed, at some 2 GB in a second; without `every_byte` only sizes are compared,
+    which is enough to plan by.
     """
-    touched = False
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["source"] != source.sha256:
@@ -116,39 +111,25 @@ def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True
         if manifest["versions"] != versions():
             return "made by other versions of the libraries"
         for name, expected in manifest["files"].items():
-            now = fingerprint(folder / name)
-            if now["size"] != expected["size"]:
+            if (folder / name).stat().st_size != expected["size"]:
                 return f"{name} has another size than when it was written"
-            moved = now["mtime_ns"] != expected["mtime_ns"]
-            if (moved or every_byte) and sha256_file(folder / name) != expected["sha256"]:
+            if every_byte and sha256_file(folder / name) != expected["sha256"]:
                 return f"{name} has other contents than when it was written"
-            expected.update(now)
-            touched |= moved
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "its manifest cannot be read"
-    if touched:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is hashed every time
-            write_manifest(folder, manifest)
     return ""
 
 
-def manifest_of(folder: Path, source: EmbeddedSource) -> dict[str, Any]:
-    """What is noted of an unpacked model: from what and by what it was made, and every file."""
-    paths = sorted(folder.iterdir())
-    files = {path.name: {**fingerprint(path), "sha256": sha256_file(path)} for path in paths}
-    return {"source": source.sha256, "versions": versions(), "files": files}
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, source: EmbeddedSource) -> None:
+    """Note of an unpacked model from what and by what it was made, and every file."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {"source": source.sha256, "versions": versions(), "files": files}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-def fingerprint(path: Path) -> dict[str, int]:
-    """Size in bytes and time of the last change, in nanoseconds."""
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def versions() -> dict[str, str]:
@@ -177,11 +158,9 @@ def folder_hash(folder: Path) -> str | None:
 
 
 def model_slug(model: str) -> str:
-    """A folder name for any model name; two models never share one.
-
-    A plain name stays, `org/name` becomes `org--name`, anything else (a path, odd characters) keeps
-    its last readable part and gets eight digits of its hash.
-    """
+    """A folder name for any model name; two models never share one. A plain name stays, `org/name`
+    becomes `org--name`, anything else (a path, odd characters) keeps its last readable part and
+    gets eight digits of its hash."""
     part = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
     clash = re.search(r"--|\.(failed|tmp-|old-)", model)
     if re.fullmatch(rf"{part}(/{part})?", model) and not clash and len(model) <= 100:
@@ -191,10 +170,8 @@ def model_slug(model: str) -> str:
 
 
 def absolute_model(model: str) -> str:
-    """A model's name as it is; a folder, written as a path, by its absolute path.
-
-    UsageError for an empty name, control characters, and a path that cannot be looked at.
-    """
+    """A model's name as it is; a folder, written as a path, by its absolute path. UsageError for an
+    empty name, control characters, and a path that cannot be looked at."""
     if not model.strip():
         raise UsageError("the model's name is empty")
     if found := find_control(model):
@@ -222,10 +199,8 @@ class Place:
 
 
 def find_gguf(folder: Path) -> str | None:
-    """The one GGUF file to read in `folder`, or None when it has safetensors.
-
-    Raises UsageError when the folder has neither, whatever else it has.
-    """
+    """The one GGUF file to read in `folder`, or None when it has safetensors. Raises UsageError
+    when the folder has neither, whatever else it has."""
     if there := {path.name for path in folder.glob("*.safetensors")}:
         for index in folder.glob("*.safetensors.index.json"):
             try:

@@ -1,7 +1,5 @@
 """Small random models of several architectures, made in memory."""
 
-from __future__ import annotations
-
 import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge

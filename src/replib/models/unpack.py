@@ -1,7 +1,5 @@
 """Embedded models, dequantised once from their GGUF file and kept as safetensors."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil
@@ -18,16 +16,14 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from replib.errors import UsageError
 from replib.files import replacing, sha256_file
-from replib.models.sources import SOURCES, find_damage, manifest_of, unpacked_folder, write_manifest
+from replib.models.sources import SOURCES, find_damage, unpacked_folder, write_manifest
 
 log = logging.getLogger(__name__)
 
 
 def load_dequantised(name: str) -> Path:
-    """The folder with the model as float32 safetensors, made on first use.
-
-    Safe against a crash (written aside, then renamed) and against a second process (a lock).
-    """
+    """The folder with the model as float32 safetensors, made on first use. Safe against a crash
+    (written aside, then renamed) and against a second process (a lock)."""
     source, folder = SOURCES[name], unpacked_folder(name)
     if not find_damage(folder, source):
         return folder
@@ -83,7 +79,7 @@ def _check_and_dequantise(name: str, parts: Sequence[Path], folder: Path) -> Non
         tokenizer.save_pretrained(folder)
     if len(parts) > 1:
         gguf.unlink()
-    write_manifest(folder, manifest_of(folder, source))
+    write_manifest(folder, source)
 
 
 @contextlib.contextmanager

@@ -71,10 +71,8 @@ def make_questions(prompt: str) -> list[_Question]:
 
 
 def colored_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, other: str) -> Pair:
-    """The pair whose corrupted prompt asks the last question about the object `other`.
-
-    ValueError with the reason, if the prompt is not in the format.
-    """
+    """The pair whose corrupted prompt asks the last question about the object `other`. ValueError
+    with the reason, if the prompt is not in the format."""
     *shots, test = make_questions(prompt)
     names = [word for word, _ in test.objects]
     colors = [word for word, _ in test.colors]

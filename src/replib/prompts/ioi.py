@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.pairs import Pair, PromptPairs, assemble, draw_pairs, fill_template
-from replib.prompts.tokens import check_tokenizer, need, readable_words, single_tokens, token_ids
+from replib.prompts.tokens import check_tokenizer, need, readable_words, single_tokens
 from replib.prompts.words import IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 
 
@@ -33,7 +33,7 @@ def ioi_pairs(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int = 0)
 
     def aligned(template: str) -> bool:
         texts = [fill_template(template, probe | {"s": s})[0] for s in (first, second)]
-        ids = [token_ids(tokenizer, text) for text in texts]
+        ids = [tokenizer(text).input_ids for text in texts]
         counts = [(row.count(names[first]), row.count(names[second])) for row in ids]
         same_length = len(ids[0]) == len(ids[1])
         return readable_words(tokenizer, texts[0]) and same_length and counts == [(2, 1), (1, 2)]

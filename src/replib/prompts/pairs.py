@@ -4,7 +4,6 @@ A task is a function of a Hugging Face tokenizer that returns `PromptPairs`; the
 this package hold one each. Whether a prompt starts with a BOS token is the tokenizer's own habit.
 """
 
-import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +20,9 @@ from replib.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
-    """A set of clean and corrupted prompts, token-aligned, with their answers and positions.
-
-    Tokens are padded on the right: with causal attention the padding changes nothing before it.
-    The fields are checked once, here; a bad set cannot be built (`UsageError`).
-    """
+    """A set of clean and corrupted prompts, token-aligned, with their answers and positions. Tokens
+    are padded on the right: with causal attention the padding changes nothing before it. The fields
+    are checked once, here; a bad set cannot be built (`UsageError`)."""
 
     task: str
     clean: Int[Tensor, "prompt pos"]
@@ -109,20 +106,6 @@ class PromptPairs:
         tokens = {"clean": self.corrupted, "corrupted": self.clean}
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
-    def split(self, n: int | float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two disjoint sets, drawn at random: (selection, report), neither empty.
-
-        The first has `n` prompts, or if it is a float below 1 that fraction of all.
-        """
-        first = round(n * len(self)) if isinstance(n, float) else n
-        if not 0 < first < len(self):
-            raise UsageError(
-                f"{self.task}: a split at {n} leaves nothing on one side of {len(self)} prompts"
-            )
-        order = list(range(len(self)))
-        random.Random(seed).shuffle(order)
-        return self[sorted(order[:first])], self[sorted(order[first:])]
-
 
 class Pair(NamedTuple):
     """One pair before tokenization; `marks` are character indices into `clean`."""
@@ -170,11 +153,9 @@ def assemble(
     dropped: Mapping[str, int],
     row_names: Sequence[str] | None = None,
 ) -> PromptPairs:
-    """Tokenize the pairs and turn character marks into token positions.
-
-    UsageError, naming the row, if the two prompts differ in number of tokens or one holds a word
-    that the tokenizer does not know.
-    """
+    """Tokenize the pairs and turn character marks into token positions. UsageError, naming the row,
+    if the two prompts differ in number of tokens or one holds a word that the tokenizer does not
+    know."""
     names = row_names or [f"prompt {i}" for i in range(len(pairs))]
     texts, corrupted_texts, answers, foils, _, groups, candidates = zip(*pairs, strict=True)
     clean, corrupted = tokenizer(list(texts)), tokenizer(list(corrupted_texts))

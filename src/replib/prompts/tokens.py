@@ -1,4 +1,4 @@
-"""How words become tokens, and a tokenizer of whole words for planted models."""
+"""How words become tokens."""
 
 from collections.abc import Collection, Iterable
 
@@ -7,13 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from replib.errors import UsageError
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text).input_ids)
-
-
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prefix: str, word: str) -> list[int]:
     """The tokens that `word` adds after `prefix`; empty if it changes how `prefix` is read."""
-    before, both = token_ids(tokenizer, prefix), token_ids(tokenizer, prefix + word)
+    before, both = (tokenizer(text).input_ids for text in (prefix, prefix + word))
     return both[len(before) :] if both[: len(before)] == before else []
 
 
@@ -31,7 +27,7 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> d
 
 def readable_words(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     unknown = tokenizer.unk_token_id
-    return unknown is None or unknown not in token_ids(tokenizer, text)
+    return unknown is None or unknown not in tokenizer(text).input_ids
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: str, n_prompts: int) -> None:

@@ -30,10 +30,16 @@ def word_tokenizer(more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
         # A field is preceded by a space unless it is digits; the space belongs to its word.
         texts += re.split(r" ?{\w+}", template)
     pieces = {piece for text in texts for piece in re.findall(_PIECE, text)}
-    tokens = ["<pad>", "<eos>", "<unk>", *sorted(pieces | {" ", *string.digits})]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    return whole_words(sorted(pieces | {" ", *string.digits}), _PIECE)
+
+
+def whole_words(tokens: Iterable[str], piece: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with these tokens after <pad>, <eos> and <unk>; each match of the expression
+    `piece` is one."""
+    every = dict.fromkeys(["<pad>", "<eos>", "<unk>", *tokens])
+    vocab = {token: i for i, token in enumerate(every)}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(piece), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

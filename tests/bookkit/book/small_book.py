@@ -57,14 +57,17 @@ parts:
   - caption: Results
     chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
 """
-PAGES = {
-    "index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
+FILES = {
+    "_toc.yml": TOC,
+    "notebooks/fake-paper/claims.yaml": CLAIMS,
+    "notebooks/fake-paper/profiles.yaml": PROFILES,
+    "book/index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
     "and $x_1$. See [the scorecard](scorecard.md) and {cite:p}`nobody`.\n",
-    "scorecard.md": "# Scorecard\n\n```{transfer}\n```\n\n```{scorecard}\n```\n",
-    "atlas/index.md": "# Head atlas\n",
-    "references.md": "# References\n\n```{bibliography}\n```\n",
-    "references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
-    "chapters/fake-paper.md": "What this chapter asks.",
+    "book/scorecard.md": "# Scorecard\n\n```{transfer}\n```\n\n```{scorecard}\n```\n",
+    "book/atlas/index.md": "# Head atlas\n",
+    "book/references.md": "# References\n\n```{bibliography}\n```\n",
+    "book/references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
+    "book/chapters/fake-paper.md": "What this chapter asks.",
 }
 PARAMETERS = """model_name: str = "tiny"
 device: str = "cpu"
@@ -119,9 +122,7 @@ def write_run(
     path = root / "notebooks" / paper / f"{paper}.ipynb"
     if not path.exists():
         own = [cell for cell in cells if cell["metadata"].get("tags") != ["injected-parameters"]]
-        path.write_text(
-            notebook([{k: v for k, v in cell.items() if k != "outputs"} for cell in own])
-        )
+        path.write_text(notebook(own))
     chapter, source = find_chapter(root, paper), path.read_text()
     hashes = {"weights": weights, "requirements": None, "inputs": {}, "environment": "0" * 64}
     hashes |= {"notebook": notebook_hash(source), "library": library_hash(source)}
@@ -167,8 +168,7 @@ def make_run(root: Path, model: str, gain: float, **roles: list[tuple[int, int]]
         words("## Verdicts", "v"),
         code("claims.verdicts(model_info(model))", 4, [show(bundle)], tags=["claims"]),
     ]
-    keys = ("paper", "title", "arxiv", "model", "measurements", "heads", "changes")
-    record = {key: content[key] for key in keys}
+    record = {k: v for k, v in content.items() if k not in ("paper_model", "claims_sha256")}
     record["claims"] = [claim | {"scope": "transfer"} for claim in content["claims"]]
     record["parameters"] = {"n_prompts": 30, "model_name": model, "ratio": 0.5}
     write_run(root, PAPER, model, cells, None, record)
@@ -176,16 +176,12 @@ def make_run(root: Path, model: str, gain: float, **roles: list[tuple[int, int]]
 
 def make_project(root: Path, **roles: list[tuple[int, int]]) -> None:
     """Two finished runs, nothing staged; the first has the heads of `roles`."""
-    for name, text in PAGES.items():
-        (root / "book" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "book" / name).write_text(text)
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copy(ROOT / "CITATION.cff", root)
-    (root / "_toc.yml").write_text(TOC)
-    (root / "notebooks" / PAPER).mkdir(parents=True)
-    (root / "notebooks" / f"{PAPER}/claims.yaml").write_text(CLAIMS)
-    (root / "notebooks" / f"{PAPER}/profiles.yaml").write_text(PROFILES)
     make_run(root, MODELS[0], 0.3, **roles)
     make_run(root, MODELS[1], 0.06)
 

@@ -21,11 +21,8 @@ def record(paper, **roles):
     return {"paper": paper, "model": MODEL, "heads": heads}
 
 
-def test_every_role_has_a_letter_of_its_own():
-    assert len(set(atlas._LETTERS.values())) == len(ROLES)
-
-
 def test_roles_come_in_the_order_of_the_list_and_once():
+    assert len(set(atlas._LETTERS.values())) == len(ROLES)
     records = [record("b", copy=[(0, 1)]), record("a", mover=[(1, 1)], memory=[])]
     assert [role.name for role in roles_of(records)] == ["mover", "memory", "copy"]
     with pytest.raises(UsageError, match="role copy of m is in the records of both b and c"):
@@ -69,6 +66,6 @@ def test_the_page_names_heads_rules_and_what_is_beyond_chance():
     text = page("m", [record("p", mover=a, copy=a, memory=[]), record("q", successor=[(1, 0)])])
     assert "L0H0, L0H1, L1H2, L2H1" in text and "rule of memory" in text and "none" in text
     assert "mover and copy (4 in common)" in text
-    assert "**L1H2**: mover, copy" in text
+    assert "Grid of 3 layers" in text and "**L1H2**: mover, copy" in text
     assert "5 of them play a\nrole in at least one chapter, 4 in more than one" in text
     assert atlas.figure([record("p", mover=a)]).startswith(b"\x89PNG")

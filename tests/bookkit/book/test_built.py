@@ -3,7 +3,8 @@ broken, and its Research Object Crate."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,13 @@ import requests
 from bs4 import BeautifulSoup
 from rocrate_validator import services
 from rocrate_validator.utils.http import HttpRequester
-from small_book import EXPECTED, MODELS, PAPER, ROOT, build, gate, stage
+from small_book import EXPECTED, MODELS, PAPER, ROOT, gate
 from sphinx.errors import ExtensionError
 
 from bookkit.book import crate
 from bookkit.book import gate as book_gate
 from bookkit.book.sphinx_ext import record_role
+from bookkit.records import seal
 from replib.claims.file import MIME
 
 CONTEXT = ROOT / "tests/ro-crate-1.1-context.json"
@@ -35,88 +37,45 @@ def soup(built: Path, name: str) -> BeautifulSoup:
     return BeautifulSoup(page(built, name), "html.parser")
 
 
-# --- what the pages show --------------------------------------------------------------------------
-
-
-def test_a_chapter_page_says_which_model_it_shows(built: Path) -> None:
+def test_a_chapter_page_says_which_model_it_shows_and_counts_its_own_figures(built: Path) -> None:
     text = page(built, CURRENT)
-    assert "<h1>A Paper About Nothing (model-a)" in text
+    for shown in (
+        "<h1>A Paper About Nothing (model-a)",
+        '<a href="model-b.html">model-b</a>',
+        "replib run fake-paper --model model-a --profile laptop -p n_prompts=30",
+        "transfer (the paper used gpt2-medium)",
+        "last verified: 2026-01-02",
+    ):
+        assert shown in text
     assert text.count('aria-current="page">model-a</a>') == 1
-    assert '<a href="model-b.html">model-b</a>' in text
-    assert "replib run fake-paper --model model-a --profile laptop -p n_prompts=30" in text
-    assert "transfer (the paper used gpt2-medium)" in text
-    assert "last verified: 2026-01-02" in text
-
-
-def test_numbers_come_from_the_record_of_the_page(built: Path) -> None:
-    for name, gain in ((CURRENT, "30.0%"), (OLD, "6.0%")):
-        assert f">{gain}</span>, [" in page(built, name)
-        assert ">made &lt;here&gt;</span>; claim" in page(built, name)
-    assert ">6.0%</span>" in page(built, "index.html")
-
-
-def test_figures_and_equations_are_numbered_by_page(built: Path) -> None:
-    for name in (CURRENT, OLD):
-        text = page(built, name)
-        assert set(re.findall(r">Fig\. (\d+)", text)) == {"1"}
-        assert set(re.findall(r">\((\d+)\)<", text)) == {"1"}
+    for one in (text, page(built, OLD)):
+        assert set(re.findall(r">Fig\. (\d+)", one)) == {"1"}
+        assert set(re.findall(r">\((\d+)\)<", one)) == {"1"}
 
 
 def test_the_scorecard_shows_every_claim_on_every_model(built: Path) -> None:
-    text = page(built, "scorecard.html")
+    text, parsed = page(built, "scorecard.html"), soup(built, "scorecard.html")
     for model, outcome in zip(MODELS, ("holds", "unclear"), strict=True):
         mark = f'class="outcome outcome-{outcome}" data-record="{PAPER}/{model}" data-claim="1.1"'
         assert text.count(f"{mark}>{outcome}</span>") == 3  # transfer, outcomes, evidence
-    assert "The gain &lt;b&gt;is&lt;/b&gt; large &amp; real" in text
-    assert ">not testable</span>" in text and "random heads" in text
-    assert ".failed" not in str(soup(built, "scorecard.html").article)
-
-
-def test_a_cell_of_the_transfer_table_has_its_number_and_interval(built: Path) -> None:
-    rows = soup(built, "scorecard.html").select(".transfer-table tbody tr")
+    assert "The gain &lt;b&gt;is&lt;/b&gt; large &amp; real" in text and "random heads" in text
+    assert ".failed" not in str(parsed.article)
+    rows = parsed.select(".transfer-table tbody tr")
     gain, _, largest = (row.select("td") for row in rows[:3])
     assert gain[1]["title"] == gain[1].select_one(".number").get_text() == "0.3 [0.2, 0.4], n = 40"
-    assert gain[2].select_one(".stale") and not gain[1].select_one(".stale")
     assert largest[1]["title"] == "too small"
+    assert largest[1].select_one(".outcome").get_text() == "not testable"
 
 
-def test_a_stale_page_says_what_changed_and_how_to_compute_it_again(built: Path) -> None:
-    note = soup(built, OLD).select_one(".stale-note").get_text()
+def test_a_stale_page_from_a_record_alone_says_so_and_shows_no_figure(built: Path) -> None:
+    old = soup(built, OLD)
+    note = old.select_one(".stale-note").get_text()
     assert "notebook and library changed" in note and f"--model {MODELS[1]}" in note
-    assert not soup(built, CURRENT).select(".stale-note")
     for name in (CURRENT, "scorecard.html"):
         marks = soup(built, name).select(".stale")
         assert marks and all(MODELS[1] in str(mark.parent) for mark in marks)
-
-
-def test_a_page_from_a_record_alone_shows_its_numbers_and_no_figure(built: Path) -> None:
-    old = soup(built, OLD)
-    accuracy = old.select_one('.record[data-key="claims.1.1.accuracy"]')
-    assert accuracy.get_text() == "not measured"  # the older record has no such number
     assert len(old.select("table.verdicts-table tbody tr")) == 3
     assert "was not kept" in old.select_one("figure img, .cell_output img")["alt"]
-
-
-def test_a_failed_page_stands_apart(built: Path) -> None:
-    source, error, log = (part.get_text() for part in soup(built, FAILED).select("article pre"))
-    assert source == "fail()" and "[error]" in error and "[log]" in log
-    good = soup(built, FAILED.replace(".failed", ""))
-    link = good.select_one(f'.model-switch a[href="{hostile.MODEL}.failed.html"]')
-    assert link.find_parent("div").select_one("span").get_text() == "Failed"
-
-
-def test_the_atlas_has_a_page_for_each_model_with_heads(built: Path) -> None:
-    atlas = soup(built, f"atlas/{MODELS[0]}.html")
-    assert "rule of copy" in atlas.get_text()
-    assert "L0H1, L2H3" in atlas.select_one("img[alt^='Grid of 3 layers']")["alt"]
-    assert not (built / f"_build/html/atlas/{MODELS[1]}.html").exists()
-    assert MODELS[0] in soup(built, "atlas/index.html").select_one("nav").get_text()
-
-
-def test_mathjax_is_vendored_with_its_licence(built: Path) -> None:
-    assert 'src="../../_static/mathjax/tex-svg-full.js' in page(built, CURRENT)
-    assert "mathjax" not in page(built, "references.html").lower().replace("mathjax_ignore", "")
-    assert "Apache License" in (ROOT / "book/_static/mathjax/LICENSE").read_text()
 
 
 def test_a_wrong_key_record_or_format_is_an_error(built: Path) -> None:
@@ -133,15 +92,6 @@ def test_a_wrong_key_record_or_format_is_an_error(built: Path) -> None:
             record_role("record", "", text, 7, inliner)
 
 
-def test_an_error_stops_the_build(project: Path) -> None:
-    (project / "book/index.md").write_text("# Home\n\n{record}`wall_time_s`\n")
-    stage(project)
-    result = build(project)
-    assert result.returncode != 0 and "shows no single run" in result.stdout + result.stderr
-
-
-# --- the gate -------------------------------------------------------------------------------------
-
 NO_POLICY = "does not carry the content security policy"
 RECORD, NOTEBOOK = (
     f"build/runs/{EXPECTED[0]}/{name}" for name in ("record.json", "notebook.ipynb")
@@ -151,7 +101,6 @@ BREAKS = {
     "_build/html/index.html": [(None, "", "no book")],
     f"_build/html/{crate.FILE}": [
         (None, "", "is missing, or is no crate"),
-        ("{", "", "is missing, or is no crate"),
         ('"scorecard.html",\n   "@type"', '"card.html",\n   "@type"', "names card.html"),
     ],
     f"_build/html/_static/records/{EXPECTED[0]}.json": [
@@ -159,8 +108,6 @@ BREAKS = {
     ],
     f"_build/html/_static/citations/{PAPER}.bib": [(None, "", f"{PAPER}.bib, which is not in the")],
     RECORD: [
-        (None, "", "no finished run of fake-paper on model-a"),
-        ('"finished"', '"running"', "finished"),
         ("900.0", "901.0", "built from another run"),
         ('"value": 0.3', '"value": 0.4', "claim 1.1, measured"),
     ],
@@ -182,13 +129,10 @@ BREAKS = {
         ("<td>0.3 [", "<td>0.7 [", "does not show 0.3 for claim 1.1"),
         ("<tr><td>1.2</td>", "<tr><td>1.1</td>", "no verdict on claim 1.2"),
         ('alt="A grey box for model-a"', 'alt=""', "without alternative text"),
-        ('href="model-b.html"', 'href="model-c.html"', "links to model-c.html"),
-        ('href="#verdicts"', 'href="#verdict"', "links to #verdict, where"),
         ('<a href="model-b.html"', '<a href="model-b.html#x"', "model-b.html#x, where"),
         ('src="../../_images/', 'src="../../_image/', "which is not in the book"),
         ('http-equiv="Content-Security-Policy"', 'name="policy"', NO_POLICY),
         ("script-src 'self'", "script-src 'self' 'unsafe-inline'", NO_POLICY),
-        ("<head>", '<head><script src="../../a.js"></script>', NO_POLICY),
         ("</head>", "<script>1</script></head>", NO_POLICY),
         ("", "<p>is {record}`claims.1.1.value`</p>", "unresolved role"),
         ("", "<p>{term}<code>null</code></p>", "unresolved role"),
@@ -198,12 +142,10 @@ BREAKS = {
         ("", '<p class="failed-note"></p>', "failed run that is not there"),
         ("", '<a href="../../../../_toc.yml">x</a>', "is not in the book"),
         ("", '<a href="/index.html">x</a>', "not relative to the page"),
-        ("", "<script>let a = 1;</script>", "holds a script: let a = 1;"),
         ("", '<script type="module">1</script>', "holds a script: 1"),
         ("", '<p onclick="a()">x</p>', "an event handler, onclick of p"),
         ("", '<a href=" JavaScript:a()">x</a>', "a script as href of a"),
         ("", '<link rel="preconnect" href="https://cdn.example.com">', "requests https://cdn"),
-        ("", '<link rel="dns-prefetch" href="//cdn.example.com">', "requests //cdn.example.com"),
         ("", '<meta http-equiv="Refresh" content="0; url=//cdn">', "sends its reader away: 0; url"),
     ],
     f"_build/html/{OLD}": [
@@ -217,49 +159,56 @@ BREAKS = {
     ],
     f"_build/html/{FAILED}": [
         ('class="failed-note"', 'class="note"', "does not say that the run failed"),
-        ('data-run="', 'data-run="x', "does not say that the run failed"),
         ("in cell [6], `fail()`</dd>", "</dd>", "does not say why"),
         ("<aside", '<p class="cell"></p><aside', "says that the run failed after"),
         ("", '<b class="outcome">holds</b>', "shows a result"),
-        ("", '<b class="record">0.5</b>', "shows a result"),
     ],
 }
 CASES = [(file, *case) for file, cases in BREAKS.items() for case in cases]
 
 
-def test_the_gate_passes_the_built_book(built: Path) -> None:
-    assert gate(built) == []
+@contextmanager
+def broken(path: Path, old: str | None, new: str) -> Iterator[None]:
+    """A file of the book with something in the place of another, or gone."""
+    before = path.read_bytes()
+    if old is None:
+        path.unlink()
+    else:
+        text = before.decode()
+        assert old in text, f"{old!r} is not in {path}"
+        path.write_text(text.replace(old, new, 1))
+    if old and path.name == "record.json":  # by somebody who also seals it again
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"seal": seal(record)}))
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize(("file", "old", "new", "message"), CASES, ids=[one[3] for one in CASES])
-def test_the_gate_sees(built, broken, monkeypatch, file, old, new, message) -> None:
+def test_the_gate_sees(built: Path, monkeypatch, file: str, old, new: str, message: str) -> None:
     if old == "":
         old, new = "</article>", new + "</article>"
-    broken(file, old, new)
     if old is not None:  # the other pages are as they were
         page = file if file.endswith(".html") else f"_build/html/{CURRENT}"
         monkeypatch.setattr(book_gate, "pages_of", lambda html: [built / page])
-    found = gate(built)
+    with broken(built / file, old, new):
+        found = gate(built)
     assert any(message in fault for fault in found), found
     assert not any("\n" in fault for fault in found)
 
 
-def test_the_gate_lets_plain_links_and_data_pass(built: Path, broken: Callable) -> None:
+def test_the_gate_passes_the_book_with_plain_links_and_data(built: Path) -> None:
     links = (
         '<a href="https://arxiv.org/abs/2310.08744">x</a><img alt="x" src="data:image/png;base64,">'
         '<link rel="canonical" href="https://example.com/"><code>{record}`claims.1.1.value`</code>'
-        '<script type="application/json">["https://example.com/"]</script>'
+        '<script type="application/json">["https://example.com/"]</script></article>'
     )
-    broken(f"_build/html/{CURRENT}", "</article>", links + "</article>")
-    assert gate(built) == []
-
-
-def test_the_gate_misses_no_expected_run(built: Path) -> None:
+    with broken(built / f"_build/html/{CURRENT}", "</article>", links):
+        assert gate(built) == []
     missing = gate(built, [*EXPECTED, f"{PAPER}/model-c"])
     assert missing[0].startswith("no finished run of fake-paper on model-c")
-
-
-# --- the Research Object Crate --------------------------------------------------------------------
 
 
 def test_a_validator_accepts_the_crate(built: Path, monkeypatch, tmp_path: Path) -> None:

@@ -29,17 +29,14 @@ def fail(root: Path, reason: str = REASON, begin: str = BEGIN, model: str = "mod
     return folder
 
 
-def page(runs: Path) -> BeautifulSoup:
-    """The page of the one failed run."""
-    (run,) = find_failed(runs / "build/runs")
+def page(root: Path) -> tuple[BeautifulSoup, dict[str, str]]:
+    """The page of the one failed run, and what its box says."""
+    (run,) = find_failed(root / "build/runs")
     text = failed.page(run, "Its *title*", "<nav></nav>")
     assert text.startswith("# Its \\*title\\* (model-c, failed)\n\n```{raw} html\n<nav>")
-    return BeautifulSoup(text, "html.parser")
-
-
-def entries(soup: BeautifulSoup) -> dict[str, str]:
+    soup = BeautifulSoup(text, "html.parser")
     rows = soup.select(".failed-note dl > div")
-    return {row.dt.get_text(): row.dd.get_text() for row in rows}
+    return soup, {row.dt.get_text(): row.dd.get_text() for row in rows}
 
 
 def test_a_failed_run_is_known_by_the_end_of_its_log(tmp_path: Path) -> None:
@@ -70,9 +67,9 @@ def test_the_last_line_names_what_failed_since(tmp_path: Path) -> None:
 
 
 def test_the_page_says_why_where_and_how_to_run_it_again(tmp_path: Path) -> None:
-    fail(tmp_path)
-    soup = page(tmp_path)
-    assert entries(soup) == {
+    folder = fail(tmp_path)
+    soup, told = page(tmp_path)
+    assert told == {
         "Why": REASON,
         "Stopped": "in cell [3]",
         "Started": "2026-01-02 03:04:05 UTC",
@@ -82,65 +79,52 @@ def test_the_page_says_why_where_and_how_to_run_it_again(tmp_path: Path) -> None
     source, error, log = (part.get_text() for part in soup.select("pre"))
     assert (source, error) == ("draw()", "no at line 1")
     assert log.endswith(f"printed\n\nfailed: {REASON}")
-    assert not soup.select(".outcome, .run-box, .record")
-
-
-def test_what_is_long_is_cut(tmp_path: Path) -> None:
-    folder = fail(tmp_path, begin=BEGIN + "printed\n" * 50)
     long = code("draw()", 3, [ERROR | {"traceback": ["y" * 30_000]}])
     (folder / "notebook.ipynb").write_text(notebook([long]))
-    _, error, shown = (part.get_text() for part in page(tmp_path).select("pre"))
+    (folder / "run.log").write_text("printed\n" * 50 + f"failed: {REASON}\n")
+    _, error, log = (part.get_text() for part in page(tmp_path)[0].select("pre"))
     assert error.endswith("… (10,000 more characters)\n")
-    assert len(shown.splitlines()) == failed.SHOWN
+    assert len(log.splitlines()) == failed.SHOWN
 
 
 @pytest.mark.parametrize("text", [notebook([code("a", 1)]), '{"cells": ['])
 def test_a_run_that_stopped_in_no_cell_shows_its_log(tmp_path: Path, text: str) -> None:
     folder = fail(tmp_path, "its process ended with -9 before its first cell")
     (folder / "notebook.ipynb").write_text(text)
-    soup = page(tmp_path)
-    assert entries(soup)["Stopped"] == "before its first cell"
+    soup, told = page(tmp_path)
+    assert told["Stopped"] == "before its first cell"
     assert len(soup.select("pre")) == 1
 
 
 def test_a_killed_kernel_stops_in_the_cell_that_the_runner_marks(tmp_path: Path) -> None:
-    folder = fail(tmp_path, "the kernel died in cell [2], `b`")
-    statuses = ("completed", "failed", "pending")
-    cells = [code("a", n, papermill={"status": status}) for n, status in enumerate(statuses)]
-    cells[1]["source"] = "b"
+    folder = fail(tmp_path, "KeyError: in cell [9] in cell [2], `b`", begin="?")
+    marked = code("b", 2, papermill={"status": "failed"})
+    cells = [code("a", 1, papermill={"status": "completed"}), marked]
     (folder / "notebook.ipynb").write_text(notebook(cells))
-    assert page(tmp_path).pre.get_text() == "b"
-
-
-def test_a_log_without_a_head_still_gives_a_command(tmp_path: Path) -> None:
-    fail(tmp_path, "KeyError: in cell [9] in cell [2], `b`", begin="?")
-    shown = entries(page(tmp_path))
-    assert shown["Stopped"] == "in cell [2]"  # the runner's word, not the error's
-    assert shown["Run it again"] == f"replib run {PAPER} --model model-c"
-    assert shown["Started"] == "–" and "Parameters" not in shown
+    soup, told = page(tmp_path)
+    assert soup.pre.get_text() == "b"
+    assert told["Stopped"] == "in cell [2]"  # the runner's word, not the error's
+    assert told["Run it again"] == f"replib run {PAPER} --model model-c"  # its log has no head
+    assert told["Started"] == "–" and "Parameters" not in told
 
 
 def test_a_failed_run_gets_a_page_and_counts_for_nothing(project: Path) -> None:
     fail(project, model=MODELS[0])
     assert [run.key for run in stage(project)] == EXPECTED
-    book = project / "build/book"
-    assert (book / f"chapters/{PAPER}/{MODELS[0]}.ipynb").is_file()
-    text = (book / f"chapters/{PAPER}/{MODELS[0]}.failed.md").read_text()
+    book, name = project / "build/book", f"chapters/{PAPER}/{MODELS[0]}"
+    text = (book / f"{name}.failed.md").read_text()
     assert 'aria-current="page">model-a</a></li></ul></div>\n</nav>' in text
-    assert f"chapters/{PAPER}/{MODELS[0]}.failed" in (book / "_toc.yml").read_text()
+    assert f"{name}.failed" in (book / "_toc.yml").read_text()
+    assert 'href=\\"model-a.failed.html\\"' in (book / f"{name}.ipynb").read_text()
     landing = (book / f"chapters/{PAPER}/index.md").read_text()
     assert landing.count("the run **failed**: ValueError\\: no") == 1
     records = sorted(path.stem for path in (book / "static/records").glob("*/*.json"))
     assert records == list(MODELS)
     stage(project, EXPECTED)  # a book of named runs has no failed ones
-    assert not (book / f"chapters/{PAPER}/{MODELS[0]}.failed.md").exists()
-
-
-def test_a_book_of_failed_runs_alone(project: Path) -> None:
-    fail(project)
+    assert not (book / f"{name}.failed.md").exists()
     for model in MODELS:
         shutil.rmtree(project / "build/runs" / PAPER / model)
     (project / "book/index.md").write_text("# Home\n")
     assert stage(project) == []
-    text = (project / f"build/book/chapters/{PAPER}/index.md").read_text()
-    assert "No run of this chapter finished" in text and "model-c.failed.md" in text
+    landing = (book / f"chapters/{PAPER}/index.md").read_text()
+    assert "No run of this chapter finished" in landing and "model-a.failed.md" in landing

@@ -1,13 +1,20 @@
-"""Parts of pages: what becomes of a text of others and of a value, the policy, names, a slider."""
+"""Parts of pages: what becomes of a text of others and of a value, the policy, names, a slider;
+how to cite the book and its papers; links to its PDF."""
+
+import json
+from pathlib import Path
 
 import hostile
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
+from pybtex.database import parse_string
+from small_book import PAPER, stage
 
-from bookkit.book import html_policy
-from bookkit.book.html import duration, show_value
-from bookkit.book.markup import as_myst, raw_html
+from bookkit.book import citations, crate, html_policy, pdf
+from bookkit.book.html import as_myst, duration, raw_html, show_value
+from replib.errors import UsageError
 from replib.figures import slider
 from replib.markup import as_html, visible
 
@@ -49,24 +56,17 @@ PAGE = """<html><head>
 </head><body><article>TEXT</article></body></html>"""
 
 
-def scripts_allowed(page: str) -> int:
-    return html_policy.policy(page).count("sha256-")
-
-
-def test_only_scripts_of_the_head_are_allowed() -> None:
-    text = "</head></article></body><head><script>two</script></head>"
-    assert scripts_allowed(PAGE) == scripts_allowed(PAGE.replace("TEXT", text)) == 1
-    search = PAGE.replace("<article>TEXT</article>", "<script>two</script>")
-    assert scripts_allowed(search) == 2  # nothing of anybody's on that page
-
-
-def test_a_page_is_protected_once() -> None:
+def test_a_page_is_protected_once_and_allows_only_the_scripts_of_its_head() -> None:
     page = html_policy.protect(PAGE)
     assert html_policy.protect(page) == page
     assert page.index("Content-Security-Policy") < page.index("<script")
     assert html_policy.is_protected(page) and not html_policy.is_protected(PAGE)
     with pytest.raises(ValueError, match="begin"):
         html_policy.protect(PAGE.replace("<head>", "<head><script>0</script>"))
+    text = "</head></article></body><head><script>two</script></head>"
+    search = PAGE.replace("<article>TEXT</article>", "<script>two</script>")  # nothing of anybody's
+    for page, allowed in ((PAGE, 1), (PAGE.replace("TEXT", text), 1), (search, 2)):
+        assert html_policy.policy(page).count("sha256-") == allowed
 
 
 def test_parts_are_named_once() -> None:
@@ -79,21 +79,73 @@ def test_parts_are_named_once() -> None:
 
 
 def test_without_scripts_the_plain_figure_is_pointed_at() -> None:
-    text = slider({"</script>?": {"a": [0.0, 0.5, 1.0]}}, ["one", "two", "three"], "Layer").data
+    rows = {"</script>?": {"a": [0.0, 0.5, 1.0]}}
+    text = slider(rows, ["one", "two", "three"], "Layer", start=0).data
     assert "http" not in text and "src=" not in text
     page = BeautifulSoup(text, "html.parser")
     assert page.select_one(".knob-moving").has_attr("hidden")
     still = page.select_one(".knob-still")
     assert "plain figure above" in still.text and not still.has_attr("hidden")
-    assert page.select_one("label input")["aria-label"] == "Layer"
+    given = page.select_one("label input")
+    assert (given["aria-label"], given["value"]) == ("Layer", "0")
     assert [script["type"] for script in page.select("script")] == ["application/json"]
-
-
-def test_the_step_that_is_shown_first_can_be_chosen() -> None:
-    text = slider({"Which?": {"a": [0.0, 1.0]}}, ["first", "second"], "Layer", start=1).data
-    assert BeautifulSoup(text, "html.parser").select_one("input")["value"] == "1"
-
-
-def test_a_value_that_is_not_finite_is_refused_where_it_arises() -> None:
     with pytest.raises(ValueError, match="JSON"):
         slider({"Which?": {"a": [float("nan")]}}, ["first"], "Layer")
+
+
+BIB = """@inproceedings{x2020, author={Ada van der Lovelace and M{\\"u}ller, J.},
+title={A {GPT} \\& more}, booktitle={Proc}, year={2020}, url={https://arxiv.org/abs/2001.00001}}"""
+
+
+def test_a_paper_is_cited_from_the_bibliography() -> None:
+    known = parse_string(BIB, "bibtex")
+    entry = citations.paper_entry("2001.00001", "Other words", known)
+    assert entry is known.entries["x2020"]
+    for shown in ("A GPT &amp; more", "Ada van der Lovelace, J. Müller", "2020", "Proc"):
+        assert f">{shown}</t" in citations.table({"x": entry})
+    other = citations.paper_entry("2001.00002", "Other words", known)
+    assert ">Other words</th><td>–</td><td>–</td>" in citations.table({"y": other})
+
+
+def test_the_book_is_cited_from_one_file(project: Path) -> None:
+    (project / "CITATION.cff").write_text(
+        "title: T\nversion: 1\nabstract: About.\nauthors: [{name: A Group}, {name: B}]\n"
+    )
+    stage(project)
+    book = project / "build/book"
+    config = yaml.safe_load((book / "_config.yml").read_text())
+    assert sorted(path.stem for path in (book / citations.FOLDER).iterdir()) == ["book", PAPER]
+    bib = (book / citations.FOLDER / "book.bib").read_text()
+    entry = parse_string(bib, "bibtex").entries["book"]
+    assert (entry.fields["title"], config["title"], config["author"]) == ("T", "T", "A Group and B")
+    assert citations.authors(entry) == "A Group, B"
+    assert entry.fields["year"] == "2026"  # of the latest run
+    whole = json.loads((book / crate.FILE).read_text())["@graph"][1]
+    assert whole["description"] == "About."
+    assert [author["@id"] for author in whole["author"]] == ["#author/A%20Group", "#author/B"]
+
+
+@pytest.mark.parametrize("text", [None, "title: T", "- 1", "title: [", "authors: [x]"])
+def test_a_book_without_a_name_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text:
+        (tmp_path / "CITATION.cff").write_text(text)
+    with pytest.raises(UsageError, match=r"CITATION\.cff"):
+        citations.about(tmp_path)
+
+
+def test_a_page_links_to_a_pdf_once_there_is_one(tmp_path: Path) -> None:
+    page = tmp_path / "html/chapters/p/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(pdf.place("p"))
+    (tmp_path / "p.pdf").write_bytes(b"0" * 1_200_000)
+    for files, links in (([], 0), ([tmp_path / "p.pdf"], 1), ([tmp_path / "p.pdf"], 1), ([], 0)):
+        pdf.link_all(tmp_path / "html", files)
+        assert page.read_text().count("<a ") == links
+    pdf.link_all(tmp_path / "html", [tmp_path / "p.pdf"])
+    assert '<a href="../../_static/pdf/p.pdf">This chapter as PDF (1.2 MB)</a>' in page.read_text()
+
+
+def test_without_chromium_a_line_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(pdf, "find_chromium", lambda: None)
+    pdf.write_all(tmp_path, tmp_path, tmp_path)
+    assert capsys.readouterr().err == "pdf: left out, there is no Chromium on this machine\n"

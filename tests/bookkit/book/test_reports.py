@@ -6,15 +6,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import pytest
 import trust
-from small_book import ROOT
+from small_book import ROOT, code, notebook, words
 
 from bookkit.book import reports
 from bookkit.book.html import macro
 from bookkit.book.runs import Run
-from replib import hashes
 from replib.errors import UsageError
 
 
@@ -38,32 +36,18 @@ def test_a_report_becomes_a_table_that_says_when_it_is_old(root: Path) -> None:
     assert '<th scope="row">a cell &lt;hangs&gt;</th><td>3</td><td>0</td>' in text
     assert "<td>0.123</td><td>–</td>" in text
     assert "changed since" not in text
-    (root / "tests/long/faults.py").write_text("another script")
+    script, chapter = root / "tests/long/faults.py", root / "notebooks/p/p.ipynb"
+    chapter.parent.mkdir(parents=True)
+    chapter.write_text(notebook([words("text alone", "text")]))
+    assert reports.trust_table(root, "faults") == text
+    chapter.write_text(notebook([code("from replib.metrics import head_label\nhead_label", 1)]))
+    assert "The library or the script has changed since." in reports.trust_table(root, "faults")
+    chapter.unlink()
+    script.write_text("another script")
     assert "The library or the script has changed since." in reports.trust_table(root, "faults")
 
 
-def test_what_a_table_depends_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = root / "src" / "lib"
-    library.mkdir(parents=True)
-    (library / "one.py").write_text("X = 1\nY = 1\n")
-    monkeypatch.setattr(hashes, "SRC", root / "src")
-    cells = [nbformat.v4.new_code_cell("from lib.one import X\nX"), nbformat.v4.new_markdown_cell()]
-    path = root / "notebooks/paper/paper.ipynb"
-    path.parent.mkdir(parents=True)
-
-    def now() -> str:
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-        return reports.trust_hash(root, "faults")
-
-    before = now()
-    cells[1].source = "another text"
-    (library / "one.py").write_text("X = 1\nY = 22\n")
-    assert now() == before
-    (library / "one.py").write_text("X = 22\nY = 22\n")
-    assert now() != before
-
-
-def test_a_missing_or_broken_report_of_trust_is_one_line(root: Path) -> None:
+def test_a_missing_or_broken_report_is_one_line(root: Path) -> None:
     with pytest.raises(UsageError, match=r"fuzz\.json is missing; make it with: make fuzz"):
         reports.trust_table(root, "fuzz")
     path = root / "results/trust/faults.json"
@@ -72,6 +56,12 @@ def test_a_missing_or_broken_report_of_trust_is_one_line(root: Path) -> None:
         path.write_text(json.dumps(broken))
         with pytest.raises(UsageError, match="is not the report of make faults"):
             reports.trust_table(root, "faults")
+    with pytest.raises(UsageError, match=r"bench\.json is missing; make it with: make bench"):
+        reports.read_benchmarks(root)
+    (root / "benchmarks").mkdir()
+    (root / "benchmarks" / "bench.json").write_text("{")
+    with pytest.raises(UsageError, match="is not JSON"):
+        reports.read_benchmarks(root)
 
 
 def test_numbers_of_other_code_are_said_to_be_old(tmp_path: Path) -> None:
@@ -95,15 +85,8 @@ def test_a_name_that_is_not_in_the_report_stops_the_page() -> None:
             reports.fill(f"<!-- bench {key} -->", ROOT, [], lambda: report)
     with pytest.raises(UsageError, match=r"no bench table 'everything'; there are .*peers"):
         reports.fill("<!-- bench-table everything -->", ROOT, [], lambda: report)
-
-
-def test_a_missing_or_broken_report_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"bench\.json is missing; make it with: make bench"):
-        reports.read_benchmarks(tmp_path)
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "bench.json").write_text("{")
-    with pytest.raises(UsageError, match="is not JSON"):
-        reports.read_benchmarks(tmp_path)
+    of_others = "<!-- citations --> <!-- pdf book --> <!-- a note: 1 -->"
+    assert reports.fill(of_others, ROOT, [], dict) == of_others
 
 
 def run(**record: object) -> Run:
@@ -133,26 +116,13 @@ def test_pages_are_filled_from_what_is_checked_in(tmp_path: Path, monkeypatch) -
     assert [name for name, text in filled.items() if "<!--" in text] == []
     assert (tmp_path / reports.FIGURE).read_bytes().startswith(b"\x89PNG")
     assert "replib run ioi-circuit-reuse --model gpt2-medium --profile paper" in filled["rerun"]
-    marks = re.findall(r"<!-- trust (\w+) -->", (ROOT / "book/trust.md").read_text())
-    assert marks == ["faults", "fuzz", "determinism", "calibration"]
     for name, column in (("faults", "wrong"), ("fuzz", "other")):
         report = json.loads((ROOT / "results" / "trust" / f"{name}.json").read_text())
         place = report["columns"].index(column)
         assert sum(row[place] for row in report["rows"]) == 0
 
 
-def test_marks_of_others_stay(root: Path) -> None:
-    text = "<!-- citations --> <!-- pdf book --> <!-- a note: 1 -->"
-    assert reports.fill(text, root, [], dict) == text
-
-
 TEXT = (ROOT / "README.md").read_text()
-
-
-def test_the_scorecard_is_that_of_the_certified_records() -> None:
-    shown = TEXT.split(reports.START)[1].split(reports.END)[0]
-    assert shown == reports.readme_table(ROOT)
-    assert shown.count("smollm2-135m") == 5
 
 
 def test_every_link_leads_somewhere_and_every_command_is_known() -> None:
@@ -163,13 +133,13 @@ def test_every_link_leads_somewhere_and_every_command_is_known() -> None:
     assert {"book", "test", "setup"} <= named <= targets
 
 
-def test_it_is_written_between_its_marks(tmp_path: Path) -> None:
+def test_the_scorecard_is_that_of_the_certified_records_between_its_marks(tmp_path: Path) -> None:
+    assert TEXT.split(reports.START)[1].split(reports.END)[0] == reports.readme_table(ROOT)
     (tmp_path / "notebooks").mkdir()
-    path = tmp_path / "README.md"
+    path, table = tmp_path / "README.md", reports.readme_table(tmp_path)
     path.write_text(f"before\n{reports.START}former\n{reports.END}after\n")
     reports.write_readme(tmp_path)
-    text = path.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "former" not in text
+    assert path.read_text() == f"before\n{reports.START}{table}{reports.END}after\n"
     path.write_text("no marks\n")
     reports.write_readme(tmp_path)
     assert path.read_text() == "no marks\n"

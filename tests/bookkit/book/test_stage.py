@@ -1,6 +1,5 @@
 """Staging the small book: what is shown, what is refused, and what of a notebook becomes a page."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -8,14 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
 from small_book import EXPECTED, MODELS, PAPER, TOC, code, make_project, show, stage
-from test_failed import fail
 
-from bookkit.book import failed, gate
 from bookkit.book.cells import lift_alt_text, localise_labels
 from bookkit.book.pages import command, model_switch
-from bookkit.book.runs import Run, find_runs
+from bookkit.book.runs import find_runs
 from bookkit.book.tables import scorecard, transfer
 from replib.errors import UsageError
 
@@ -36,63 +32,53 @@ def test_a_chapter_has_a_page_a_model_and_one_without_runs_none(tmp_path: Path) 
         "atlas/model-a",
         "references",
     ]
-    for pair in EXPECTED:
-        assert f'"fig-gain-{pair.replace("/", "-")}"' in staged(tmp_path, pair).read_text()
 
 
 def test_only_runs_asked_for_and_certified_ones_of_the_prose_are_shown(project: Path) -> None:
-    named, asked = EXPECTED[1], EXPECTED[:1]
+    runs, named, asked = project / "build/runs", EXPECTED[1], EXPECTED[:1]
+    shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")  # of a run that goes on
+    assert [run.key for run in find_runs(runs, None)] == EXPECTED
     assert [run.key for run in stage(project, asked)] == asked
     assert not staged(project, named).exists()
     (project / "results" / PAPER).mkdir(parents=True)
-    shutil.move(project / "build/runs" / named, project / "results" / named)
+    shutil.move(runs / named, project / "results" / named)
     assert [run.key for run in stage(project, asked)] == EXPECTED
-
-
-def test_a_run_that_goes_on_is_not_shown(project: Path) -> None:
-    runs = project / "build/runs"
-    shutil.copytree(runs / EXPECTED[0], runs / PAPER / ".model-a.tmp-1")
-    assert [run.key for run in find_runs(runs, None)] == EXPECTED
-
-
-def test_stage_refuses_a_missing_run_and_leaves_the_staged_book(project: Path) -> None:
-    stage(project, EXPECTED)
-    shutil.rmtree(project / "build/runs" / EXPECTED[1])
-    with pytest.raises(UsageError, match="no finished run of fake-paper on model-b"):
-        stage(project, EXPECTED)
-    assert staged(project, EXPECTED[1]).exists()
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
         ("record.json", '"finished"', '"running"', "finished"),
+        ("record.json", None, "", "no finished run of fake-paper on model-a"),
         ("notebook.ipynb", '"alt"', '"Alt"', "no alternative text"),
         ("notebook.ipynb", "# A Paper", "A Paper", "starts with '# Title'"),
     ],
 )
-def test_stage_refuses_a_run_that_it_cannot_show(project, file, old, new, message) -> None:
+def test_stage_refuses_a_run_that_it_cannot_show_and_leaves_the_staged_book(
+    project, file, old, new, message
+) -> None:
+    stage(project, EXPECTED)
     path = project / "build/runs" / EXPECTED[0] / file
-    path.write_text(path.read_text().replace(old, new))
+    if old is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UsageError, match=message):
         stage(project, EXPECTED)
+    assert staged(project, EXPECTED[0]).exists()
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("p/<img src=x>", "p/index", "p/a b", "p/x'y", "p/a\u202eb", "p/é", "p/.hidden"),
-        *("..", "../..", "a/../b", "p/..", "p/a/b", "a/" + "x" * 300),
+        *("p/<img src=x>", "p/index", "p/a b", "p/a\u202eb", "p/é", "p/.hidden", "x\x1b/../tiny"),
+        *("..", "a/../b", "p/..", "p/a/b", "a/" + "x" * 300),
     ],
 )
 def test_a_run_is_named_by_two_plain_names(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"a run.s folder cannot be|a run is named paper/m"):
+    with pytest.raises(UsageError, match=r"s folder cannot be|a run is named paper/m") as no:
         find_runs(tmp_path, [name])
-
-
-def test_messages_obey_no_text_of_others(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"x\\x1b\[31m"):
-        find_runs(tmp_path, ["x\x1b[31m/../tiny"])
+    assert str(no.value).isprintable()
 
 
 def test_stage_refuses_contents_that_do_not_fit_the_pages(project: Path) -> None:
@@ -132,13 +118,9 @@ def test_the_alternative_text_of_the_output_wins_over_that_of_the_cell() -> None
         lift_alt_text([code("", 1, [picture, picture])], "here")
 
 
-@pytest.fixture
-def runs(project: Path) -> list[Run]:
-    return find_runs(project / "build/runs", None)
-
-
-def test_controls_stand_apart_from_the_models(runs: list[Run]) -> None:
-    run, control = runs[0], replace(runs[0], model="tiny")
+def test_controls_and_replications_stand_apart(project: Path) -> None:
+    run, other = find_runs(project / "build/runs", None)
+    control = replace(run, model="tiny")
     switch = model_switch(control.key, [control, run])
     assert re.findall(r'label">(\w+)<|>([\w-]+)</a>', switch) == [
         *(("Models", ""), ("", "model-a")),
@@ -149,50 +131,17 @@ def test_controls_stand_apart_from_the_models(runs: list[Run]) -> None:
     both = scorecard([run, control])
     assert both.count("outcomes-table") == 2
     assert both.index("<strong>Controls.</strong>") < both.index('data-record="fake-paper/tiny"')
-
-
-def test_a_replication_stands_apart(runs: list[Run]) -> None:
-    claims = [claim | {"scope": "replication"} for claim in runs[0].record["claims"]]
-    own = replace(runs[0], record=runs[0].record | {"claims": claims})
-    replications, transfers = transfer([own, runs[1]]).split("<h3>Transfer")
+    claims = [claim | {"scope": "replication"} for claim in run.record["claims"]]
+    own = replace(run, record=run.record | {"claims": claims})
+    replications, transfers = transfer([own, other]).split("<h3>Transfer")
     assert MODELS[0] in replications and MODELS[1] not in replications
     assert MODELS[1] in transfers and MODELS[0] not in transfers
-
-
-# What the gate reads again from a built page, by the class of what carries it.
-READ = {
-    "record": {"data-record", "data-key", "data-format"},
-    "outcome": {"data-record", "data-claim"},
-    "run-box": {"data-record", "data-sha256"},
-    "failed-note": {"data-run"},
-}
-
-
-def test_the_templates_write_what_the_gate_reads(project: Path) -> None:
-    fail(project)
-    runs = {run.key: run for run in stage(project)}
-    (stopped,) = failed.find_failed(project / "build/runs")
-    box = json.loads(staged(project, EXPECTED[0]).read_text())["cells"][0]["source"]
-    shown = list(runs.values())
-    good = BeautifulSoup(box + scorecard(shown) + transfer(shown), "html.parser")
-    bad = BeautifulSoup(failed.page(stopped, "", ""), "html.parser")
-    for name, attributes in READ.items():
-        marks = [*good.select(f".{name}"), *bad.select(f".{name}")]
-        assert marks and all(attributes <= mark.attrs.keys() for mark in marks), name
-    assert list(gate.number_faults(good, runs)) == []
-    assert list(gate.outcome_faults(good, "scorecard", runs)) == []
-    assert list(gate.failed_faults(bad, stopped)) == []
-
-
-def test_the_command_names_what_was_not_chosen_by_default_or_profile(runs: list[Run]) -> None:
-    again = command(runs[0].record, {"n_prompts": 40, "ratio": 0.5})
-    assert again == "replib run fake-paper --model model-a --profile laptop -p n_prompts=30"
-    assert command(runs[0].record, {"n_prompts": 30, "ratio": 0.5}).endswith("--profile laptop")
 
 
 def test_the_command_does_nothing_else_in_a_shell() -> None:
     given = {"notes": "a'b; echo $(id)", "x; ls": [1, "`id`"], "whole": True}
     record = {"paper": "p", "model": {"name": "m; ls"}, "profile": "laptop", "parameters": given}
+    assert command(record, given) == "replib run p --model 'm; ls' --profile laptop"
     line = f"printf '%s\\n' {command(record, {})}"
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [

@@ -27,10 +27,10 @@ from replib.metrics import head_label
 from replib.models.load import load_model
 from replib.models.tiny import tiny_parts
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 IOI, SUCCESSOR = "ioi-circuit-reuse", "successor-heads"
 FACTS, KNOB, COPYING = "factual-recall", "context-knob", "copying-mamba"
-TIMES = ("started", "wall_time_s", "peak_memory_mb", "seal")
 
 
 def run(paper, model, out, profile="smoke", **settings):
@@ -70,7 +70,6 @@ def said(record, id_):
     return dict(part.split(": ") for part in note.split("; "))
 
 
-@pytest.mark.slow
 def test_the_planted_circuit_is_found_head_by_head(control):
     record = control(IOI, "planted-ioi")
     for role, planted in (
@@ -88,7 +87,6 @@ def test_the_planted_circuit_is_found_head_by_head(control):
     assert outcomes(record, *(f"1.{i}" for i in range(3, 13))) == {"not_testable"}
 
 
-@pytest.mark.slow
 def test_the_planted_successor_head_is_found_piece_by_piece(control):
     record = control(SUCCESSOR, "planted-successor")
     pieces = (1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14)
@@ -100,7 +98,6 @@ def test_the_planted_successor_head_is_found_piece_by_piece(control):
     assert claims["2.14"]["measured"]["note"] == f"most wins: {label}"
 
 
-@pytest.mark.slow
 def test_the_two_planted_heads_are_found_and_turn_the_answers(control):
     record = control(FACTS, "planted-facts")
     measured = {id_: claim["measured"] for id_, claim in by_id(record).items()}
@@ -124,7 +121,6 @@ def test_the_two_planted_heads_are_found_and_turn_the_answers(control):
     assert outcomes(record, "3.2", "3.9") == {"not_testable"}
 
 
-@pytest.mark.slow
 def test_the_planted_layers_and_the_planted_direction_are_found(control):
     record = control(KNOB, "planted-gate")
     measured = {id_: claim["measured"] for id_, claim in by_id(record).items()}
@@ -140,7 +136,6 @@ def test_the_planted_layers_and_the_planted_direction_are_found(control):
     assert outcomes(record, *(f"4.{i}" for i in (1, 2, 3, 4, 7, 8))) == {"not_testable"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("paper", [IOI, SUCCESSOR, FACTS, KNOB])
 def test_nothing_is_claimed_on_random_weights(control, paper):
     record = control(paper, "tiny")
@@ -150,7 +145,6 @@ def test_nothing_is_claimed_on_random_weights(control, paper):
         assert by_id(record)["4.6"]["measured"]["value"] == 0
 
 
-@pytest.mark.slow
 def test_nothing_is_claimed_on_random_weights_of_the_copying_chapter(tmp_path):
     """Its planted model is a part of it. Here it has a second model: a Mamba of another tokenizer,
     which no other test has."""
@@ -168,15 +162,6 @@ def test_nothing_is_claimed_on_random_weights_of_the_copying_chapter(tmp_path):
     assert sum(name.startswith("training ") for name in record["hashes"]["inputs"]) == n
 
 
-@pytest.mark.slow
-def test_two_runs_agree(tmp_path):
-    """Of the chapter that learns directions; of the others in `make determinism`."""
-    runs = [run(KNOB, "tiny", tmp_path / name) for name in ("first", "second")]
-    first, second = ({k: v for k, v in one.items() if k not in TIMES} for one in runs)
-    assert first == second
-
-
-@pytest.mark.slow
 def test_a_file_of_200_mixed_facts_runs_through(tmp_path):
     """Two relations with prompts of their own, as a reader might bring them."""
     rows = []
@@ -197,7 +182,6 @@ def test_a_file_of_200_mixed_facts_runs_through(tmp_path):
     assert outcomes(record, "3.4", "3.5") == {"holds"}
 
 
-@pytest.mark.slow
 def test_a_readers_cases_are_reported_on(tmp_path):
     model = load_model("planted-gate")
     known = known_facts(model.tokenizer, lambda p, a: continuations(model, p, 3), "validation", 60)

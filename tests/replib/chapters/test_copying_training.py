@@ -1,35 +1,155 @@
-"""Training: alike when repeated, on the answer only, stored whole, and the stored curves."""
+"""The grid of trainings: what is needed next, which rate is chosen, what is refused; and training:
+alike when repeated, on the answer only, stored whole."""
 
+import hashlib
 import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from bookkit.cli import main
 from replib.chapters.copying_mamba import stored
 from replib.chapters.copying_mamba import training as copy_training
 from replib.chapters.copying_mamba import training_grid as grid
 from replib.chapters.copying_mamba.networks import build
 from replib.chapters.copying_mamba.strings import answer_logits, copy
 from replib.chapters.copying_mamba.training import one_thread, train, train_here
-from replib.chapters.copying_mamba.training_grid import SELECTION_SEED, STUDIES, Cell, Study
+from replib.chapters.copying_mamba.training_grid import (
+    RATES,
+    SELECTION_SEED,
+    STUDIES,
+    Cell,
+    Study,
+    cell_of,
+)
 from replib.chapters.stored import NotStored
 from replib.files import find_root
+
+NAMES = ("rope", "mamba2", "lstm")
+ROPE, PHONE = Cell("copy", "rope", 0.003, 1), Cell("phone", "rope", 0.003, 1)
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Studies of few steps on short strings; one thread, as in `train_cell`."""
     small = {
-        "copy": Study("copy", (2, 3), ("rope", "mamba2", "lstm"), (1, 2), steps=6),
+        "copy": Study("copy", (2, 3), NAMES, (1, 2), steps=6),
         "phone": Study("phone_book", (2, 3), ("rope",), (1, 2), steps=4, start="copy"),
     }
     for module in (grid, copy_training):
         monkeypatch.setattr(module, "STUDIES", small)
-        monkeypatch.setattr(module, "EVERY", 2, raising=False)
+        monkeypatch.setattr(module, "EVERY", 2)
     monkeypatch.setattr(copy_training, "WARMUP", 2)
+    monkeypatch.setattr(stored, "code_sha256", lambda: "1" * 64)  # takes long
     with one_thread():
         yield small
+
+
+# --- The grid -------------------------------------------------------------------------------------
+
+
+def store(root, cell, /, loss=1.0, weights=b"weights", **changes):
+    path = stored.card_path(root, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if cell.is_reported:
+        stored.weights_path(root, cell).write_bytes(weights)
+    card = {
+        "cell": asdict(cell),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "code_sha256": stored.code_sha256(),
+        "settings": grid.settings(cell.study),
+        "start": "",
+        "start_sha256": "",
+        "curve": {"examples": [32], "loss": [loss], "string": [0.5]},
+    }
+    path.write_text(json.dumps(card | changes))
+
+
+def store_rates(root, study, architecture, losses=(3.0, 1.0, 2.0, 4.0)):
+    for rate, loss in zip(RATES, losses, strict=True):
+        store(root, Cell(study, architecture, rate, SELECTION_SEED), loss)
+
+
+def is_stale(root, cell):
+    return stored.is_stale(root, stored.read_card(root, cell))
+
+
+def test_rates_come_first_then_seeds_then_what_starts_with_them(short, tmp_path):
+    first = list(map(cell_of, stored.missing(tmp_path)))
+    assert {cell.study for cell in first} == {"copy"}
+    assert {cell.seed for cell in first} == {SELECTION_SEED} and len(first) == 12
+    for architecture in NAMES:
+        store_rates(tmp_path, "copy", architecture)
+    second = stored.missing(tmp_path)
+    assert second == [f"copy/{name}-0.003-{seed}" for name in NAMES for seed in (1, 2)]
+    for name in second:
+        store(tmp_path, cell_of(name))
+    third = map(cell_of, stored.missing(tmp_path))
+    assert {(cell.study, cell.seed) for cell in third} == {("phone", 0)}
+    store_rates(tmp_path, "phone", "rope")
+    for name in stored.missing(tmp_path):
+        store(tmp_path, cell_of(name))
+    assert stored.missing(tmp_path) == []
+
+
+def test_a_best_rate_at_the_edge_extends_the_grid(short, tmp_path):
+    store_rates(tmp_path, "copy", "lstm")
+    store_rates(tmp_path, "copy", "rope", (4.0, 3.0, 2.0, 1.0))
+    assert "copy/rope-0.09-0" in stored.missing(tmp_path)
+    with pytest.raises(NotStored, match="not complete"):
+        stored.reported(tmp_path, "copy", "rope")
+    store(tmp_path, Cell("copy", "rope", 0.09, SELECTION_SEED), 5.0)
+    assert stored.reported(tmp_path, "copy", "rope")[0] == Cell("copy", "rope", 0.03, 1)
+    assert grid.next_rate(0.001, up=False) == 0.0003
+
+
+def test_an_altered_or_old_cell_is_needed_again(short, tmp_path, monkeypatch):
+    for architecture in NAMES:
+        store_rates(tmp_path, "copy", architecture)
+    altered, whole, *_, old = cells = list(map(cell_of, stored.missing(tmp_path)))
+    for cell in cells:
+        store(tmp_path, cell)
+    stored.weights_path(tmp_path, altered).write_bytes(b"other")
+    store(tmp_path, old, code_sha256="0" * 64)
+    assert stored.missing(tmp_path) == [altered.name, old.name]
+    with pytest.raises(NotStored, match=rf"altered.*replib train .* --cell {altered.name}"):
+        stored.needed(tmp_path, {}, "tiny")  # before a run starts
+    assert is_stale(tmp_path, old) and not is_stale(tmp_path, whole)
+    monkeypatch.setitem(short, "copy", replace(short["copy"], steps=2000))
+    assert is_stale(tmp_path, whole)
+
+
+def test_a_missing_a_foreign_and_an_unreadable_card_are_refused(short, tmp_path):
+    with pytest.raises(NotStored, match=r"missing.*replib train copying-mamba --cell"):
+        stored.read_card(tmp_path, ROPE)
+    for changes, message in (
+        ({"cell": asdict(PHONE)}, "another cell"),
+        ({"curve": {}}, "cannot be read"),
+        ({"curve": {"examples": [10**400]}}, "cannot be read"),
+    ):
+        store(tmp_path, ROPE, **changes)
+        with pytest.raises(NotStored, match=message):
+            stored.read_card(tmp_path, ROPE)
+    stored.card_path(tmp_path, ROPE).write_text("[" * 100_000)
+    with pytest.raises(NotStored, match="cannot be read"):
+        stored.read_card(tmp_path, ROPE)
+
+
+def test_a_name_that_is_no_cell_is_refused(capsys):
+    for name, words in (
+        ("rope-0.003-1", "none of the studies copy"),
+        ("copy/rope", "write study/architecture-rate-seed"),
+        ("copy/gru-0.003-1", "has the architectures rope"),
+        ("copy/rope-3-1", "between 0 and 1"),
+    ):
+        assert main(["train", stored.PAPER, "--cell", name]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+
+
+# --- Training -------------------------------------------------------------------------------------
 
 
 def same(a, b):
@@ -42,7 +162,7 @@ def is_stored(read, network):
     return all(torch.equal(a, b.half().float()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("architecture", ["rope", "mamba2", "lstm"])
+@pytest.mark.parametrize("architecture", NAMES)
 def test_two_trainings_with_one_seed_agree_in_every_bit(short, architecture):
     cell = Cell("copy", architecture, 0.01, 1)
     (first, curve), (again, same_curve) = train(cell), train(cell)
@@ -55,19 +175,18 @@ def test_two_trainings_with_one_seed_agree_in_every_bit(short, architecture):
 
 
 def test_architectures_of_one_seed_read_the_same_strings(short, monkeypatch):
-    seen = {}
+    read = []
+
+    def logits(network, strings):
+        read.append(strings.tokens)
+        return answer_logits(network, strings)
+
+    monkeypatch.setattr(copy_training, "answer_logits", logits)
     for architecture in ("rope", "lstm"):
-        read = seen.setdefault(architecture, [])
-
-        def loss(logits, strings, read=read):
-            read.append(strings.tokens)
-            return logits.square().mean()
-
-        monkeypatch.setattr(copy_training, "_loss", loss)
         train(Cell("copy", architecture, 0.01, 1))
-    assert len(seen["rope"]) == len(seen["lstm"]) == 9  # 6 steps, 3 points of the curve
-    assert all(map(torch.equal, seen["rope"], seen["lstm"]))
-    assert len({rows.shape for rows in seen["rope"]}) == 3  # both lengths, validation strings
+    assert len(read) == 2 * 9  # 6 steps, 3 points of the curve
+    assert all(map(torch.equal, read[:9], read[9:]))
+    assert len({rows.shape for rows in read}) == 3  # both lengths, validation strings
 
 
 def test_the_loss_is_on_the_answer_only():
@@ -115,35 +234,35 @@ def test_a_loss_that_is_no_number_is_said_to_diverge(short, monkeypatch):
 
 
 def test_a_cell_is_stored_and_read_again(short, tmp_path):
-    cell = Cell("copy", "rope", 0.003, 1)
-    path = copy_training.train_cell(tmp_path, cell)
-    card = stored.read_card(tmp_path, cell)
-    network, curve = train(cell)
+    path = copy_training.train_cell(tmp_path, ROPE)
+    card = stored.read_card(tmp_path, ROPE)
+    network, curve = train(ROPE)
     assert json.loads(path.read_text()) == card and card["curve"] == curve
-    assert is_stored(copy_training.load_network(tmp_path, cell), network)
-    assert not list(path.parent.glob(".*"))
+    assert is_stored(copy_training.load_network(tmp_path, ROPE), network)
+    choosing = replace(ROPE, seed=SELECTION_SEED)  # of which only the curve is kept
+    copy_training.train_cell(tmp_path, choosing)
+    assert stored.read_card(tmp_path, choosing)["sha256"] == ""
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".json", ".safetensors"]
     with pytest.raises(NotStored, match="missing"):
         copy_training.load_network(tmp_path, Cell("copy", "rope", 0.003, 2))
 
 
-def test_a_study_can_start_with_the_weights_of_another(short, tmp_path):
-    for rate, loss in ((0.001, 2.0), (0.003, 1.0), (0.01, 3.0), (0.03, 4.0)):
-        cell = Cell("copy", "rope", rate, SELECTION_SEED)
-        path = copy_training.train_cell(tmp_path, cell)
-        card = json.loads(path.read_text())
-        card["curve"]["loss"][-1] = loss
-        path.write_text(json.dumps(card))
-    phone = Cell("phone", "rope", 0.001, 1)
+def test_a_study_can_start_with_the_weights_of_another_and_is_old_when_they_change(short, tmp_path):
+    store_rates(tmp_path, "copy", "rope")
     with pytest.raises(NotStored, match=r"copy/rope-0\.003-1"):
-        copy_training.train_cell(tmp_path, phone)
-    first = Cell("copy", "rope", 0.003, 1)
-    copy_training.train_cell(tmp_path, first)
-    copy_training.train_cell(tmp_path, phone)
-    assert stored.read_card(tmp_path, phone)["start"] == "copy/rope-0.003-1"
-    start = copy_training.load_network(tmp_path, first)
-    moved, _ = train(phone, start.state_dict())
-    assert is_stored(copy_training.load_network(tmp_path, phone), moved)
-    assert not same(moved, train(phone)[0])
+        copy_training.train_cell(tmp_path, PHONE)
+    copy_training.train_cell(tmp_path, ROPE)
+    copy_training.train_cell(tmp_path, PHONE)
+    assert stored.read_card(tmp_path, PHONE)["start"] == ROPE.name
+    start = copy_training.load_network(tmp_path, ROPE)
+    moved, _ = train(PHONE, start.state_dict())
+    assert is_stored(copy_training.load_network(tmp_path, PHONE), moved)
+    assert not same(moved, train(PHONE)[0])
+    assert not is_stale(tmp_path, PHONE)
+    stored.weights_path(tmp_path, ROPE).write_bytes(b"altered")
+    assert is_stale(tmp_path, PHONE)
+    store(tmp_path, ROPE, weights=b"trained again")
+    assert is_stale(tmp_path, PHONE)
 
 
 @pytest.mark.slow

@@ -28,22 +28,16 @@ PROMPTS = [
 # --- scoring and templates ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "expected"),
-    [
+def test_outcomes_and_texts_that_cannot_change_theirs():
+    for text, answer, expected in (
         (" Paris.", "Paris", "memorised"),
         (" Lima, not Paris.", "Paris", "memorised"),  # memorised wins ties
         (" Lima.\nQ: The capital of Peru?\nA: Paris", "Paris", "in-context"),  # up to the next Q:
         (" Parisian life", "Paris", "other"),  # whole words only
         (" as iron", "As", "other"),  # a symbol keeps its case
         (" As.", "As", "memorised"),
-    ],
-)
-def test_outcome(text, answer, expected):
-    assert facts.outcome(text, answer, "Lima") == expected
-
-
-def test_settled_text_cannot_change_its_outcome():
+    ):
+        assert facts.outcome(text, answer, "Lima") == expected, text
     assert facts.settled(" Paris.", "Paris") and facts.settled(" Lima\nQ:", "Paris")
     assert not facts.settled(" Lima.", "Paris")  # Paris may still come
     assert not facts.settled(" Niger", "Niger")  # may become Nigeria
@@ -141,23 +135,19 @@ def test_own_facts(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"answer": " "}, "answer must be text"),
+def test_bad_rows_are_named(tmp_path):
+    path = tmp_path / "bad.json"
+    for change, reason in (
         ({"prompt": "The capital is"}, "neither"),
         ({"prompt": "{subject} and {city} is"}, "brace"),
         ({"prompt": "Paris in {subject} is"}, "already says the answer 'Paris'"),
         ({"prompt": "{subject}, unlike Rome, is"}, "already says the foil 'Rome'"),
         ({"foil": "Paris Nord"}, "cannot be told apart"),
         ({}, "repeats an earlier row"),
-    ],
-)
-def test_bad_rows_are_named(tmp_path, change, reason):
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps([GOOD, GOOD | change]))
-    with pytest.raises(UsageError, match=rf"bad\.json row 2: .*{reason}"):
-        facts.facts_from_file(path)
+    ):
+        path.write_text(json.dumps([GOOD, GOOD | change]))
+        with pytest.raises(UsageError, match=rf"bad\.json row 2: .*{reason}"):
+            facts.facts_from_file(path)
 
 
 # --- generation with scaled heads -----------------------------------------------------------------
@@ -228,7 +218,9 @@ def test_outcomes_and_the_best_factor():
     assert knobs.best_alpha([(0.5, 0.1), (0.5, 0.1)], [-2.0, 1.0]) == 1  # nearest to no change
 
 
-def test_tuning_prompts_are_balanced_and_of_different_subjects():
+def test_tuning_prompts_are_balanced_and_means_are_over_groups():
+    means = knobs.per_group(torch.tensor([[1.0, 3.0, 10.0]]), ["b", "b", "a"])
+    assert means.tolist() == [[2.0, 10.0]]
     labels = ["memorised", "memorised", "memorised", "in-context", "other", "in-context"]
     assert knobs.tuning_rows(labels, list("aabcdb"), 4) == [0, 3, 2, 4]
     assert knobs.tuning_rows(["memorised"] * 3, list("abc"), 2) == [0, 1]
@@ -240,11 +232,6 @@ def test_random_heads_are_of_the_nearest_layers():
     assert {(2, 2), (2, 3)} < set(heads) and len(set(heads)) == 6
     assert {layer for layer, _ in heads} <= {1, 2, 3}
     assert (2, 1) not in heads and (2, 0) not in heads
-
-
-def test_means_per_group():
-    values = torch.tensor([[1.0, 3.0, 10.0]])
-    assert knobs.per_group(values, ["b", "b", "a"]).tolist() == [[2.0, 10.0]]
 
 
 def test_two_planted_heads_scaled_at_once(planted):

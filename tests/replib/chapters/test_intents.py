@@ -62,14 +62,11 @@ def test_an_unknown_intent_or_format_is_refused(tokenizer):
             prompt(tokenizer, FRANCE, *unknown)
 
 
-def test_an_answer_counts_at_the_start_as_whole_words():
+def test_an_answer_counts_at_the_start_as_whole_words_once_the_text_is_longer():
     for text, answer in ((" Niger.", "Niger"), (" 1\n", "1")):
         assert intents.says(text, answer)
     for text in (" Nigeria", "The answer is Niger", " niger"):
         assert not intents.says(text, "Niger")
-
-
-def test_a_text_is_long_enough_once_it_is_longer_than_both_answers():
     assert not intents.long_enough(" Niger", "Niger", "Chad")  # could become Nigeria
     assert intents.long_enough(" Nigeri", "Niger", "Chad")
 
@@ -142,7 +139,7 @@ ROW = {
 }
 
 
-def test_a_readers_file_gives_cases(tmp_path):
+def test_a_readers_file_gives_cases_and_a_row_that_cannot_be_used_is_named(tmp_path):
     path = tmp_path / "cases.json"
     path.write_text(json.dumps([ROW, ROW | {"question": "When?", "opening": "It boils at"}]))
     first, second = contexts.cases_from_file(path)
@@ -151,15 +148,9 @@ def test_a_readers_file_gives_cases(tmp_path):
         "your cases", asked, context, asked, "", prior="100 degrees", contextual="50 degrees"
     )
     assert second.opening == "It boils at"
-
-
-def test_a_row_that_cannot_be_used_is_named(tmp_path):
-    path = tmp_path / "cases.json"
     for rows, message in (
-        ([ROW | {"prior_answer": ""}], "row 1: prior_answer must be text"),
         ([ROW, ROW], "row 2: repeats row 1 "),
         ([ROW | {"context_answer": "100 degrees Celsius"}], "row 1: .* cannot be told apart"),
-        ([ROW | {"answer": "x"}], "row 1: must have context, question"),
     ):
         path.write_text(json.dumps(rows))
         with pytest.raises(UsageError, match=message):

@@ -74,10 +74,7 @@ def test_scores_are_those_of_greedy_decoding(model):
 
 def test_what_cannot_be_read_is_refused(model):
     for refused, words in (
-        (
-            lambda: tokens_right(model, [Item("the " * 5000, " end")]),
-            r"tokens, the model reads \d+",
-        ),
+        (lambda: tokens_right(model, [Item("the " * 5000, " to")]), r"tokens, the model reads \d+"),
         (lambda: tokens_right(model, [Item("the park", "")]), "does not begin a token"),
         (lambda: phone_books(2, 1, 0), "give 3 to"),
         (lambda: phone_books(4, 1, 0, "backward"), "'backward': choose one of: forward, reversed"),

@@ -75,7 +75,7 @@ def test_steering_sets_the_coordinate_at_the_last_token_only():
     assert not torch.allclose(several[1], logits[1], atol=0.1)
 
 
-def test_steering_everywhere_reaches_every_position():
+def test_steering_everywhere_reaches_every_position_and_nowhere_is_refused():
     model = tiny_model("gpt2")
     u, seen = torch.ones(32), []
     watch = ("blocks.1.hook_resid_post", lambda h, hook: seen.append(h @ (u / u.norm())))
@@ -84,15 +84,11 @@ def test_steering_everywhere_reaches_every_position():
             whole(model, PROMPTS[0], [watch])
     near(seen[0], torch.full_like(seen[0], 3.0))
     assert (seen[1][0, :-1] - 3.0).abs().min() > 0.01 and abs(float(seen[1][0, -1]) - 3.0) < 1e-4
-
-
-def test_steering_a_layer_that_is_not_there_or_nothing_at_all():
-    model = tiny_model("gpt2")
     for layer, error, words in (
         (4, UsageError, "no layer 4: this model has layers 0 to 3"),
         (1, RuntimeError, "saw no forward pass"),
     ):
-        with pytest.raises(error, match=words), steering.steered(model, layer, torch.ones(32), 0.0):
+        with pytest.raises(error, match=words), steering.steered(model, layer, u, 0.0):
             pass
 
 
@@ -152,23 +148,17 @@ def scores(needed, drops=()):
     return score
 
 
-@pytest.mark.parametrize(
-    ("needed", "drops", "layers"),
-    [
+def test_the_search_finds_the_layers_or_nothing_where_all_are_not_enough():
+    for needed, drops, layers in (
         ({4, 5, 6}, (), (4, 5, 6)),  # the smallest run
         ({11}, (), (11,)),
         ({0}, (), (0,)),
         ({3}, (7, 9), (3, 7, 9)),  # later layers that lose the answer are added
-    ],
-)
-def test_the_search_finds_the_layers(needed, drops, layers):
-    found = steering.search_layers(scores(needed, drops), 12, 0.85)
-    assert found.layers == layers
-    assert (found.lower, found.upper) == (min(needed), max(needed) + 1)
-    assert found.evaluations < 12  # linear sweeps would take more
-
-
-def test_the_search_finds_nothing_where_all_layers_are_not_enough():
+    ):
+        found = steering.search_layers(scores(needed, drops), 12, 0.85)
+        assert found.layers == layers
+        assert (found.lower, found.upper) == (min(needed), max(needed) + 1)
+        assert found.evaluations < 12  # linear sweeps would take more
     assert steering.search_layers(scores({12}), 12, 0.85) is None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import StringConstraints
+from simpleeval import simple_eval
 from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
@@ -98,8 +99,6 @@ def arithmetic_cases(n: int, seed: int) -> list[Case]:
 
 def _digit(expression: str) -> int | None:
     """The value of one of our own expressions if it is a digit, else None."""
-    from simpleeval import simple_eval
-
     try:
         value = simple_eval(expression)
     except ArithmeticError:

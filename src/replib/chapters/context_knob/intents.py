@@ -115,9 +115,6 @@ def relations(split: str) -> dict[str, list[Fact]]:
     return {name: found[name] for name in SPLITS[split]}
 
 
-# --- Prompts --------------------------------------------------------------------------------------
-
-
 def prompt(
     tokenizer: PreTrainedTokenizerBase,
     case: Case,
@@ -158,9 +155,6 @@ def prompt(
     return text + case.opening
 
 
-# --- Scoring --------------------------------------------------------------------------------------
-
-
 def says(continuation: str, answer: str) -> bool:
     """Does the text start with the answer, as whole words, after any spaces? The paper's rule
     (`startswith`, case-sensitive; released code), but Niger in Nigeria, or 1 in 12, do not count.
@@ -171,9 +165,6 @@ def says(continuation: str, answer: str) -> bool:
 def long_enough(text: str, *answers: str) -> bool:
     """Is the text so long that more of it cannot change whether it `says` one of the answers?"""
     return len(text.lstrip()) > max(map(len, answers))
-
-
-# --- Known facts, cases, training rows ------------------------------------------------------------
 
 
 def ask_alone(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:

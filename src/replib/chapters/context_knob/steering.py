@@ -38,9 +38,6 @@ def _attn(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_out"
 
 
-# --- Steering -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def steered(
     model: TransformerBridge,
@@ -77,9 +74,6 @@ def steered(
         raise RuntimeError(f"steering of layer {layer} saw no forward pass")
 
 
-# --- Interchange along a direction ----------------------------------------------------------------
-
-
 def interchange(
     prompts: Prefilled,
     layer: int,
@@ -111,8 +105,6 @@ def learn_direction(
     *,
     epochs: int,
     seed: int,
-    batch_size: int = 32,
-    lr: float = 1e-2,
 ) -> Float[Tensor, " d_model"]:
     """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
     Cross-entropy on the first token of the source's answer, as in the released code (das.py); its
@@ -128,14 +120,11 @@ def learn_direction(
         base_positions=torch.zeros_like(base),
         source_positions=torch.zeros_like(source),
         epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
+        batch_size=32,
+        lr=1e-2,
         seed=seed,
     )
     return result.basis[:, 0].detach().float().cpu()
-
-
-# --- Attention outputs patched at the last token, read by a patchscope ----------------------------
 
 
 def attention_outputs(
@@ -197,12 +186,10 @@ def patchscope(
     tokens: Int[Tensor, "row candidate"],
     first: Int[Tensor, " row"] | None = None,
 ) -> Float[Tensor, "layer row candidate"]:
-    """How probable are `tokens`, read from each layer's residual by a token-identity prompt?
-
-    A residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
+    """How probable are `tokens`, read from each layer's residual by a token-identity prompt? A
+    residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
     (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers before a row's `first` are not
-    read and get 0.
-    """
+    read and get 0."""
     identity = Prefilled(model, [IDENTITY_PROMPT])
     n_layers, n_rows = residuals.shape[:2]
     found = torch.zeros(n_layers, n_rows, tokens.shape[1])

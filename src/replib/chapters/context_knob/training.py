@@ -57,12 +57,10 @@ def train_adapter(
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Train one adapter from nothing and store it; returns its folder.
-
-    With one seed, on the processor of one machine, all bits are the same each time. An earlier
-    adapter is replaced only once the new one is complete. Raises UsageError for an unknown format
-    or model, a model without the matrices `TARGETS`, or one that knows no fact to train on.
-    """
+    """Train one adapter from nothing and store it; returns its folder. With one seed, on the
+    processor of one machine, all bits are the same each time. An earlier adapter is replaced only
+    once the new one is complete. Raises UsageError for an unknown format or model, a model without
+    the matrices `TARGETS`, or one that knows no fact to train on."""
     if intent_format not in FORMATS:
         raise UsageError(f"intent format {intent_format!r}: choose one of: {', '.join(FORMATS)}")
     started = time.monotonic()

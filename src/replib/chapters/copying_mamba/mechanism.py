@@ -64,9 +64,6 @@ def _queries(strings: Strings) -> Int[Tensor, " letter"]:
     return torch.arange(n_positions - strings.n_answer - 1, n_positions - 2)
 
 
-# --- Heads ----------------------------------------------------------------------------------------
-
-
 def previous_token_scores(
     model: TransformerBridge, strings: Strings
 ) -> Float[Tensor, "layer head string"]:
@@ -111,9 +108,6 @@ def heads(model: TransformerBridge) -> list[Head]:
     return [(layer, h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)]
 
 
-# --- Content or position? -------------------------------------------------------------------------
-
-
 def follows(
     network: nn.Module, n: int, length: int, run: int, generator: torch.Generator
 ) -> Bool[Tensor, "3 string"]:
@@ -144,9 +138,6 @@ def follows(
     content = said == x[torch.arange(n), elsewhere + run]
     position = said == x[:, half]
     return torch.stack([content, position, ~content & ~position])
-
-
-# --- From the source to the query -----------------------------------------------------------------
 
 
 def moved(
@@ -184,9 +175,6 @@ def moved(
                 found[layer, place] = logit_diff(model.run_with_hooks(corrupted, fwd_hooks=hooks))
     found = (found - bottom) / (top - bottom)
     return found.masked_fill((top - bottom) < 1, torch.nan)
-
-
-# --- What a state holds ---------------------------------------------------------------------------
 
 
 def wiped(model: TransformerBridge, strings: Strings, layer: int) -> Float[Tensor, " string"]:

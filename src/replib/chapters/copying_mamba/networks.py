@@ -63,9 +63,6 @@ def build(name: str, seed: int) -> nn.Module:
         return transformers.Mamba2ForCausalLM(_mamba2_config(int(name.partition("-")[2] or 64)))
 
 
-# --- Transformers ---------------------------------------------------------------------------------
-
-
 def _transformer(name: str, n_layers: int = 2) -> transformers.LlamaForCausalLM:
     config = transformers.LlamaConfig(
         hidden_size=WIDTH,
@@ -136,9 +133,6 @@ def hard_alibi(n_heads: int, length: int) -> Float[Tensor, "head dest src"]:
     return _causal(torch.zeros(n_heads, length, length), allowed)
 
 
-# --- State-space models, LSTM, hybrid -------------------------------------------------------------
-
-
 def _mamba_config() -> transformers.MambaConfig:
     return transformers.MambaConfig(
         hidden_size=WIDTH, num_hidden_layers=3, state_size=16, **SPECIAL
@@ -191,9 +185,6 @@ def _hybrid() -> transformers.Mamba2ForCausalLM:
     network = transformers.Mamba2ForCausalLM(_mamba2_config())
     network.backbone.layers[1].mixer = Attention()
     return network
-
-
-# --- Sizes ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

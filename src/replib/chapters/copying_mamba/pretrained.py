@@ -117,17 +117,10 @@ def _words() -> list[str]:
 
 def tokens_right(model: TransformerBridge, items: Sequence[Item]) -> list[Bool[Tensor, " token"]]:
     """For each item: is each token of the answer the most probable one, given all before it?
-
     Prompts of one batch are padded behind, where no causal model looks; only the answers' positions
     are read out. Raises UsageError for an item that is longer than the model can read, or whose
-    answer does not begin a token.
-    """
-    return _tokens_right(model.original_model, model.tokenizer, model.cfg.n_ctx, items)
-
-
-def _tokens_right(
-    network: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, n_ctx: int, items: Sequence[Item]
-) -> list[Bool[Tensor, " token"]]:
+    answer does not begin a token."""
+    network, tokenizer = model.original_model, model.tokenizer
     pairs = []  # tokens of both, and how many belong to the prompt
     for item in items:
         before, whole = (tokenizer(t).input_ids for t in (item.prompt, item.prompt + item.answer))
@@ -138,7 +131,7 @@ def _tokens_right(
         pairs.append((whole, len(before)))
     lengths = [len(ids) for ids, _ in pairs]
     longest = max(lengths, default=0)
-    if longest > n_ctx:
+    if longest > (n_ctx := model.cfg.n_ctx):
         raise UsageError(
             f"a prompt and its answer have {longest} tokens, the model reads {n_ctx}; "
             "choose shorter books or texts"

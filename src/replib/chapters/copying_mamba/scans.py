@@ -27,11 +27,9 @@ LONGEST = 1024  # tokens; the quadratic form takes as many numbers squared, for 
 @contextmanager
 def fast_scans(network: nn.Module) -> Iterator[None]:
     """While it is open, the Mamba and Mamba-2 layers of a network compute whole sequences with our
-    code; on a GPU with the library's kernels, which are faster, they are left alone.
-
-    Calls with a cache, a padding mask or more than `LONGEST` tokens go to the library as before.
-    Raises UsageError for another activation than silu, RuntimeError where a layer was never called.
-    """
+    code; on a GPU with the library's kernels, which are faster, they are left alone. Calls with a
+    cache, a padding mask or more than `LONGEST` tokens go to the library as before. Raises
+    UsageError for another activation than silu, RuntimeError where a layer was never called."""
     mixers = [m for m in network.modules() if isinstance(m, MambaMixer | Mamba2Mixer)]
     other = next((m.activation for m in mixers if m.activation not in ("silu", "swish")), None)
     if other is not None:

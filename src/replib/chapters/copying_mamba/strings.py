@@ -78,11 +78,9 @@ def duplicate_ngram(
     n: int, length: int, generator: torch.Generator, run: int
 ) -> tuple[Strings, Int[Tensor, "string 2"]]:
     """The task `copy` on strings in which a run of `run` letters occurs twice, and the places in
-    the answer of the two letters that follow the runs (Sec. 3.4). Evaluation only.
-
-    The two do not overlap, and different letters follow them. Who looks up the last `run` letters
-    cannot tell which of the two follows. Raises UsageError where the string is too short for it.
-    """
+    the answer of the two letters that follow the runs (Sec. 3.4). Evaluation only. The two do not
+    overlap, and different letters follow them. Who looks up the last `run` letters cannot tell
+    which of the two follows. Raises UsageError where the string is too short for it."""
     if length < 2 * run + 2:
         raise UsageError(
             f"duplicate_ngram: a string of {length} letters has no room for two runs of {run}, "

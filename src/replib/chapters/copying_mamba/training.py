@@ -12,9 +12,8 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +37,7 @@ from replib.chapters.copying_mamba.training_grid import (
 )
 from replib.errors import UsageError
 from replib.files import write_whole
+from replib.models.device import one_thread
 
 N_VALIDATION = 256  # strings of the largest length of training
 _VALIDATION_SEED = 10**6  # no training has it
@@ -145,9 +145,6 @@ def _add_point(
         curve[key].append(round(value, 6) if math.isfinite(value) else DIVERGED)
 
 
-# --- Trainings in front of the reader -------------------------------------------------------------
-
-
 def train_here(
     cells: Sequence[Cell], stop_after: int | None = None
 ) -> list[tuple[nn.Module, dict[str, list]]]:
@@ -164,9 +161,6 @@ def _train_alone(cell: Cell, stop_after: int | None) -> tuple[bytes, dict[str, l
     with one_thread():
         network, curve = train(cell, stop_after=stop_after)
     return save({k: v.contiguous() for k, v in _state(network).items()}), curve
-
-
-# --- Stored trainings -----------------------------------------------------------------------------
 
 
 def train_cell(
@@ -232,15 +226,3 @@ def _network(cell: Cell, state: Mapping[str, torch.Tensor]) -> nn.Module:
         for name, value in own.items():
             value.copy_(state[name])
     return network.eval()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """While it is open, torch computes on one thread: small networks gain nothing from more, and
-    sums come out alike."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

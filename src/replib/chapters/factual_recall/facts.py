@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from replib.errors import UsageError
 from replib.prompts.files import Row, Stripped, read_rows
 from replib.prompts.pairs import PromptPairs
+from replib.prompts.words import NAMES, OBJECTS
 
 OUTCOMES = ("memorised", "in-context", "other")
 
@@ -258,11 +259,9 @@ def draw_foils(
     tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], n_foils: int, seed: int
 ) -> list[Conflict]:
     """Up to `n_foils` conflicts for each fact, the foils being other facts' answers in the same
-    relation (or the fact's own foils), each used about equally often.
-
-    Not used: a foil whose first token is the answer's (their difference has no direction), that
-    holds or is held by the answer or the subject, or that is another answer to the same subject.
-    """
+    relation (or the fact's own foils), each used about equally often. Not used: a foil whose first
+    token is the answer's (their difference has no direction), that holds or is held by the answer
+    or the subject, or that is another answer to the same subject."""
     order = list(facts)
     random.Random(seed).shuffle(order)
     token = {word: first_token(tokenizer, word) for f in facts for word in (f.answer, *f.foils)}
@@ -290,12 +289,10 @@ def draw_foils(
 def conflict_pairs(
     tokenizer: PreTrainedTokenizerBase, conflicts: Sequence[Conflict], template: Template
 ) -> PromptPairs:
-    """The conflicts as prompts to read at END.
-
-    Candidates: the first token of the memorised answer, then that of the in-context one (`answer`
-    and `foil`). Positions: "in_context", the stated answer's first token; "END". In the corrupted
-    prompt, which the chapter does not use, that token is the memorised answer's.
-    """
+    """The conflicts as prompts to read at END. Candidates: the first token of the memorised answer,
+    then that of the in-context one (`answer` and `foil`). Positions: "in_context", the stated
+    answer's first token; "END". In the corrupted prompt, which the chapter does not use, that token
+    is the memorised answer's."""
     text = tuple(template.conflict(c.fact, c.foil) for c in conflicts)
     rows = [torch.tensor(tokenizer(one).input_ids) for one in text]
     at = torch.tensor([len(tokenizer(template.before_foil(c.fact)).input_ids) for c in conflicts])
@@ -324,11 +321,9 @@ def conflict_pairs(
 
 def choose_template(seen: Mapping[str, tuple[int, float, float]]) -> str:
     """Which template carries the head analysis: (known facts, memorised share, in-context share).
-
     The first one (the paper's), if at least 20 facts are known in it and both shares are at least
     10%; else, of those with at least 20 known facts, the one whose smaller share is largest, of
-    equals the one with most known facts; if none has 20, the one with most.
-    """
+    equals the one with most known facts; if none has 20, the one with most."""
     paper, *_ = seen
     known, *both = seen[paper]
     if known >= 20 and min(both) >= 0.1:
@@ -366,8 +361,6 @@ def settled(continuation: str, answer: str) -> bool:
 
 def copying_conflicts(seed: int, n: int) -> list[Conflict]:
     """Statements that no model has learnt ("The gift of Anna is violin"), to test plain copying."""
-    from replib.prompts.words import NAMES, OBJECTS
-
     rng = random.Random(seed)
     pairs = zip(rng.sample(NAMES, n), rng.choices(OBJECTS, k=n), strict=True)
     return [Conflict(Fact("gift", name, "<nothing>"), thing) for name, thing in pairs]

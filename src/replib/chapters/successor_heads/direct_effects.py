@@ -1,15 +1,21 @@
 """What a head adds to the logits directly, and what is lost without it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replib.interventions.capture import activations
-from replib.interventions.network import Head, Network
+from replib.interventions.network import Head, Network, activations
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Activations at single positions, one position a row."""
+
+    z: Float[Tensor, "layer row head d_head"]
+    o_out: Float[Tensor, "layer row d_model"]
+    final: Float[Tensor, "row d_model"]
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,6 @@ class Observed:
     def rows(self, prompt: Int[Tensor, " row"], pos: Int[Tensor, " row"]) -> Rows:
         """Some positions of some prompts, side by side."""
         return Rows(self.z[:, prompt, pos], self.o_out[:, prompt, pos], self.final[prompt, pos])
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Activations at single positions, one position a row."""
-
-    z: Float[Tensor, "layer row head d_head"]
-    o_out: Float[Tensor, "layer row d_model"]
-    final: Float[Tensor, "row d_model"]
 
 
 def observe(

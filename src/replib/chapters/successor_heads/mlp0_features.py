@@ -4,10 +4,7 @@ The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each o
 one comes with its control: shuffled indices, permuted residues, other moduli, random features.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +16,7 @@ from replib.chapters.successor_heads.ordinals import OrdinalClass
 from replib.chapters.successor_heads.ov_circuit import ov_writes
 from replib.errors import UsageError
 from replib.interventions.network import Head, Network
+from replib.models.device import one_thread
 
 MODULI = (7, 8, 9, 10, 11, 12)
 ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
@@ -125,17 +123,7 @@ class Sae:
     explained: Float[Tensor, " seed"]  # share of the variance
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@_one_thread()
+@one_thread()
 def train_saes(
     x: Float[Tensor, "item d"],
     n_seeds: int,
@@ -227,19 +215,17 @@ def train_probe(
     return weight.to(kind), (bias - weight @ mean).to(kind)
 
 
-def period_power(
-    activation: Float[Tensor, "neuron n"], period: int = 10
-) -> Float[Tensor, " neuron"]:
-    """Share of a neuron's Fourier power, over n consecutive numbers, that has this period. The
+def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:
+    """Share of a neuron's Fourier power, over n consecutive numbers, that has period 10. The
     constant part is left out; 0 for a neuron that varies by no more than rounding. Raises
-    UsageError if n is no multiple of the period."""
+    UsageError if n is no multiple of 10."""
     n = activation.shape[-1]
-    if n % period:
-        raise UsageError(f"period {period} does not divide {n} numbers")
+    if n % 10:
+        raise UsageError(f"period 10 does not divide {n} numbers")
     x = activation.double()
     centred = x - x.mean(-1, keepdim=True)
     power = torch.fft.rfft(centred).abs() ** 2
-    share = power[..., n // period] / power[..., 1:].sum(-1).clamp_min(1e-30)
+    share = power[..., n // 10] / power[..., 1:].sum(-1).clamp_min(1e-30)
     varies = centred.abs().amax(-1) > ROUNDING * x.abs().amax(-1)
     return torch.where(varies, share, 0.0)
 

@@ -138,40 +138,33 @@ def _pairs(
 
 
 def list_pairs(
-    tokenizer: PreTrainedTokenizerBase,
-    ordinal: OrdinalClass,
-    generator: np.random.Generator,
-    shown: int = 3,
-    most: int = 12,
+    tokenizer: PreTrainedTokenizerBase, ordinal: OrdinalClass, generator: np.random.Generator
 ) -> PromptPairs | None:
     """ " Monday, Tuesday, Wednesday," with answer " Thursday"; candidates are the whole class.
 
     Corrupted: the same words in another order that ends in another word, so that a head which
     favours the whole class does there what it does here, and a head which continues the list does
     not. The foil is the successor of that last word, or the last word itself where it has none.
-    None if the class has no list of `shown` successions, or the tokenizer no comma.
-    Raises UsageError if `shown` is below 3.
+    At most 12 lists; None if the class has none, or the tokenizer no comma.
     """
-    if shown < 3:
-        raise UsageError(f"lists of {shown} words cannot be put into another order; show 3 or more")
     after = dict(ordinal.pairs.tolist())
     comma = token_alone(tokenizer, ",")
     lists = []
     for first in after:
         items = [first]
-        while len(items) <= shown and items[-1] in after:
+        while len(items) < 4 and items[-1] in after:
             items.append(after[items[-1]])
-        if len(items) == shown + 1:
+        if len(items) == 4:
             lists.append(items)
     if comma is None or not lists:
         return None
-    if len(lists) > most:
-        lists = [lists[i] for i in np.linspace(0, len(lists) - 1, most).astype(int)]
+    if len(lists) > 12:
+        lists = [lists[i] for i in np.linspace(0, len(lists) - 1, 12).astype(int)]
     tokens, rows = ordinal.tokens.tolist(), []
     for *items, answer in lists:
         order = list(items)
         while order[-1] == items[-1] or order == sorted(items):
-            order = [items[i] for i in generator.permutation(shown)]
+            order = [items[i] for i in generator.permutation(3)]
         foil = after.get(order[-1], order[-1])
         foil = order[-1] if foil == answer else foil
         clean, corrupted = (
@@ -198,13 +191,10 @@ def numbered_pairs(
     for i in range(n_prompts):
         first = 1 + i % 6
         things = generator.choice(items, 3, replace=False).tolist()
+        orders = ((first, first + 1, first + 2), (first + 1, first + 2, first))
         clean, corrupted = (
-            [
-                t
-                for n, thing in zip(order, things, strict=True)
-                for t in (digits[n], dot, thing, end)
-            ]
-            for order in ((first, first + 1, first + 2), (first + 1, first + 2, first))
+            [t for n, item in zip(order, things, strict=True) for t in (digits[n], dot, item, end)]
+            for order in orders
         )
         rows.append((clean, corrupted, digits[first + 3], digits[first + 1], f"from {first}"))
     return _pairs(tokenizer, "numbered lists", digits[1:], rows)

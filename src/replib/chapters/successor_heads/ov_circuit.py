@@ -11,8 +11,6 @@ and the map stays linear. Biases of values and outputs are left out. Under group
 a query head uses the value projection of its group.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

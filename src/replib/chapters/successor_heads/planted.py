@@ -21,13 +21,12 @@ import math
 
 import torch
 from jaxtyping import Float
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.chapters.successor_heads.ordinals import ITEMS, WORDS
 from replib.models.planted import blank_model, make_slots, noise_head, position_codes, set_head
+from replib.prompts.vocabulary import whole_words
 
 NOTE = "A small transformer with a successor head and mod-10 features."
 
@@ -110,18 +109,9 @@ def _tokenizer() -> tuple[PreTrainedTokenizerFast, dict[int, tuple[str, int]]]:
         meaning.setdefault(f" {index}", ("numbers", index))
     common = _COMMON.split()
     texts = [*meaning, *(f" {word}" for word in (*ITEMS, *common)), *",.\n ;:?!'\"", "<>"]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(["<pad>", "<eos>", "<unk>", *texts]))}
-    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        eos_token="<eos>",
-        clean_up_tokenization_spaces=False,
-    )
-    return wrapped, {vocab[text]: what for text, what in meaning.items()}
+    tokenizer = whole_words(texts, _PIECE)
+    vocab = tokenizer.get_vocab()
+    return tokenizer, {vocab[text]: what for text, what in meaning.items()}
 
 
 def _set_mlp(model: GPT2LMHeadModel, slots: dict[str, Tensor], scale: float) -> None:
