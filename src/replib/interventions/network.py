@@ -144,13 +144,13 @@ class Network:
         close = 1e-4 if self.W_U.dtype in (torch.float32, torch.float64) else 1e-2
         ids = torch.arange(min(8, len(self.W_U)), device=self.W_U.device)[None]
         seen: list[Tensor] = []
-        hook = self.ln_final.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+        def keep(value: Tensor, hook: object) -> None:
+            seen.append(value)
+
         numbers = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            try:
-                own = self.model.original_model(ids, use_cache=False).logits.float()
-            finally:
-                hook.remove()
+            own = self.model.run_with_hooks(ids, fwd_hooks=[("ln_final.hook_in", keep)]).float()
             for layer, block in enumerate(self.blocks):
                 z = torch.randn(4, self.n_heads, block.d_head, generator=numbers).to(self.W_U)
                 out = block.o(z.flatten(-2)) - block.o(torch.zeros_like(z).flatten(-2))

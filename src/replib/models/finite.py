@@ -1,7 +1,7 @@
 """Numbers that are none (NaN, infinite) end a run before they decide anything: the largest of them
 is nothing, and yet an argmax names one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def watch_logits(model: PreTrainedModel, name: str) -> None:
 
 
 def try_pass(
-    model: PreTrainedModel, blocks: Sequence[torch.nn.Module], ids: list[int], name: str
+    model: PreTrainedModel, blocks: Iterable[torch.nn.Module], ids: list[int], name: str
 ) -> None:
     """One forward pass of some tokens. UsageError where it fails; where the logits, which are
     watched, are not finite, it names the first of the `blocks` that has such an output."""
@@ -63,7 +63,7 @@ def try_pass(
             bad.append(places[block])
 
     places = {block: i for i, block in enumerate(blocks)}
-    hooks = [block.register_forward_hook(look) for block in blocks]
+    hooks = [block.register_forward_hook(look) for block in places]
     tokens = torch.tensor([ids], device=model.device)
     try:
         with torch.inference_mode():
