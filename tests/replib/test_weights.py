@@ -23,7 +23,7 @@ from replib.models.bridge import bridge_for, model_info
 from replib.models.load import load_bare, load_model, prepare_model
 from replib.models.sources import Place
 from replib.models.tiny import tiny_model, tiny_parts
-from replib.prompts.ioi import ioi
+from replib.prompts.ioi import ioi_pairs
 from replib.prompts.vocabulary import word_tokenizer
 
 TOKENIZER = word_tokenizer()
@@ -76,6 +76,8 @@ def test_one_weight_that_is_no_number_is_named(value, tmp_path):
 
 def test_what_a_number_type_cannot_hold_names_it_and_the_layer(llama):
     def grow(weights):  # each fits float16, what comes out of the second layer does not
+        for name in ("gate", "up"):
+            weights[f"model.layers.1.mlp.{name}_proj.weight"] *= 500
         weights["model.layers.1.mlp.down_proj.weight"].fill_(6e4)
 
     path = rewrite(llama, grow)
@@ -89,7 +91,7 @@ def test_what_a_number_type_cannot_hold_names_it_and_the_layer(llama):
 
 def test_whoever_reads_logits_is_told_that_they_are_none():
     model = tiny_model("llama")
-    net, pairs = Network(model), ioi(model.tokenizer, 4, 0)
+    net, pairs = Network(model), ioi_pairs(model.tokenizer, 4, 0)
     sound = read(net, pairs).logit_diff
     model.unembed.original_component.weight[int(pairs.answer[0])] = torch.nan
     for call in (
@@ -198,7 +200,7 @@ def rotary(kind, **more):
 def end_reads(folder):
     """Logit differences of prompts of several lengths: recomputed, and the model's own."""
     model = load_model(str(folder))
-    pairs = ioi(model.tokenizer, 12, 0)
+    pairs = ioi_pairs(model.tokenizer, 12, 0)
     own = [
         end_logit_diff(model(pair.clean[:, : int(pair.length)]), pair)
         for pair in (pairs[[i]] for i in range(len(pairs)))
