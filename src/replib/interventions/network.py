@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
+from replib.models.finite import check_logits
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
@@ -47,6 +48,10 @@ def activations(
     if not seen:
         raise RuntimeError("no activation matched: a name filter that matches nothing is silent")
     return seen
+
+
+def _far(recomputed: Tensor, own: Tensor) -> float:
+    return float((recomputed - own).norm() / own.norm())
 
 
 class _Block:
@@ -115,7 +120,9 @@ class _Geometry:
 
 class Network:
     """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
-    UsageError if the model has no attention heads, or caps its logits (Gemma 2)."""
+    UsageError if the model has no attention heads, or caps its logits (Gemma 2), if an output
+    projection computes something else than its weight says (an adapter, a quantised matrix), or if
+    the logits are not the unembedding of the final norm's output (scaled or capped ones)."""
 
     def __init__(self, model: TransformerBridge):
         hf_config = model.original_model.config
@@ -130,6 +137,40 @@ class Network:
         self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]
         self._geometry: dict[int, _Geometry] = {}
         self.kept = WeakTensorKeyDictionary()  # prompts -> their unedited runs, see `_run`
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """What is read by weight, W_O and W_U, must be what the modules compute."""
+        close = 1e-4 if self.W_U.dtype in (torch.float32, torch.float64) else 1e-2
+        ids = torch.arange(min(8, len(self.W_U)), device=self.W_U.device)[None]
+        seen: list[Tensor] = []
+
+        def keep(value: Tensor, hook: object) -> None:
+            seen.append(value)
+
+        numbers = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            own = self.model.run_with_hooks(ids, fwd_hooks=[("ln_final.hook_in", keep)]).float()
+            for layer, block in enumerate(self.blocks):
+                z = torch.randn(4, self.n_heads, block.d_head, generator=numbers).to(self.W_U)
+                out = block.o(z.flatten(-2)) - block.o(torch.zeros_like(z).flatten(-2))
+                said = torch.einsum("phd,hdm->pm", z.float(), block.W_O.float())
+                if not _far(said, out.float()) < close:
+                    raise UsageError(
+                        f"the attention output of layer {layer} is computed by a module "
+                        f"({type(block.o).__name__}) that does something else than its weight "
+                        "says, as an adapter or a quantised matrix does; merge or dequantise it"
+                    )
+            x = self.ln_final(seen[0])
+            far = _far(torch.nn.functional.linear(x, self.W_U, self.b_U).float(), own)
+        if not far < close:
+            config = self.model.original_model.config.to_dict()
+            kinds = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+            has = "".join(f", {kind} {config[kind]}" for kind in kinds if kind in config)
+            raise UsageError(
+                "this model's logits are not those of its final norm and unembedding (off by "
+                f"{far:.1e} of their norm{has}), which exact path patching does not do yet"
+            )
 
     def heads(self, below: int | None = None) -> list[Head]:
         """All heads of the layers under `below` (all layers if None), in order."""
@@ -165,7 +206,9 @@ class Network:
         float32: two logits near 20 that differ by 0.05 are the same number in bfloat16."""
         x, W_U = self.ln_final(resid).float(), self.W_U[tokens].float()
         out = torch.einsum("...d,...td->...t", x, W_U)
-        return out if self.b_U is None else out + self.b_U[tokens]
+        out = out if self.b_U is None else out + self.b_U[tokens]
+        check_logits(out, "the recomputed logits", self.W_U.dtype)
+        return out
 
     def vocabulary(
         self, resid: Float[Tensor, "*batch d_model"]
@@ -174,6 +217,7 @@ class Network:
         top1, logsumexp = [], []
         for rows in self.ln_final(resid).flatten(0, -2).split(256):
             logits = torch.nn.functional.linear(rows, self.W_U, self.b_U).float()
+            check_logits(logits, "the recomputed logits", self.W_U.dtype)
             top1.append(logits.argmax(-1))
             logsumexp.append(logits.logsumexp(-1))
         shape = resid.shape[:-1]
