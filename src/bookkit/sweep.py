@@ -29,8 +29,8 @@ from bookkit.run.plan import Run, plan
 from replib.chapters.stored import NotStored
 from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, Words, fit
 from replib.errors import UsageError
-from replib.files import read_text, read_yaml, sha256_file, sha256_text
-from replib.hashes import library_files
+from replib.files import read_text, read_yaml, sha256_text
+from replib.hashes import file_hash, library_files
 from replib.models.sources import SOURCES
 
 FOLDER = Path("build/sweeps")
@@ -220,7 +220,7 @@ def asked(name: str) -> list[str]:
 def own_files(run: Run) -> list[list[str]]:
     """What tells one version of the user's own files from another. They are no input files, in
     whose names Snakemake reads braces as wildcards."""
-    return [[key, sha256_file(path)] for key, path in run.files.items()]
+    return [[key, file_hash(path)] for key, path in run.files.items()]
 
 
 def weights(name: str) -> str:

@@ -58,7 +58,7 @@ def good(tmp_path_factory):
 HOME = {
     ".ipython/profile_default/startup/00.py": "import matplotlib; matplotlib.use('svg'); seed = 5",
     ".ipython/profile_default/ipython_kernel_config.py": "c.IPKernelApp.exec_lines = ['seed = 6']",
-    ".ipython/profile_default/ipython_config.py": "c.InteractiveShell.ast_node_interactivity='none'",
+    ".ipython/profile_default/ipython_config.py": "c.InteractiveShell.autocall = 'x'",
     ".config/matplotlib/matplotlibrc": "text.usetex: True",
     ".local/share/jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x"}',
     "start.py": "import matplotlib; matplotlib.use('pdf')",

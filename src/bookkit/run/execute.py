@@ -30,7 +30,8 @@ from bookkit.run.environment import environment_hash, kernel_version, package_ve
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.errors import UsageError, one_line
-from replib.files import put_in_place, sha256_file
+from replib.files import put_in_place
+from replib.hashes import file_hash
 from replib.interventions import budget as batches
 from replib.models.threads import n_threads
 
@@ -76,7 +77,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     chapter = run.chapter
     notebook, source, log = work / "notebook.ipynb", work / "source.ipynb", work / "run.log"
     source.write_text(chapter.notebook, encoding="utf-8")
-    files = {name: sha256_file(path) for name, path in run.files.items()}
+    files = {name: file_hash(path) for name, path in run.files.items()}
     hashes = {
         **chapter.hashes(run.model, run.profile),
         "environment": environment_hash(),
