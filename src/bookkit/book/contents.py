@@ -82,7 +82,8 @@ _OF_RUNS = re.compile(rf"(chapters|atlas)/.*|{METHOD_EXERCISES}")
 def unlink(part: Path, pages: Sequence[str]) -> None:
     """Leave the text alone of every link of a staged book to a page that depends on runs and is not
     among its `pages`. A link to any other page that is not there stays, and stops the build."""
-    for path in (path for page in pages for path in part.glob(f"{page}.*")):
+    files = (part / f"{page}{suffix}" for page in pages for suffix in (".md", ".ipynb"))
+    for path in filter(Path.is_file, files):
         up = path.parent.relative_to(part)
 
         def shown(link: re.Match, up: Path = up) -> str:

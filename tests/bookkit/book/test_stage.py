@@ -187,7 +187,7 @@ def test_every_link_of_the_book_leads_somewhere_whatever_was_run(tmp_path, kind)
     out = tmp_path / "book"
     stage_book(ROOT, RUNS[kind](tmp_path / "runs"), out)
     pages = contents.pages_in(out / "_toc.yml")
-    there = {str(path) for page in pages for path in out.glob(f"{page}.*")}
+    there = {str(path) for page in pages for path in out.glob(f"{page}.[mi]*")}
     texts = {path: Path(path).read_text() for path in there}
     labels = {label for text in texts.values() for label in re.findall(r"\(([a-z0-9-]+)\)=", text)}
     dead = []
