@@ -182,7 +182,12 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("kind", RUNS)
+FAST = ("a method", "of a sweep")  # staging the whole book takes its time
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in RUNS]
+)
 def test_every_link_of_the_book_leads_somewhere_whatever_was_run(tmp_path, kind) -> None:
     out = tmp_path / "book"
     stage_book(ROOT, RUNS[kind](tmp_path / "runs"), out)
