@@ -11,6 +11,7 @@ patching), `prompt` the prompts, `dest` the positions that are computed again, `
 positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,7 @@ class _Block:
             raise UsageError(f"{needs}; this model's have {has}")
         if part["mlp"].original_component is block.original_component:  # OPT
             raise UsageError("path patching needs an MLP that is a module of its own")
+        _check_mlp(part["mlp"].original_component)
         attn = dict(part["attn"].named_children())
         hf_attn = part["attn"].original_component
         if {"q", "k", "v", "o"} - attn.keys():
@@ -83,6 +85,9 @@ class _Block:
         self.q_norm, self.k_norm = module(attn, "q_norm"), module(attn, "k_norm")
         self.W_O = part["attn"].W_O  # [head, d_head, d_model]
         self.n_heads, self.d_head = self.W_O.shape[:2]
+        width = getattr(self.q_norm, "weight", self.W_O[0, :, 0]).shape[-1]
+        if width != self.d_head:  # OLMoE
+            raise UsageError("path patching needs queries that are normalised head by head")
         self.scale = float(getattr(hf_attn, "scaling", None) or self.d_head**-0.5)
         self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
 
@@ -96,6 +101,21 @@ class _Block:
 
     def heads_of(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head))
+
+
+def _check_mlp(mlp: torch.nn.Module) -> None:
+    """UsageError unless the MLP is a plain function of the residual stream."""
+    if any(isinstance(part, torch.nn.Linear) for part in mlp.children()) and not any(
+        "expert" in name or name == "router" for name, _ in mlp.named_children()
+    ):
+        every = inspect.signature(mlp.forward).parameters.values()
+        more = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(more) <= 1:
+            return
+        raise UsageError(f"path patching needs an MLP that does not read {', '.join(more[1:])} too")
+    names = {name for name, _ in mlp.named_modules()}
+    if any("expert" in name or "router" in name for name in names):
+        raise UsageError("path patching needs a plain MLP; this model's is a mixture of experts")
 
 
 @dataclass(frozen=True)
@@ -130,8 +150,13 @@ class Network:
             if getattr(hf_config, cap, None):
                 raise UsageError(f"this model has {cap}, which exact path patching does not do yet")
         self.model = model
-        self.blocks = [_Block(block, model.cfg) for block in model.blocks]
+        try:
+            self.blocks = [_Block(block, model.cfg) for block in model.blocks]
+        except UsageError as error:
+            raise UsageError(f"{error} ({type(model.original_model).__name__})") from None
         self.n_layers, self.n_heads = len(self.blocks), self.blocks[0].n_heads
+        if not hasattr(model, "ln_final"):  # GPT-1
+            raise UsageError("path patching needs a norm before the readout")
         self.ln_final = model.ln_final.original_component
         unembed = model.unembed.original_component
         self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]

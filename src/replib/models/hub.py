@@ -72,6 +72,18 @@ def from_hub(
             raise UsageError(f"model {name!r} is gated: {terms}") from None
         except Exception as error:
             raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
+        return _placed(name, folder)
+    try:
+        return _placed(name, folder)
+    except UsageError as error:
+        problem = str(error).removeprefix(f"{folder}: ")
+        raise UsageError(
+            f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the hub "
+            f"could not be reached{at}; run it again with a network, or: hf download {name}"
+        ) from None
+
+
+def _placed(name: str, folder: Path) -> Place:
     source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
     return Place(source, folder=folder, revision=commit)
 

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from replib.errors import UsageError, first_line
+from replib.errors import UsageError, first_line, one_line
 from replib.models.bridge import bridge_for
 from replib.models.device import find_device, find_dtype
 from replib.models.finite import check_weights, watch_logits
@@ -139,6 +139,11 @@ def _read_folder(
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where.folder, **safe)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {one_line(str(error), 400)}"
+        raise UsageError(f"the tokenizer of model {name!r} cannot be loaded: {problem}") from error
+    try:
+        with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 where.folder,
                 dtype=dtype,

@@ -97,11 +97,15 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
         lines = [line for line in text.split("\n") if line.strip()]
         rows = [_parse_json(line, f"{path} row {i}") for i, line in enumerate(lines, 1)]
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        begun, lines = 1, csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
+            for _ in lines:
+                begun = lines.line_num + 1
+        except csv.Error as error:  # a row may go over several lines
+            to = f"s {begun} to {lines.line_num}" if lines.line_num > begun else f" {begun}"
+            raise UsageError(f"{path} line{to}: not CSV ({error})") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
         header = reader.fieldnames or []
         if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
             must = f"the columns must be {', '.join(needed)}"
@@ -163,8 +167,15 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
     rows = read_rows(path, PairRow, once=tuple(PairRow.model_fields))
+    if len(rows) < 2:
+        raise UsageError(f"{path} holds 1 row; give 2 or more: half find heads, half report them")
     pairs: list[Pair] = []
+    pad = tokenizer.pad_token
     for where, row in rows.items():
+        for key in ("clean", "corrupted"):
+            if pad and getattr(row, key).endswith(pad):
+                filler = f"{key} ends in {pad!r}, which only fills up shorter prompts"
+                raise UsageError(f"{where}: {filler}; leave it out")
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
         pairs.append(Pair(row.clean, row.corrupted, answer, foil, {}, group))
