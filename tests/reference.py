@@ -40,8 +40,8 @@ def run(model, tokens, writes, record=()):
     return logits, {name: value.clone() for name, value in cache.items()}
 
 
-def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps):
-    """Logit difference [prompt] with the path sender → receivers patched."""
+def path_patch(model, pairs, senders, receivers, component, position, freeze_mlps):
+    """Logit difference [sender prompt] with the path sender → receivers patched, one at a time."""
     if position == "all":
         at = [range(int(length)) for length in pairs.length]
     else:
@@ -53,7 +53,14 @@ def path_patch(model, pairs, sender, receivers, component, position, freeze_mlps
     here = (torch.tensor(prompts), torch.tensor(positions))
     clean = activations(model, pairs.clean, "attn.hook_z", "mlp.hook_out")
     corrupted = activations(model, pairs.corrupted, "attn.hook_z")
+    runs = (model, pairs, here, clean, corrupted)
+    patched = [_path_patch_one(*runs, s, receivers, component, freeze_mlps) for s in senders]
+    return torch.stack(patched)
 
+
+def _path_patch_one(
+    model, pairs, here, clean, corrupted, sender, receivers, component, freeze_mlps
+):
     def freeze(name):
         def function(value):
             value[here] = clean[name][here]

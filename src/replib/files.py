@@ -219,3 +219,10 @@ def find_root(start: Path | None = None) -> Path:
     raise UsageError(
         f"no notebooks/*/claims.yaml in {start} or above it; run replib inside the project's folder"
     )
+
+
+def refuse_pointer(path: Path, where: str) -> None:
+    """UsageError if the file is what Git LFS leaves where its real content was not fetched."""
+    with path.open("rb") as file:
+        if file.read(42) == b"version https://git-lfs.github.com/spec/v1":
+            raise UsageError(f"{where} is a Git LFS pointer, not the file; run: git lfs pull")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from bookkit.run.chapter import Chapter, Parameter, find_chapter, read_parameter
 from bookkit.run.execute import execute
 from bookkit.run.plan import changed_since, plan
 from replib.errors import UsageError
-from replib.files import find_root
-from replib.hashes import notebook_hash
+from replib.files import find_root, sha256_file
+from replib.hashes import file_hash, notebook_hash
 from replib.models.sources import model_slug
 
 ROOT = Path(__file__).parents[2]
@@ -296,3 +298,37 @@ def test_a_record_with_seeds_that_are_none_is_stale(monkeypatch):
     for seeds in (3, [10**300]):
         record["parameters"]["adapter_seeds"] = seeds
         assert "stored trainings" in changed_since(record, chapter)
+
+
+HASHES = """
+from pathlib import Path
+from bookkit.project import list_chapters, stored_module
+from bookkit.run.chapter import find_chapter
+for name in list_chapters(Path.cwd()):
+    print(name, find_chapter(Path.cwd(), name).hashes("tiny", "smoke"))
+    if stored := stored_module(name):
+        print(stored.code_sha256())
+"""
+
+
+def test_no_hash_sees_the_line_ends_of_a_checkout(tmp_path):
+    """So that no certified record is stale where git, or an editor, turned them into Windows's."""
+    named = ("src", "notebooks", "requirements.txt", "CITATION.cff")
+    for path in (path for name in named for path in (ROOT / name, *(ROOT / name).rglob("*"))):
+        is_text = path.suffix in (".py", ".ipynb", ".yaml", ".txt", ".json", ".cff")
+        if path.is_file() and is_text:
+            other = tmp_path / path.relative_to(ROOT)
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    found = []
+    for folder in (ROOT, tmp_path):
+        environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+        line = [sys.executable, "-c", HASHES]
+        found.append(subprocess.check_output(line, cwd=folder, env=environment, text=True))
+    assert found[0] == found[1] and found[0].count("library") > 5
+    rows = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for path, end in zip(rows, (b"\n", b"\r\n"), strict=True):
+        path.write_bytes(b"a,b" + end)
+    assert file_hash(rows[0]) == file_hash(rows[1]) == sha256_file(rows[0])
+    (tmp_path / "weights").write_bytes(b"\0\r\n")
+    assert file_hash(tmp_path / "weights") == sha256_file(tmp_path / "weights")

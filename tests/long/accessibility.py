@@ -26,10 +26,13 @@ from replib.errors import UsageError
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 # What a width changes (menus, scrolling) is no matter of colour, so each theme has one width.
 LOOKS = ((1280, "light"), (390, "dark"))
-SETTLE = 600  # ms; scripts follow a change of the width, and what unfolds fades in
+SETTLE = 300  # ms; scripts follow a change of the width
 IMPACTS = ("moderate", "serious", "critical")  # minor ones are advice
 
 SHOW = """(theme) => {
+  const still = new CSSStyleSheet();  // what unfolds would fade in, from no contrast at all
+  still.replaceSync("* { animation: none !important; transition: none !important }");
+  document.adoptedStyleSheets = [still];
   document.documentElement.dataset.mode = theme;
   document.documentElement.dataset.theme = theme;
   for (const fold of document.querySelectorAll("details")) fold.open = true;

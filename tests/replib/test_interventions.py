@@ -75,7 +75,7 @@ def test_path_patch_agrees_with_hooks(arch, component, seed):
         receivers, component = ("resid_post", top - 1), "q"
     sender = draw.choice(net.heads(below=top))
     way = (receivers, component, position)
-    slow = reference.path_patch(net.model, pairs, sender, *way, freeze_mlps)
+    slow = reference.path_patch(net.model, pairs, [sender], *way, freeze_mlps)[0]
     for senders in (None, [sender]):  # all at once, and alone
         ours = path_patch(net, pairs, *way, senders, freeze_mlps)
         torch.testing.assert_close(ours.logit_diff[sender], slow, atol=TOLERANCE, rtol=0)

@@ -1,6 +1,7 @@
 """The run's own processes: the one that runs papermill, and the one that looks at models."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -161,8 +162,12 @@ def _check_files(paper: str, parameters: Mapping[str, Any]) -> None:
     if files := {key: path for key, path in given.items() if key in readers}:
         revision = parameters.get("revision") or None
         tokenizer = load_model(parameters["model_name"], revision=revision).tokenizer
-        for key, path in files.items():
-            readers[key](tokenizer, path)
+        said = io.StringIO()  # what was changed on reading is told where nothing is refused
+        with contextlib.redirect_stdout(said):
+            for key, path in files.items():
+                readers[key](tokenizer, path)
+        for line in said.getvalue().splitlines():
+            print(f"replib: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

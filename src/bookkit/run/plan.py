@@ -14,6 +14,7 @@ from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
+from replib.files import refuse_pointer
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -70,8 +71,7 @@ def plan(
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
         values[name] = chapter.parameter(name).read(text)
     values |= {"model_name": model, "profile": profile}
-    if values["seed"] < 0:
-        raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
+    _check_values(values)
     if device is not None:
         values["device"] = device
     files = {name: value for name, value in values.items() if name.endswith("_file") and value}
@@ -89,6 +89,22 @@ def plan(
     except (OSError, RuntimeError) as error:  # too long a name, a home folder that is not there
         raise UsageError(f"output folder {out}: {_reason(error)}") from None
     return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """UsageError for a seed below 0, a number type that is none, and a count, `n_...`, below 1."""
+    dtype, known = values.get("dtype", "auto"), ("auto", *sizing.BYTES)
+    if dtype not in known:
+        raise UsageError(f"parameter dtype is {dtype!r}; choose one of: {', '.join(known)}")
+    for name, value in values.items():
+        seeds = name == "seed" or name.endswith("_seeds")
+        if not seeds and not name.startswith("n_") and not name.endswith(("_steps", "_lengths")):
+            continue
+        several, least = isinstance(value, list), 0 if seeds else 1
+        each = value if several else [value]
+        if not each or any(type(one) in (int, float) and one < least for one in each):
+            what = "whole numbers" if several else "a whole number"
+            raise UsageError(f"parameter {name} is {value}; give {what}, {least} or more")
 
 
 def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
@@ -178,8 +194,7 @@ def _readable(name: str, value: str) -> Path:
         path = Path(value).expanduser().absolute()
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise UsageError(f"parameter {name}: {value} is not a file")
-        with open(path, "rb") as file:
-            file.read(1)
+        refuse_pointer(path, f"parameter {name}: {value}")
     except (OSError, RuntimeError) as error:
         raise UsageError(f"parameter {name}: {value}: {_reason(error)}") from None
     return path

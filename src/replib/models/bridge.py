@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError, first_line
+from replib.models.finite import check_weights, try_pass, watch_logits
 from replib.models.sources import Place, folder_hash
 from replib.prompts.tokens import Limits, made_ready
 
@@ -38,6 +39,10 @@ class ModelInfo:
         return asdict(self)
 
 
+# Rotary scalings that begin at a length and depend on the longest text read so far.
+_GROWING = ("dynamic", "longrope")
+NO_LIMIT = 10**9  # tokens that a model reads which has no positions
+_PROBE = "The stones by the stream were still wet."
 _INFO: weakref.WeakKeyDictionary[TransformerBridge, ModelInfo] = weakref.WeakKeyDictionary()
 
 
@@ -59,15 +64,24 @@ def bridge_for(
 ) -> TransformerBridge:
     """Wrap a model in place and note what it is. The tokenizer is put on the finished bridge:
     handed to the builder it would be reloaded by name with BOS switched on, which fails for one
-    made in memory and changes the habit of the others."""
+    made in memory and changes the habit of the others.
+
+    UsageError for a model that cannot be wrapped, has weights that are not finite, or cannot read a
+    short text; from then on also for any forward pass whose logits are not finite, and for texts
+    longer than what the model reads.
+    """
     sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
     model.eval()
+    check_weights(model, name)
+    watch_logits(model, name)
+    n_fixed = _watch_rotary(model, name)
     try:
         bridge = build_bridge_from_module(
             model, type(model).__name__, hf_config=model.config, model_name=name
         )
         n_rows = model.get_input_embeddings().weight.shape[0]
-        said = made_ready(tokenizer, Limits(n_rows, context_length(model.config)))
+        n_ctx = n_fixed or context_length(model.config)
+        said = made_ready(tokenizer, Limits(n_rows, n_ctx))
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
     except UsageError as error:
@@ -79,6 +93,8 @@ def bridge_for(
     cfg = bridge.cfg
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
+    cfg.n_ctx = n_ctx or NO_LIMIT
+    _watch_length(model, name, cfg.n_ctx)
     bridge.eval()
     unembed = bridge.unembed.original_component
     if model.dtype == torch.float64 and "bias" in unembed._buffers:
@@ -87,6 +103,8 @@ def bridge_for(
         unembed.bias = None
     for part in (model, bridge):
         part.requires_grad_(False)
+    ids = [i for i in tokenizer(_PROBE).input_ids if i < n_rows] or [0]
+    try_pass(model, bridge.blocks, ids[: cfg.n_ctx], name)
     _INFO[bridge] = ModelInfo(
         name=name,
         source=where.source,
@@ -111,6 +129,47 @@ def context_length(config: PretrainedConfig) -> int | None:
         made_for = rope.get("original_max_position_embeddings") or n_ctx
         n_ctx = max(n_ctx, int(made_for * rope.get("factor", 1)))
     return n_ctx
+
+
+def _watch_length(model: PreTrainedModel, name: str, n_ctx: int) -> None:
+    """From now on, texts of more than `n_ctx` tokens are refused, whoever reads them."""
+
+    def check(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        ids, places = kwargs.get("input_ids", args[0] if args else None), kwargs.get("position_ids")
+        n = int(places.max()) + 1 if places is not None else 0 if ids is None else ids.shape[-1]
+        if n > n_ctx:
+            problem = f"a text of {n} tokens, and it reads {n_ctx} at once"
+            raise UsageError(f"model {name!r}: {problem}; choose shorter texts")
+
+    for module in (model, model.get_input_embeddings()):
+        module.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def _watch_rotary(model: PreTrainedModel, name: str) -> int | None:
+    """From now on, texts are refused that are longer than a model's rotary positions were made for,
+    where these are scaled by the longest text so far: what is said of one text would depend on the
+    others. Returns that length, None where there is none."""
+    given = getattr(model.config, "rope_parameters", None) or {}
+    each = [given, *(part for part in given.values() if isinstance(part, dict))]
+    growing = [part for part in each if part.get("rope_type") in _GROWING]
+    if not growing:
+        return None
+    kind, most = growing[0]["rope_type"], model.config.max_position_embeddings
+    if kind == "longrope":
+        most = growing[0].get("original_max_position_embeddings") or most
+
+    def check(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        places = args[1] if len(args) > 1 else kwargs["position_ids"]
+        if (n := int(places.max()) + 1) > most:
+            raise UsageError(
+                f"model {name!r}: {n} tokens at once, and beyond {most} its rotary positions "
+                f"({kind!r}) change with the longest text so far; choose shorter texts"
+            )
+
+    for module in model.modules():
+        if hasattr(module, "rope_type"):
+            module.register_forward_pre_hook(check, with_kwargs=True)
+    return most
 
 
 def _weights_sha256(model: PreTrainedModel) -> str:

@@ -16,11 +16,15 @@ from huggingface_hub.errors import (
 )
 
 from replib.errors import UsageError, first_line
-from replib.models.sources import KNOWN, Place, find_gguf
+from replib.models.sources import KNOWN, Place
 from replib.models.unpack import TerminalBar
 
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
 HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+IS_ADAPTER = (
+    "is an adapter alone, no model; merge it into the one that it was trained on "
+    "(in peft: merge_and_unload, then save_pretrained)"
+)
 
 
 def check_revision(name: str, revision: str | None) -> None:
@@ -54,7 +58,10 @@ def from_hub(
                 f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
             ) from None
     else:
-        if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        if not any(fnmatch(file, HUB_FILES[0]) for file in files):
+            if "adapter_config.json" in files:
+                raise UsageError(f"model {name!r}{at} {IS_ADAPTER}")
             raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
         if before_download is not None and getattr(info, "safetensors", None) is not None:
             before_download(info.safetensors.total)
@@ -65,8 +72,20 @@ def from_hub(
             raise UsageError(f"model {name!r} is gated: {terms}") from None
         except Exception as error:
             raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
+        return _placed(name, folder)
+    try:
+        return _placed(name, folder)
+    except UsageError as error:
+        problem = str(error).removeprefix(f"{folder}: ")
+        raise UsageError(
+            f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the hub "
+            f"could not be reached{at}; run it again with a network, or: hf download {name}"
+        ) from None
+
+
+def _placed(name: str, folder: Path) -> Place:
     source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
-    return Place(source, folder=folder, gguf_file=find_gguf(folder), revision=commit)
+    return Place(source, folder=folder, revision=commit)
 
 
 def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:

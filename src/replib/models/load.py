@@ -5,7 +5,10 @@ run.
 """
 
 import importlib
+import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,21 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from replib.errors import UsageError, first_line
+from replib.errors import UsageError, first_line, one_line
 from replib.models.bridge import bridge_for
 from replib.models.device import find_device, find_dtype
-from replib.models.hub import check_revision, from_hub
+from replib.models.finite import check_weights, watch_logits
+from replib.models.hub import IS_ADAPTER, check_revision, from_hub
 from replib.models.sources import MADE_IN_MEMORY, PLANTED, SOURCES, Place, find_gguf, planted_module
 from replib.models.threads import n_threads
 from replib.models.tiny import TINY_NOTE, tiny_parts
-from replib.models.unpack import load_dequantised, quiet
+from replib.models.unpack import load_dequantised, not_read, quiet
+
+log = logging.getLogger(__name__)
+# Masks and angles that older files carry and the library computes by itself.
+_BUFFERS = re.compile(
+    r"(\.attn|\.attention)\.(masked_)?bias$|(^|\.)(position_ids|rotary_emb\.inv_freq)$"
+)
 
 
 def load_model(
@@ -68,6 +78,8 @@ def load_bare(
     torch_device = find_device(device)
     torch.set_num_threads(n_threads())
     model, tokenizer = _read_folder(name, _locate(name, None), find_dtype(dtype, torch_device))
+    check_weights(model, name)
+    watch_logits(model, name)
     return model.to(torch_device), tokenizer
 
 
@@ -96,27 +108,49 @@ def _locate(
         return Place(package, source.note, folder=load_dequantised(name), sha256=source.sha256)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        return Place("local folder", folder=folder, gguf_file=find_gguf(folder))
-    return from_hub(name, revision, before_download)
+        return _without_adapter(name, Place("local folder", folder=folder))
+    return _without_adapter(name, from_hub(name, revision, before_download))
+
+
+def _without_adapter(name: str, place: Place) -> Place:
+    """The place of a model's files, with a note where an adapter beside them is left out."""
+    kinds = ("adapter_config.json", "adapter_model.*")
+    adapter = [path.name for kind in kinds for path in sorted(place.folder.glob(kind))]
+    every = [path for kind in ("safetensors", "gguf") for path in place.folder.glob(f"*.{kind}")]
+    if adapter and all(path.name in adapter for path in every):
+        raise UsageError(f"model {name!r} {IS_ADAPTER}")
+    note = place.note
+    if adapter:
+        note = f"The adapter beside the model ({adapter[0]}) is left out."
+        log.warning("model %r: %s", name, note)
+    return replace(place, note=note, gguf_file=find_gguf(place.folder))
 
 
 def _read_folder(
     name: str, where: Place, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only. UsageError
-    also where weights are missing: Transformers would make them up at random."""
+    """The model and tokenizer in `where.folder`, from its safetensors or GGUF file only, without an
+    adapter that lies beside them. UsageError also where weights are missing, which Transformers
+    would make up at random, or have no place in the model, which it would drop, and where they stay
+    quantised: the modules then compute with other matrices than those that are read."""
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if where.gguf_file is not None:
         safe["gguf_file"] = where.gguf_file
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where.folder, **safe)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {one_line(str(error), 400)}"
+        raise UsageError(f"the tokenizer of model {name!r} cannot be loaded: {problem}") from error
+    try:
+        with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 where.folder,
                 dtype=dtype,
                 use_safetensors=True,
                 attn_implementation="eager",
                 output_loading_info=True,
+                adapter_kwargs={"subfolder": "no adapter"},  # it looks for one there, in vain
                 **safe,
             )
     except Exception as error:
@@ -126,4 +160,16 @@ def _read_folder(
     if absent:
         problem = f"its files lack {len(absent)} weights that its configuration asks for"
         raise UsageError(f"model {name!r} cannot be loaded: {problem}, {absent[0]!r} first")
+    more = [key for key in sorted(loading["unexpected_keys"]) if not _BUFFERS.search(key)]
+    if where.gguf_file is not None:
+        more += not_read(where.folder / where.gguf_file, model)
+    if more:
+        problem = f"its files have {len(more)} weights or settings that would be left out"
+        mend = "config.json may be another model's" if where.gguf_file is None else ""
+        mend = mend or "Transformers does not read them from GGUF; give safetensors"
+        raise UsageError(f"model {name!r}: {problem}, {more[0]!r} first; {mend}")
+    if getattr(model, "is_quantized", False) and where.gguf_file is None:
+        kind = getattr(model, "quantization_method", "an unknown way")
+        mend = "dequantise it (in Transformers: model.dequantize, then save_pretrained)"
+        raise UsageError(f"model {name!r}: its weights are quantised ({kind}); {mend}")
     return model, tokenizer

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.colored_objects import colored_pair, make_questions
+from replib.prompts.forms import mixed_word, one_form
 from replib.prompts.pairs import Pair, PromptPairs, assemble
-from replib.prompts.tokens import check_tokenizer, continuation_ids, single_token
+from replib.prompts.tokens import check_text, check_tokenizer, continuation_ids, single_token
 
 
 class Row(BaseModel):
@@ -68,10 +69,23 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_json(text: str, where: str) -> object:
+    n_objects = 0
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal n_objects
+        n_objects += 1
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            row = "" if " row " in where else f" row {n_objects}"  # of flat rows, one an object
+            raise UsageError(f"{where}{row}: key {twice[0]!r} is there twice; which one counts?")
+        return dict(pairs)
+
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=each_once)
         json.dumps(content, ensure_ascii=False).encode()  # no tokenizer reads half a character
         return content
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
 
@@ -97,11 +111,15 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
         lines = [line for line in text.split("\n") if line.strip()]
         rows = [_parse_json(line, f"{path} row {i}") for i, line in enumerate(lines, 1)]
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        begun, lines = 1, csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
+            for _ in lines:
+                begun = lines.line_num + 1
+        except csv.Error as error:  # a row may go over several lines
+            to = f"s {begun} to {lines.line_num}" if lines.line_num > begun else f" {begun}"
+            raise UsageError(f"{path} line{to}: not CSV ({error})") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
         header = reader.fieldnames or []
         if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
             must = f"the columns must be {', '.join(needed)}"
@@ -111,8 +129,10 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
     columns = ", ".join(needed) + (f" (and, if you like, {', '.join(more)})" if more else "")
     found: dict[str, AnyRow] = {}
     seen: dict[tuple[str, ...], int] = {}
+    changed: dict[str, int] = {}
     for i, content in enumerate(rows, 1):
         where = f"{path} row {i}"
+        content = _in_one_form(content, where, changed)
         try:
             row = kind.model_validate(content)
         except ValidationError as failed:
@@ -121,7 +141,30 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
             raise UsageError(f"{where}: repeats row {seen[key]} ({', '.join(once)})")
         seen[key] = i
         found[where] = row
+    if changed:
+        said = ", ".join(f"{what} in {n} texts" for what, n in changed.items())
+        print(f"{path}: read in one form: {said}")
     return found
+
+
+def _in_one_form(content: Any, where: str, changed: dict[str, int]) -> Any:
+    """A row with its texts as `one_form` writes them; `changed` counts what that was. UsageError
+    for a word of letters that look alike and are not."""
+    if isinstance(content, list):
+        return [_in_one_form(part, where, changed) for part in content]
+    if isinstance(content, dict):
+        return {key: _in_one_form(part, where, changed) for key, part in content.items()}
+    if not isinstance(content, str):
+        return content
+    text, what = one_form(content)
+    for kind in what:
+        changed[kind] = changed.get(kind, 0) + 1
+    if word := mixed_word(text):
+        problem = "has Latin and Cyrillic letters, which look alike; write it in one alphabet"
+        raise UsageError(
+            f"{where}: the word {word!r} ({word.encode('unicode_escape').decode()}) {problem}"
+        )
+    return text
 
 
 def _wrong(failed: ValidationError, content: Any, columns: str) -> str:
@@ -163,8 +206,16 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
     rows = read_rows(path, PairRow, once=tuple(PairRow.model_fields))
+    if len(rows) < 2:
+        raise UsageError(f"{path} holds 1 row; give 2 or more: half find heads, half report them")
     pairs: list[Pair] = []
+    pad = tokenizer.pad_token
     for where, row in rows.items():
+        for key in ("clean", "corrupted"):
+            if pad and getattr(row, key).endswith(pad):
+                filler = f"{key} ends in {pad!r}, which only fills up shorter prompts"
+                raise UsageError(f"{where}: {filler}; leave it out")
+            check_text(tokenizer, f"{where}: {key}", getattr(row, key))
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
         pairs.append(Pair(row.clean, row.corrupted, answer, foil, {}, group))
@@ -192,6 +243,7 @@ def colored_objects_from_file(
     pairs: list[Pair] = []
     for where, row in rows.items():
         prompt, answer = row.prompt, row.answer
+        check_text(tokenizer, f"{where}: prompt", prompt)
         try:
             test = make_questions(prompt)[-1]
             things = [word for word, _ in test.objects]

@@ -5,6 +5,6 @@ from collections.abc import Callable
 
 def file_readers() -> dict[str, Callable]:
     """How the chapter reads the user's own files: by parameter, functions of tokenizer and path."""
-    from replib.chapters.context_knob.contexts import cases_from_file
+    from replib.chapters.context_knob.contexts import cases_from_file, check_cases
 
-    return {"conflicts_file": lambda tokenizer, path: cases_from_file(path)}
+    return {"conflicts_file": lambda t, path: check_cases(t, path, cases_from_file(path))}

@@ -4,6 +4,7 @@ None of them is trained on. After the test sets of Minder et al. (2411.07404, Se
 `preprocess_fakepedia` and `generate_arithmetic.py`), with sentences of our own.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +15,21 @@ from pydantic import StringConstraints
 from simpleeval import simple_eval
 from transformers import PreTrainedTokenizerBase
 
-from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
+from replib.chapters.context_knob.intents import (
+    FORMATS,
+    INTENTS,
+    Case,
+    opening,
+    prompt,
+    says,
+    sentence_case,
+)
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall.facts import Fact
 from replib.errors import UsageError
 from replib.prompts.files import Row, Stripped, read_rows
+from replib.prompts.forms import compared
+from replib.prompts.tokens import check_text
 
 _SIGNS = ("+", "-", "*", "/", "**")
 _PARAGRAPHS = (
@@ -106,6 +117,17 @@ def _digit(expression: str) -> int | None:
     return int(value) if value in range(10) else None
 
 
+def check_cases(
+    tokenizer: PreTrainedTokenizerBase, path: str | Path, cases: Sequence[Case], n_new: int = 10
+) -> None:
+    """UsageError for the first of a reader's cases whose prompts the model cannot read, with the
+    `n_new` tokens of an answer."""
+    for i, case in enumerate(cases, 1):
+        for form, intent in itertools.product(FORMATS, INTENTS):
+            text = prompt(tokenizer, case, intent, form)
+            check_text(tokenizer, f"{path} row {i}: its prompt ({form}, {intent})", text, n_new)
+
+
 _Perhaps = Annotated[str, StringConstraints(strip_whitespace=True)]  # may be empty
 
 
@@ -129,7 +151,8 @@ def cases_from_file(path: str | Path) -> list[Case]:
     cases = []
     for where, row in read_rows(Path(path), CaseRow, once=("context", "question")).items():
         prior, contextual = row.prior_answer, row.context_answer
-        if says(prior, contextual) or says(contextual, prior):
+        one, other = compared(prior), compared(contextual)
+        if says(one, other) or says(other, one):
             raise UsageError(
                 f"{where}: prior_answer {prior!r} and context_answer {contextual!r} cannot be told "
                 "apart by their beginning"

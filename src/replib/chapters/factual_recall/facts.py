@@ -25,7 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
 from replib.prompts.files import Row, Stripped, read_rows
+from replib.prompts.forms import compared
 from replib.prompts.pairs import PromptPairs
+from replib.prompts.tokens import check_text
 from replib.prompts.words import NAMES, OBJECTS
 
 OUTCOMES = ("memorised", "in-context", "other")
@@ -186,6 +188,16 @@ def facts_from_file(path: str | Path) -> list[Fact]:
     return list(facts.values())
 
 
+def check_facts(
+    tokenizer: PreTrainedTokenizerBase, path: str | Path, found: Sequence[Fact], n_new: int
+) -> None:
+    """UsageError for the first of a reader's facts whose prompts the model cannot read."""
+    for i, fact in enumerate(found, 1):
+        check_text(tokenizer, f"{path} row {i}: prompt", fact.prompt, n_new)
+        both = f"{path} row {i}: prompt with foil, and prompt again,"
+        check_text(tokenizer, both, OWN_TEMPLATE.conflict(fact, fact.foils[0]), n_new)
+
+
 # --- Which facts, which splits, which contrary answers -------------------------------------------
 
 
@@ -340,6 +352,7 @@ def choose_template(seen: Mapping[str, tuple[int, float, float]]) -> str:
 def _mentions(text: str, name: str) -> bool:
     """Is the name in the text as a whole word? Case matters for one or two letters (symbols)."""
     flags = 0 if len(name) <= 2 else re.IGNORECASE
+    text, name = compared(text), compared(name)
     return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, flags))
 
 
