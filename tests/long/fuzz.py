@@ -37,6 +37,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from trust import HERE, ROOT, show, write_table
 
 from bookkit import cli, records
@@ -67,6 +68,8 @@ from replib.models.sources import EMBEDDED, KNOWN, Place
 from replib.models.tiny import tiny_parts
 from replib.prompts import files as prompts
 from replib.prompts.ioi import ioi_pairs
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.tokens import Limits, made_ready
 from replib.prompts.vocabulary import word_tokenizer
 
 SECONDS = 20  # a case that takes longer hangs
@@ -731,6 +734,40 @@ def read_number_type(case: tuple[str, float, str], folder: Path) -> None:
     continuations(model, ["When Mary and John went"], 2)
 
 
+# What a tokenizer may do by itself: tokens around every text, roles, tokens without a row.
+around = st.lists(some(["<eos>", "<pad>", "<unk>"]), max_size=2)
+tokenizers = st.tuples(
+    *(around, around),
+    st.dictionaries(some(["bos_token", "eos_token", "pad_token"]), some(["<eos>", "[X]"])),
+    some([[], ["Mary"], ["<a>", " John"]]),
+    some([None, "{{ bos_token }}{{ messages[0].content }}", "[X]{{ messages[0].content }}", "{%"]),
+    some([None, 8, 512]),
+)
+
+
+def read_a_tokenizer(case: tuple, folder: Path) -> None:
+    """Whatever it does by itself, what follows a text is not cut off, and no id lacks a row."""
+    before, behind, roles, more, template, n_ctx = case
+    tokenizer = word_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in [*before, *behind]}
+    n_rows = len(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*before, "$A", *behind], special_tokens=list(ids.items())
+    )
+    tokenizer.add_special_tokens(roles)
+    tokenizer.add_tokens(more)
+    tokenizer.chat_template = template
+    made_ready(tokenizer, Limits(n_rows, n_ctx))
+    pairs = whole(ioi_pairs, tokenizer, 4, 0)
+    start = [ids[token] for token in before]
+    plain = ioi_pairs(word_tokenizer(), 4, 0)
+    assert pairs.clean[:, len(start) :].equal(plain.clean), "a text has become another"
+    assert int(pairs.clean.max()) < n_rows, "an id without a row"
+    row = {"clean": plain.text[0], "corrupted": plain.corrupted_text[0]}
+    row |= {"answer": " " + plain.text[0].split()[1], "foil": " the"}
+    prompts.pairs_from_file(tokenizer, put(folder / "mine.json", json.dumps([row, row])))
+
+
 _CELL = cells.reported(ROOT, "copy", "rope")[0]
 _ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
@@ -761,6 +798,7 @@ TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     **{f"own data, {kind}": (own_files(kind), read_own) for kind in OWN},
     "new chapters": (new_chapters, read_new),
     "command lines": (command_lines(), read_command_line),
+    "tokenizers": (tokenizers, read_a_tokenizer),
     "folders with a model": (st.deferred(model_files), read_model_folder),
     "weights": (st.tuples(weights, shapes, st.booleans(), _DTYPES), read_weights),
     "number types": (number_types, read_number_type),
