@@ -68,7 +68,6 @@ from replib.models.sources import EMBEDDED, KNOWN, Place
 from replib.models.tiny import tiny_parts
 from replib.prompts import files as prompts
 from replib.prompts.ioi import ioi_pairs
-from replib.prompts.ioi import ioi_pairs
 from replib.prompts.tokens import Limits, made_ready
 from replib.prompts.vocabulary import word_tokenizer
 
