@@ -734,7 +734,7 @@ def read_number_type(case: tuple[str, float, str], folder: Path) -> None:
 
 
 # What a tokenizer may do by itself: tokens around every text, roles, tokens without a row.
-around = st.lists(some(["<eos>", "<pad>", "<unk>"]), max_size=2)
+around = st.lists(some(["<eos>", "<pad>"]), max_size=2)
 tokenizers = st.tuples(
     *(around, around),
     st.dictionaries(some(["bos_token", "eos_token", "pad_token"]), some(["<eos>", "[X]"])),

@@ -72,13 +72,16 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What the tokenizer puts in front of a text and behind it, if it does so by itself."""
-    for text in ("the", "a", "0"):
-        bare = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = tokenizer.unk_token_id
+    probes = {
+        text: tokenizer(text, add_special_tokens=False).input_ids for text in ("the", "a", "0")
+    }
+    for text, bare in sorted(probes.items(), key=lambda probe: unknown in probe[1]):
         whole = tokenizer(text).input_ids
         for at in range(len(whole) - len(bare) + 1) if bare else ():
             if whole[at : at + len(bare)] == bare:
                 # A normaliser, too, may write the end of a text.
-                behind = {tokenizer.eos_token_id} & {*bare[-1:]} - {tokenizer.unk_token_id}
+                behind = {tokenizer.eos_token_id} & {*bare[-1:]} - {unknown}
                 return whole[:at], [*whole[at + len(bare) :], *behind]
     return tokenizer("").input_ids, []
 
