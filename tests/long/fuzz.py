@@ -738,7 +738,7 @@ around = st.lists(some(["<eos>", "<pad>"]), max_size=2)
 tokenizers = st.tuples(
     *(around, around),
     st.dictionaries(some(["bos_token", "eos_token", "pad_token"]), some(["<eos>", "[X]"])),
-    some([[], ["Mary"], ["<a>", " John"]]),
+    some([[], ["zyx"], ["<a>", " John"]]),
     some([None, "{{ bos_token }}{{ messages[0].content }}", "[X]{{ messages[0].content }}", "{%"]),
     some([None, 8, 512]),
 )
@@ -763,8 +763,9 @@ def read_a_tokenizer(case: tuple, folder: Path) -> None:
     assert pairs.clean[:, len(start) :].equal(plain.clean), "a text has become another"
     assert int(pairs.clean.max()) < n_rows, "an id without a row"
     row = {"clean": plain.text[0], "corrupted": plain.corrupted_text[0]}
-    row |= {"answer": " " + plain.text[0].split()[1], "foil": " the"}
-    prompts.pairs_from_file(tokenizer, put(folder / "mine.json", json.dumps([row, row])))
+    row |= {"answer": " Mary", "foil": " John"}
+    rows = json.dumps([row, row | {"answer": " John", "foil": " Mary"}])
+    prompts.pairs_from_file(tokenizer, put(folder / "mine.json", rows))
 
 
 _CELL = cells.reported(ROOT, "copy", "rope")[0]

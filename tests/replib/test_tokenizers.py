@@ -66,9 +66,11 @@ def test_roles_and_words_without_a_row():
     assert tokenizer.pad_token == "<eos>"
     with pytest.raises(UsageError, match=r"row 1: clean has '\[PAD\]', which the model's"):
         check_text(tokenizer, "row 1: clean", "the [PAD] store")
-    tokenizer.add_tokens(["zyx"])
-    with pytest.raises(UsageError, match="'zyx' is one; they do not belong together"):
-        made_ready(tokenizer, Limits(n, None))
+    with pytest.raises(UsageError, match=r"1 have none, .* is one; they do not belong together"):
+        made_ready(tokenizer, Limits(n - 1, None))
+    model = tiny_model("gpt2")
+    with pytest.raises(UsageError, match=f"token {n}, and its embedding has {n} rows"):
+        model.original_model(torch.tensor([[n]]))
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}", "<eos>"])

@@ -94,7 +94,7 @@ def bridge_for(
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
     cfg.n_ctx = n_ctx or NO_LIMIT
-    _watch_length(model, name, cfg.n_ctx)
+    _watch_texts(model, name, n_rows, cfg.n_ctx)
     bridge.eval()
     unembed = bridge.unembed.original_component
     if model.dtype == torch.float64 and "bias" in unembed._buffers:
@@ -131,8 +131,9 @@ def context_length(config: PretrainedConfig) -> int | None:
     return n_ctx
 
 
-def _watch_length(model: PreTrainedModel, name: str, n_ctx: int) -> None:
-    """From now on, texts of more than `n_ctx` tokens are refused, whoever reads them."""
+def _watch_texts(model: PreTrainedModel, name: str, n_rows: int, n_ctx: int) -> None:
+    """From now on, texts of more than `n_ctx` tokens, and tokens without a row in the embedding,
+    are refused, whoever reads them."""
 
     def check(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids, places = kwargs.get("input_ids", args[0] if args else None), kwargs.get("position_ids")
@@ -140,6 +141,9 @@ def _watch_length(model: PreTrainedModel, name: str, n_ctx: int) -> None:
         if n > n_ctx:
             problem = f"a text of {n} tokens, and it reads {n_ctx} at once"
             raise UsageError(f"model {name!r}: {problem}; choose shorter texts")
+        if ids is not None and ids.numel() and int(ids.max()) >= n_rows:
+            problem = f"token {int(ids.max())}, and its embedding has {n_rows} rows"
+            raise UsageError(f"model {name!r}: {problem}; its tokenizer is another model's")
 
     for module in (model, model.get_input_embeddings()):
         module.register_forward_pre_hook(check, with_kwargs=True)

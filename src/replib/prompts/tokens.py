@@ -28,7 +28,8 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
     A token behind every text is left out: what follows it is another text. Roles (beginning, end,
     padding) are taken from tokens that the embedding has no row for. A chat template that begins
     with what the tokenizer puts in front of every text anyway loses it, and one whose tokens have
-    no row is not used. UsageError where ordinary text would become ids without a row.
+    no row is not used. UsageError where the vocabulary itself, without what was added to it, has
+    ids without a row.
     """
     said = []
     first, last = _around(tokenizer)
@@ -43,10 +44,9 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
         if _around(tokenizer) != (first, []):
             raise UsageError(f"its tokenizer ends every text with {ends}, so none can be continued")
         said.append(f"Its tokenizer ends every text with {' '.join(ends)}, which is left out.")
-    special = {t for t, token in tokenizer.added_tokens_decoder.items() if token.special}
     absent = {token: t for token, t in tokenizer.get_vocab().items() if t >= limits.n_rows}
-    must = {*first, tokenizer.unk_token_id}
-    if lost := [token for token, t in absent.items() if t not in special or t in must]:
+    added, must = tokenizer.added_tokens_decoder, {*first, tokenizer.unk_token_id}
+    if lost := [token for token, t in absent.items() if t not in added or t in must]:
         raise UsageError(
             f"its tokenizer has {len(tokenizer)} tokens and its embedding {limits.n_rows} rows: "
             f"{len(lost)} have none, {min(lost)!r} is one; they do not belong together"
