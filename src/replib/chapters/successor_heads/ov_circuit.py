@@ -65,8 +65,8 @@ def mlp0_neurons(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "
 
 def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
     """Five ways to give a head a token in isolation; the first is the paper's. "own residual": what
-    the head's layer receives when the model reads the token after a beginning-of-text token (or
-    end-of-text, or nothing, if the tokenizer has no other)."""
+    the head's layer receives when the model reads the token after the tokenizer's own first token
+    (or a beginning-of-text token, or end-of-text, or nothing, if it has no other)."""
     x = embed(net, tokens)
     tokenizer = net.model.tokenizer
     found = {
@@ -75,7 +75,7 @@ def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
         "embedding + MLP0": Source((x + mlp0(net, tokens))[None], True),
         "embedding + MLP0, no norms": Source((x + mlp0(net, tokens, False))[None], False),
     }
-    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ids = (*tokenizer("").input_ids[:1], tokenizer.bos_token_id, tokenizer.eos_token_id)
     first = next((torch.tensor([t]) for t in ids if t is not None), torch.tensor([]).long())
     rows = torch.stack([torch.cat([first.to(tokens), t[None]]) for t in tokens])
     found["own residual"] = Source(observe(net, rows).resid_pre[:, :, -1], True)
