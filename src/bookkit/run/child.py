@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -145,8 +145,32 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
         kind = found["dtype"], found["device"]
         found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
+    if name not in sources.KNOWN:
+        _check_architecture(name, revision, question["calls"])
+    if against := parameters.get("against"):  # a second model
+        from replib.models.load import prepare_model
+
+        prepare_model(against)
     _check_files(question["paper"], parameters)
     return found
+
+
+def _check_architecture(name: str, revision: str | None, calls: Sequence[str]) -> None:
+    """Refuse a model without what the notebook needs: what it `calls` needs heads, or a cache."""
+    from replib.interventions.generation import check_cache
+    from replib.interventions.network import check_blocks
+    from replib.models.load import skeleton
+
+    model, _ = skeleton(name, revision=revision)
+    if model is None:
+        return
+    try:
+        if "Network" in calls:
+            check_blocks(model)
+        if "continuations" in calls:
+            check_cache(model.original_model)
+    except UsageError as error:
+        raise UsageError(f"model {name}: {error}") from None
 
 
 def _check_files(paper: str, parameters: Mapping[str, Any]) -> None:

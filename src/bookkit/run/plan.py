@@ -140,12 +140,18 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         and run.parameters["device"] == "cpu"
         and not run.parameters.get("revision")
         and not run.files
+        and not run.parameters.get("against")
         for run in runs
     ]
     if all(quick):
         return list(runs)
     questions = [
-        {"paper": run.chapter.paper, "skip_missing": skip_missing, "parameters": run.parameters}
+        {
+            "paper": run.chapter.paper,
+            "skip_missing": skip_missing,
+            "parameters": run.parameters,
+            "calls": [f for f in ("Network", "continuations") if f"{f}(" in run.chapter.notebook],
+        }
         for run in runs
     ]
     process = subprocess.run(

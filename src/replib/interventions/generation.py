@@ -6,6 +6,7 @@ with grouped-query attention a value vector serves several query heads, so here 
 is multiplied instead, which is the same thing for a head with values of its own.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -90,6 +91,16 @@ def one_readout(network: torch.nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+def check_cache(network: torch.nn.Module) -> None:
+    """UsageError unless the model keeps keys and values of all layers, as continuing needs."""
+    reads = inspect.signature(network.forward).parameters
+    kinds = set(getattr(network.config, "layer_types", None) or ())
+    other = kinds - {"full_attention", "sliding_attention", "chunked_attention"}  # LFM2: conv
+    if "past_key_values" not in reads or network._is_stateful or other:
+        what = "keeps no keys and values in every layer, which continuing a prompt needs"
+        raise UsageError(f"this model ({type(network).__name__}) {what}")
+
+
 class Prefilled:
     """Prompts read up to their last token, with keys and values kept: what comes after that costs
     one token a prompt, however often it is asked for.
@@ -101,6 +112,7 @@ class Prefilled:
 
     def __init__(self, model: TransformerBridge, prompts: Sequence[str]):
         self.model, self.network = model, model.original_model
+        check_cache(self.network)
         self.device = next(self.network.parameters()).device
         ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
         common = _n_common(ids)
