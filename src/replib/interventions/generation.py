@@ -112,7 +112,6 @@ class Prefilled:
 
     def __init__(self, model: TransformerBridge, prompts: Sequence[str]):
         self.model, self.network = model, model.original_model
-        check_cache(self.network)
         self.device = next(self.network.parameters()).device
         ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
         common = _n_common(ids)
