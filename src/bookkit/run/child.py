@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import threading
@@ -82,7 +83,11 @@ def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None])
     except papermill.PapermillExecutionError as error:
         if error.ename == "UsageError":
             return {"end": "usage", "error": one_line(error.evalue, 1000)}
-        return {"end": "cell", "error": one_line(f"{error.ename}: {error.evalue}", 300)}
+        theirs = any(
+            re.search(r"/(replib|transformer_lens|transformers)/", line) for line in error.traceback
+        )
+        said = one_line(f"{error.ename}: {error.evalue}", 300)
+        return {"end": "cell", "error": said, "in_library": theirs}
     except DeadKernelError:
         return {"end": "dead"}
     except Exception as error:
@@ -146,6 +151,7 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         kind = found["dtype"], found["device"]
         found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
     if name not in sources.KNOWN:
+        found["architecture"] = sizing.architecture(folder)
         _check_architecture(name, revision, question["calls"])
     if against := parameters.get("against"):  # a second model
         from replib.models.load import prepare_model
