@@ -80,7 +80,7 @@ def test_a_new_chapter_runs_in_our_style_and_its_page_passes_the_gate(project):
         ({"title": "A {{title}}"}, "title"),
         ({"title": " \n a "}, "title"),
         ({"title": "A title [MEM]"}, "title"),
-        ({"title": "A \u2028 title"}, "title"),
+        ({"title": "A \u202e title"}, "title"),
         ({"arxiv": "https://arxiv.org"}, "is not like"),
         ({"arxiv": "٢٣١٠.٠٨٧٤٤"}, "is not like"),
         ({"toc": TOC.replace("parts:", "parts: [")}, "table of contents .*_toc.yml, line"),

@@ -521,11 +521,12 @@ def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(hub, mo
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer*", "config.json"])
 def test_half_of_a_hub_model_in_the_cache_is_named_as_that(hub, monkeypatch, gone):
-    load_model("someone/small")
+    load_model("someone/small", revision="main")
     for path in Path(huggingface_hub.constants.HF_HUB_CACHE).rglob(f"snapshots/*/{gone}"):
         path.unlink()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused("someone/small", "only in part in the Hugging Face cache", "hf download someone/small")
+    words = "only in part in the Hugging Face cache", "hf download someone/small"
+    refused("someone/small", *words, revision="main")
 
 
 def test_what_the_hub_does_not_have(hub):

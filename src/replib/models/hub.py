@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from replib.errors import UsageError, first_line
-from replib.models.sources import KNOWN, Place
+from replib.models.sources import KNOWN, Place, find_gguf
 from replib.models.unpack import TerminalBar
 
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
@@ -57,6 +57,15 @@ def from_hub(
             raise UsageError(
                 f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
             ) from None
+        try:
+            if not (folder / "adapter_config.json").exists():
+                find_gguf(folder)
+        except UsageError as lack:
+            problem = str(lack).removeprefix(f"{folder}: ")
+            raise UsageError(
+                f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the "
+                f"hub could not be reached{at}; give it a network, or run: hf download {name}"
+            ) from None
     else:
         files = [sibling.rfilename for sibling in info.siblings or []]
         if not any(fnmatch(file, HUB_FILES[0]) for file in files):
@@ -72,18 +81,6 @@ def from_hub(
             raise UsageError(f"model {name!r} is gated: {terms}") from None
         except Exception as error:
             raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
-        return _placed(name, folder)
-    try:
-        return _placed(name, folder)
-    except UsageError as error:
-        problem = str(error).removeprefix(f"{folder}: ")
-        raise UsageError(
-            f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the hub "
-            f"could not be reached{at}; run it again with a network, or: hf download {name}"
-        ) from None
-
-
-def _placed(name: str, folder: Path) -> Place:
     source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
     return Place(source, folder=folder, revision=commit)
 
