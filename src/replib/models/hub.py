@@ -50,22 +50,23 @@ def from_hub(
     except RepositoryNotFoundError:
         raise UsageError(f"{unknown} not on the hub; {known}") from None
     except Exception as error:
+        away = f"the hub could not be reached to look for it{at}"
         try:
             folder = _snapshot(name, revision, local_files_only=True)
-        except Exception:
-            reason = f"({type(error).__name__}: {first_line(error)})"
-            raise UsageError(
-                f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
-            ) from None
-        try:
             if not (folder / "adapter_config.json").exists():
                 find_gguf(folder)
-        except UsageError as lack:
-            problem = str(lack).removeprefix(f"{folder}: ")
-            raise UsageError(
-                f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the "
-                f"hub could not be reached{at}; give it a network, or run: hf download {name}"
-            ) from None
+        except Exception as lack:
+            cached = Path(
+                huggingface_hub.constants.HF_HUB_CACHE, f"models--{name}".replace("/", "--")
+            )
+            if isinstance(lack, UsageError) or any(cached.glob("snapshots/*/*")):
+                problem = first_line(lack) if isinstance(lack, UsageError) else "files are missing"
+                raise UsageError(
+                    f"model {name!r} is only in part in the Hugging Face cache ({problem}), and "
+                    f"{away}; run it with a network, or: hf download {name}"
+                ) from None
+            reason = f"({type(error).__name__}: {first_line(error)})"
+            raise UsageError(f"{unknown} {away} {reason}; {known}") from None
     else:
         files = [sibling.rfilename for sibling in info.siblings or []]
         if not any(fnmatch(file, HUB_FILES[0]) for file in files):
