@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -127,6 +128,11 @@ class _Loader(yaml.SafeLoader):
         text = super().construct_scalar(node)
         if found := find_control(text, "\n\t"):
             problem = f"{found!r} cannot stand in a text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        two_ways = {"int": r"[-+]?0[0-9_]|.*:", "float": ".*:"}.get(node.tag.rpartition(":")[2])
+        if two_ways and re.match(two_ways, text):
+            plain = "write it without a leading zero or a colon, or in quotes"
+            problem = f"{text} is one number in YAML (base 8 or 60) and another elsewhere; {plain}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return text
 

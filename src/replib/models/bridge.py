@@ -9,12 +9,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError, first_line
 from replib.models.finite import check_weights, try_pass, watch_logits
 from replib.models.sources import Place, folder_hash
+from replib.prompts.tokens import Limits, made_ready
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,13 @@ def bridge_for(
         bridge = build_bridge_from_module(
             model, type(model).__name__, hf_config=model.config, model_name=name
         )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        rows = model.get_input_embeddings().weight.shape[0]
+        n_ctx = min(filter(None, (context_length(model.config), n_fixed)), default=None)
+        said = made_ready(tokenizer, Limits(rows, n_ctx))
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
+    except UsageError as error:
+        raise UsageError(f"model {name!r}: {error}") from None
     except Exception as error:
         problem = f"TransformerLens cannot wrap it: {first_line(error)}"
         raise UsageError(f"model {name!r}: {problem}") from error
@@ -97,7 +101,6 @@ def bridge_for(
         unembed.bias = None
     for part in (model, bridge):
         part.requires_grad_(False)
-    rows = model.get_input_embeddings().weight.shape[0]
     ids = [i for i in tokenizer(_PROBE).input_ids if i < rows] or [0]
     try_pass(model, bridge.blocks, ids[: cfg.n_ctx], name)
     _INFO[bridge] = ModelInfo(
@@ -109,7 +112,7 @@ def bridge_for(
         dtype=str(model.dtype).removeprefix("torch."),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
-        note=where.note,
+        note=" ".join(filter(None, (where.note, said))),
     )
     return bridge
 
@@ -139,6 +142,18 @@ def _watch_rotary(model: PreTrainedModel, name: str) -> int | None:
         if hasattr(module, "rope_type"):
             module.register_forward_pre_hook(check, with_kwargs=True)
     return most
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads at once: what its positions were made for, stretched where its
+    configuration stretches them. None for models without positions, such as state-space models."""
+    config = config.get_text_config()
+    n_ctx = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if n_ctx and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+        made_for = rope.get("original_max_position_embeddings") or n_ctx
+        n_ctx = max(n_ctx, int(made_for * rope.get("factor", 1)))
+    return n_ctx
 
 
 def _weights_sha256(model: PreTrainedModel) -> str:
