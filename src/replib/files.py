@@ -129,10 +129,10 @@ class _Loader(yaml.SafeLoader):
         if found := find_control(text, "\n\t"):
             problem = f"{found!r} cannot stand in a text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        two_ways = {"int": r"[-+]?0[0-9_]|.*:", "float": ".*:"}.get(node.tag.rpartition(":")[2])
+        two_ways = {"int": "[-+]?0[0-9]|.*[:_]", "float": ".*[:_]"}.get(node.tag.rpartition(":")[2])
         if two_ways and re.match(two_ways, text):
-            plain = "write it without a leading zero or a colon, or in quotes"
-            problem = f"{text} is one number in YAML (base 8 or 60) and another elsewhere; {plain}"
+            mend = "write digits alone, without zeros before them"
+            problem = f"{text} is not one number everywhere (in YAML: base 8, base 60); {mend}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return text
 

@@ -67,7 +67,7 @@ def bridge_for(
 
     UsageError for a model that cannot be wrapped, has weights that are not finite, or cannot read a
     short text; from then on also for any forward pass whose logits are not finite, and for texts
-    longer than what its rotary positions were made for, where these then change with each text.
+    longer than what its positions were made for.
     """
     sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
     model.eval()
@@ -81,6 +81,7 @@ def bridge_for(
         rows = model.get_input_embeddings().weight.shape[0]
         n_ctx = min(filter(None, (context_length(model.config), n_fixed)), default=None)
         said = made_ready(tokenizer, Limits(rows, n_ctx))
+        _watch_length(model, name, n_ctx)
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
     except UsageError as error:
@@ -142,6 +143,23 @@ def _watch_rotary(model: PreTrainedModel, name: str) -> int | None:
         if hasattr(module, "rope_type"):
             module.register_forward_pre_hook(check, with_kwargs=True)
     return most
+
+
+def _watch_length(model: PreTrainedModel, name: str, n_ctx: int | None) -> None:
+    """From now on, texts are refused that are longer than what a model's positions were made for:
+    some models fail beyond it, others go on and say nothing of use."""
+
+    def check(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        places, ids = kwargs.get("position_ids"), args[0] if args else kwargs.get("input_ids")
+        n = ids.shape[-1] if places is None and ids is not None else 0
+        n = n if places is None else int(places.max()) + 1
+        if n > n_ctx:
+            raise UsageError(
+                f"model {name!r}: {n} tokens at once, and it reads {n_ctx}; choose shorter texts"
+            )
+
+    if n_ctx is not None:
+        model.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def context_length(config: PretrainedConfig) -> int | None:

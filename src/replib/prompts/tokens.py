@@ -18,7 +18,12 @@ class Limits(NamedTuple):
     n_ctx: int | None  # tokens of a text; None where nothing limits them
 
 
-_LIMITS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Limits] = weakref.WeakKeyDictionary()
+class _Ready(NamedTuple):
+    limits: Limits
+    first: list[int]  # what the tokenizer puts in front of every text
+
+
+_READY: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, _Ready] = weakref.WeakKeyDictionary()
 
 
 def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
@@ -40,13 +45,11 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
                 single=start, pair=[*start, "$B:1"], special_tokens=known
             )
-        if _around(tokenizer) != (first, []):
-            raise UsageError(f"its tokenizer ends every text with {ends}, so none can be continued")
         said.append(f"Its tokenizer ends every text with {' '.join(ends)}, which is left out.")
-    special = {t for t, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = tokenizer.added_tokens_decoder
     absent = {token: t for token, t in tokenizer.get_vocab().items() if t >= limits.n_rows}
-    must = {*first, tokenizer.unk_token_id}
-    if lost := [token for token, t in absent.items() if t not in special or t in must]:
+    must = {*first, *tokenizer("\U00013080", add_special_tokens=False).input_ids}
+    if lost := [token for token, t in absent.items() if t not in added or t in must]:
         raise UsageError(
             f"its tokenizer has {len(tokenizer)} tokens and its embedding {limits.n_rows} rows: "
             f"{len(lost)} have none, {min(lost)!r} is one; they do not belong together"
@@ -56,6 +59,8 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
             setattr(tokenizer, role, None)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if last and _around(tokenizer) != (first, []):
+        raise UsageError(f"its tokenizer ends every text with {ends}, so none can be continued")
     template, start = tokenizer.chat_template, "".join(tokenizer.convert_ids_to_tokens(first))
     if isinstance(template, str) and any(token in template for token in absent):
         tokenizer.chat_template = None
@@ -66,7 +71,7 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
             "{{ all[start|length:] if all.startswith(start) else all }}"
         )
         said.append(f"Its chat template writes {start}, as the tokenizer does; one is left out.")
-    _LIMITS[tokenizer] = limits
+    _READY[tokenizer] = _Ready(limits, first)
     return " ".join(said)
 
 
@@ -86,19 +91,20 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def check_text(tokenizer: PreTrainedTokenizerBase, where: str, text: str, n_new: int = 0) -> None:
     """Refuse a text that the tokenizer's model cannot read, with `n_new` tokens after it, or that
     begins twice. `where` names the row and the column."""
-    ids, start = tokenizer(text).input_ids, {tokenizer.bos_token_id, *_around(tokenizer)[0][:1]}
-    limits = _LIMITS.get(tokenizer, Limits(len(tokenizer), None))
+    ids = tokenizer(text).input_ids
+    ready = _READY.get(tokenizer) or _Ready(Limits(len(tokenizer), None), _around(tokenizer)[0])
+    start = {tokenizer.bos_token_id, *ready.first[:1]}
     if len(ids) > 1 and ids[0] in start and ids[1] in start:
         begin = tokenizer.convert_ids_to_tokens(ids[1])
         own = "the tokenizer puts one in front of every text; leave yours out"
         raise UsageError(f"{where} begins twice, with {begin!r}: {own}")
-    if lost := [t for t in ids if t >= limits.n_rows]:
+    if lost := [t for t in ids if t >= ready.limits.n_rows]:
         token = tokenizer.convert_ids_to_tokens(lost[0])
         raise UsageError(f"{where} has {token!r}, which the model's embedding has no row for")
     reads = len(ids) + max(n_new - 1, 0)  # the last one written is not read again
-    if limits.n_ctx is not None and reads > limits.n_ctx:
+    if (n_ctx := ready.limits.n_ctx) is not None and reads > n_ctx:
         new = f" and {n_new} are written after it" if n_new else ""
-        raise UsageError(f"{where} has {len(ids)} tokens{new}; this model reads {limits.n_ctx}")
+        raise UsageError(f"{where} has {len(ids)} tokens{new}; this model reads at most {n_ctx}")
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prefix: str, word: str) -> list[int]:
