@@ -33,9 +33,16 @@ def made_ready(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> str:
     A token behind every text is left out: what follows it is another text. Roles (beginning, end,
     padding) are taken from tokens that the embedding has no row for. A chat template that begins
     with what the tokenizer puts in front of every text anyway loses it, and one whose tokens have
-    no row is not used. UsageError where ordinary text would become ids without a row.
+    no row is not used. UsageError where ordinary text would become ids without a row, and where
+    texts that differ in case or accents are read alike: what such a model writes has neither.
     """
     said = []
+    for one, other in (("PARIS", "paris"), ("\u00e9t\u00e9", "ete")):
+        ids = tokenizer(one, add_special_tokens=False).input_ids
+        is_known = ids and tokenizer.unk_token_id not in ids
+        if is_known and ids == tokenizer(other, add_special_tokens=False).input_ids:
+            problem = f"its tokenizer reads {one!r} and {other!r} alike"
+            raise UsageError(f"{problem}, and here answers are told apart by their letters")
     first, last = _around(tokenizer)
     if last:
         ends = tokenizer.convert_ids_to_tokens(last)
