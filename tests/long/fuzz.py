@@ -739,7 +739,7 @@ tokenizers = st.tuples(
     st.lists(some(["<eos>", "<unk>", "the"]), max_size=2),  # in front of every text
     st.lists(some(["<eos>", "<pad>", "the"]), max_size=2),  # behind it
     st.dictionaries(some(list(_ROLES)), some([True, False]), max_size=2),  # new: with a row?
-    some([None, normalizers.Lowercase(), normalizers.NFD(), normalizers.Append("<eos>")]),
+    some([None, normalizers.Lowercase(), normalizers.NFC(), normalizers.Strip()]),
     mostly(some(["When Mary and John went", "<eos>When Mary", "Then<pad>", "x [PAD] y"]), texts),
 )
 

@@ -36,8 +36,10 @@ def with_habit(single: str):
     return tokenizer
 
 
-def bridge(tokenizer, arch: str = "gpt2"):
-    return bridge_for(tiny_parts(arch, 0)[0], tokenizer, "mine", Place("here"))
+def bridge(tokenizer, arch: str = "gpt2", n_rows: int = len(PLAIN)):
+    network = tiny_parts(arch, 0)[0]
+    network.resize_token_embeddings(n_rows)
+    return bridge_for(network, tokenizer, "mine", Place("here"))
 
 
 def save(folder, rows):
@@ -71,18 +73,25 @@ def test_sound_tokenizers_stay_as_they_are():
 
 
 def test_an_end_that_cannot_be_left_out_is_refused():
-    tokenizer = word_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Append("<eos>")
+    tokenizer = with_habit("$A <eos>")
+    tokenizer.__class__ = type("Slow", (type(tokenizer),), {"is_fast": False})
     with pytest.raises(UsageError, match="model 'mine': its tokenizer ends every text with"):
         bridge(tokenizer)
 
 
-@pytest.mark.parametrize("normalizer", [normalizers.Lowercase()])
-def test_letters_that_are_read_alike_are_refused(normalizer):
-    tokenizer = word_tokenizer(["the city paris"])
-    tokenizer.backend_tokenizer.normalizer = normalizer
-    with pytest.raises(UsageError, match="its tokenizer reads 'PARIS' and 'paris' alike"):
-        bridge(tokenizer)
+@pytest.mark.parametrize(
+    ("steps", "alike"),
+    [
+        ([normalizers.Lowercase()], "'PARIS' and 'paris'"),
+        ([normalizers.NFD(), normalizers.StripAccents()], "'\u00e9t\u00e9' and 'ete'"),
+    ],
+)
+def test_letters_that_are_read_alike_are_refused(steps, alike):
+    tokenizer = word_tokenizer(["paris", "ete"])
+    assert bridge(tokenizer, n_rows=len(tokenizer))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    with pytest.raises(UsageError, match=f"its tokenizer reads {alike} alike"):
+        bridge(tokenizer, n_rows=len(tokenizer))
 
 
 def test_roles_without_an_embedding_row_are_taken_away(tmp_path):
@@ -160,6 +169,9 @@ def test_how_much_a_model_reads():
     assert context_length(transformers.MambaConfig()) is None
     assert context_length(transformers.GPT2Config(n_positions=77)) == 77
     assert context_length(transformers.LlamaConfig(max_position_embeddings=99)) == 99
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    config = transformers.LlamaConfig(max_position_embeddings=99, rope_parameters=rope)
+    assert context_length(config) == 198
 
 
 # --- Rows that look alike -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A Hugging Face model as a TransformerLens bridge, and what is known of it for the record."""
 
 import hashlib
+import sys
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -93,7 +94,7 @@ def bridge_for(
     cfg = bridge.cfg
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
-    cfg.n_ctx = min(cfg.n_ctx, n_fixed or cfg.n_ctx)
+    cfg.n_ctx = n_ctx or sys.maxsize  # nothing limits a state-space model
     bridge.eval()
     unembed = bridge.unembed.original_component
     if model.dtype == torch.float64 and "bias" in unembed._buffers:
