@@ -95,6 +95,7 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(project, given, message):
 
 def test_a_title_is_a_text_whatever_yaml_would_read(project):
     titles = {"null": "null", "123": "3.14", "true": "[Draft] & *more*", "a": "- it's !all, 'ours'"}
+    titles |= {"b": "Heads: a survey", "c": "# {{one}} #2: x", "d": "Ends in a colon:"}
     for slug, title in titles.items():
         new_paper(project, slug, title, ARXIV)
         claims = find_chapter(project, slug).claims

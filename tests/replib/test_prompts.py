@@ -440,7 +440,8 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
         ("mine.csv", b"clean,corrupted,answer,foil,x\n1,2,3,4,5\n", "columns must be .* foil, x"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c\n", "row 1: foil must be text, not None"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c,d,e\n", "row 1: must have"),
-        ("mine.csv", b'clean,corrupted,answer,foil\n"a"x,b,c,d\n', "not CSV"),
+        ("mine.csv", b'clean,corrupted,answer,foil\n"a"x,b,c,d\n', "line 2: not CSV"),
+        ("mine.csv", b'clean,corrupted,answer,foil\na,b,c,d\n"a\nb"x,b,c,d\n', "lines 3 to 4: not"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, name, content, reason):
