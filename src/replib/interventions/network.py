@@ -105,17 +105,13 @@ class _Block:
 
 def _check_mlp(mlp: torch.nn.Module) -> None:
     """UsageError unless the MLP is a plain function of the residual stream."""
-    if any(isinstance(part, torch.nn.Linear) for part in mlp.children()) and not any(
-        "expert" in name or name == "router" for name, _ in mlp.named_children()
-    ):
-        every = inspect.signature(mlp.forward).parameters.values()
-        more = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(more) <= 1:
-            return
-        raise UsageError(f"path patching needs an MLP that does not read {', '.join(more[1:])} too")
     names = {name for name, _ in mlp.named_modules()}
     if any("expert" in name or "router" in name for name in names):
         raise UsageError("path patching needs a plain MLP; this model's is a mixture of experts")
+    every = inspect.signature(mlp.forward).parameters.values()
+    must = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(must) > 1:  # Bloom
+        raise UsageError(f"path patching needs an MLP that does not read {', '.join(must[1:])} too")
 
 
 @dataclass(frozen=True)
