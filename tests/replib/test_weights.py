@@ -349,7 +349,7 @@ def test_other_architectures_run_or_are_refused(kind, tmp_path):
     try:
         net = Network(load_model(str(folder)))
     except UsageError as error:
-        assert kind != "olmo" and "\n" not in str(error)
+        assert kind != "olmo" and "\n" not in str(error) and "Error" not in str(error)
         return
     assert kind != "qwen3-moe"
     pairs = ioi_pairs(net.model.tokenizer, 4, 0)
