@@ -115,6 +115,8 @@ def test_a_beginning_that_is_there_twice_is_refused(tmp_path):
     twice = {k: f"<eos>{v}" if k in ("clean", "corrupted") else v for k, v in SHORT.items()}
     with pytest.raises(UsageError, match="row 2: clean begins twice, with '<eos>'"):
         pairs_from_file(tokenizer, save(tmp_path, [ROW, twice]))
+    with pytest.raises(UsageError, match="row 1: clean begins twice, with '<eos>'"):
+        pairs_from_file(tokenizer, save(tmp_path, [twice]))
     assert len(pairs_from_file(word_tokenizer(), save(tmp_path, [ROW, twice]))) == 2
 
 

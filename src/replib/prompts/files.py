@@ -224,8 +224,6 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
     rows = read_rows(path, PairRow, once=tuple(PairRow.model_fields))
-    if len(rows) < 2:
-        raise UsageError(f"{path} holds 1 row; give 2 or more: half find heads, half report them")
     pairs: list[Pair] = []
     pad = tokenizer.pad_token
     for where, row in rows.items():
@@ -236,7 +234,10 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
         pairs.append(Pair(row.clean, row.corrupted, answer, foil, {}, group))
-    return assemble(tokenizer, path.stem, pairs, {}, list(rows))
+    found = assemble(tokenizer, path.stem, pairs, {}, list(rows))
+    if len(rows) < 2:  # after what is wrong in the row itself
+        raise UsageError(f"{path} holds 1 row; give 2 or more: half find heads, half report them")
+    return found
 
 
 def colored_objects_from_file(
