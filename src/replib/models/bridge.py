@@ -82,7 +82,8 @@ def bridge_for(
         rows = model.get_input_embeddings().weight.shape[0]
         n_ctx = min(filter(None, (context_length(model.config), n_fixed)), default=None)
         said = made_ready(tokenizer, Limits(rows, n_ctx))
-        _watch_length(model, name, n_ctx)
+        if n_fixed is None:
+            _watch_length(model, name, n_ctx)
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
     except UsageError as error:
