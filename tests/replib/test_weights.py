@@ -245,15 +245,13 @@ def test_weights_without_a_place_are_named(llama):
 
 
 def test_what_every_old_file_carries_is_no_reason_to_refuse(tmp_path):
-    config = transformers.GPTNeoXConfig(**SIZE, num_attention_heads=4, intermediate_size=64)
-    folder = save(tmp_path / "neox", config)
+    config = transformers.GPT2Config(vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4)
+    folder = save(tmp_path / "gpt2", config)
     expected = load_model(str(folder))(TEXT)
 
     def add(weights):
-        layer = "gpt_neox.layers.1.attention"
-        weights[f"{layer}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-        weights[f"{layer}.masked_bias"] = torch.tensor(-1e9)
-        weights[f"{layer}.rotary_emb.inv_freq"] = torch.ones(4)
+        weights["transformer.h.1.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        weights["transformer.h.1.attn.masked_bias"] = torch.tensor(-1e9)
 
     assert torch.equal(load_model(rewrite(folder, add))(TEXT), expected)
 

@@ -118,9 +118,8 @@ def not_read(file: Path, model: PreTrainedModel) -> list[str]:
     processor = gguf_reader.TENSOR_PROCESSORS.get(architecture, gguf_reader.TensorProcessor)
     places = gguf_reader.get_gguf_hf_weights_map(model, processor(config=config))
     # Experts are taken apart on the way, and GPT-2's readout goes in by another one.
-    own = ("_exps.", "output.weight")
-    left = [t.name for t in reader.tensors if t.name not in places]
-    left = [name for name in left if not any(part in name for part in own)]
+    left = [t.name for t in reader.tensors if t.name not in places | {"output.weight": None}]
+    left = [name for name in left if "_exps." not in name]
     nested = [value for value in config.values() if isinstance(value, dict)]
     given = [1.0, *(x for one in (config, *nested) for x in one.values() if isinstance(x, float))]
     for key, field in reader.fields.items():
