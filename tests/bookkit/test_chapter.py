@@ -19,7 +19,7 @@ from bookkit.run.plan import changed_since, plan
 from replib.errors import UsageError
 from replib.files import find_root, sha256_file
 from replib.hashes import file_hash, notebook_hash
-from replib.models.sources import model_slug
+from replib.models.sources import absolute_model, model_slug
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # has notebooks/toy, so it is a project to the runner
@@ -200,6 +200,9 @@ def test_papers(tmp_path, monkeypatch):
         ({"settings": {"n_promts": "3"}}, "no parameter 'n_promts'; did you mean 'n_prompts'"),
         ({"settings": {"model_name": "x"}}, "parameter model_name is set by --model"),
         ({"settings": {"seed": "-1"}}, "parameter seed is -1; give a whole number, 0 or more"),
+        ({"settings": {"n_prompts": "0"}}, "parameter n_prompts is 0; give a whole number, 1 or"),
+        ({"settings": {"n_prompts": "-3"}}, "parameter n_prompts is -3"),
+        ({"settings": {"prompts_file": "pointer"}}, "prompts_file: pointer is a Git LFS pointer"),
         ({"settings": {"prompts_file": "/no/such"}}, "prompts_file: /no/such: No such file"),
         ({"settings": {"prompts_file": "pipe"}}, "pipe is not a file"),  # it would be waited for
         ({"settings": {"prompts_file": "a\0b"}}, "prompts_file: '\\x00' cannot stand in"),
@@ -220,6 +223,7 @@ def test_what_no_run_could_use(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     Path("file").touch()
+    Path("pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     Path("has-file/toy").mkdir(parents=True)
     Path("has-file/toy/tiny").touch()
     Path("link").symlink_to("nowhere")
@@ -332,3 +336,29 @@ def test_no_hash_sees_the_line_ends_of_a_checkout(tmp_path):
     assert file_hash(rows[0]) == file_hash(rows[1]) == sha256_file(rows[0])
     (tmp_path / "weights").write_bytes(b"\0\r\n")
     assert file_hash(tmp_path / "weights") == sha256_file(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("paper", "name", "value"),
+    [
+        ("ioi-circuit-reuse", "dtype", "float23"),
+        ("method-nulls", "n_simulated", "0"),
+        ("copying-mamba", "live_steps", "-1"),
+        ("copying-mamba", "text_lengths", "25,0"),
+        ("copying-mamba", "live_seeds", ""),
+        ("context-knob", "adapter_seeds", "1,-1"),
+    ],
+)
+def test_a_value_that_no_chapter_can_use(paper, name, value, tmp_path):
+    chapter = find_chapter(find_root(Path(__file__).parents[2]), paper)
+    with pytest.raises(UsageError, match=f"parameter {name} is "):
+        plan(chapter, "tiny", "smoke", {name: value}, out=tmp_path)
+
+
+def test_a_folder_with_a_model_is_taken_by_its_plain_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, file in {"mine": "model.safetensors", "runs": "notes.txt", "tiny": "a.gguf"}.items():
+        Path(name).mkdir()
+        Path(name, file).touch()
+    taken = [absolute_model(name) for name in ("mine", "runs", "tiny")]
+    assert taken == [str(tmp_path / "mine"), "runs", "tiny"]

@@ -158,6 +158,12 @@ def _check_end(run: Run, watched: Watched) -> None:
         raise RunFailed(f"its process ended with {watched.exit_code} {place}")
     if end["end"] == "usage":
         raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
+    if end.get("in_library") and run.architecture:
+        raise UsageError(
+            f"{run.chapter.paper} cannot be run on {run.architecture}, whose parts are not known "
+            f"here: {end['error']} ({place.partition(',')[0]}); known to work: Llama, Mistral, "
+            "Qwen3, Gemma 3, GPT-2, GPT-NeoX"
+        )
     if end["end"] == "dead":
         raise RunFailed(f"the kernel died {place} (out of memory, or killed)")
     if end["end"] != "finished":

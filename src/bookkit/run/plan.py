@@ -34,6 +34,7 @@ class Run:
     estimate: sizing.Estimate | None = None  # None: a model made in memory
     speed: float | None = None  # FLOP/s of this machine, measured before the run
     gpu: str | None = None  # the one that is held for it
+    architecture: str | None = None  # one that no chapter has been tried on
 
     @property
     def name(self) -> str:
@@ -140,12 +141,18 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         and run.parameters["device"] == "cpu"
         and not run.parameters.get("revision")
         and not run.files
+        and not run.parameters.get("against")
         for run in runs
     ]
     if all(quick):
         return list(runs)
     questions = [
-        {"paper": run.chapter.paper, "skip_missing": skip_missing, "parameters": run.parameters}
+        {
+            "paper": run.chapter.paper,
+            "skip_missing": skip_missing,
+            "parameters": run.parameters,
+            "calls": [f for f in ("Network", "continuations") if f"{f}(" in run.chapter.notebook],
+        }
         for run in runs
     ]
     process = subprocess.run(
@@ -177,6 +184,7 @@ def _made_ready(run: Run, found: Mapping[str, Any]) -> Run:
     its paper. Raises UsageError when it cannot fit."""
     device = {"device": found["device"]}
     run = replace(run, parameters={**run.parameters, **device}, given={**run.given, **device})
+    run = replace(run, architecture=found.get("architecture"))
     if not found["size"]:
         return run
     size, dtype, available = sizing.Size(**found["size"]), found["dtype"], found["available"]

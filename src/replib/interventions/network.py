@@ -60,20 +60,8 @@ class _Block:
 
     def __init__(self, block: torch.nn.Module, cfg: object):
         part = dict(block.named_children())
-        if "attn" not in part:
-            raise UsageError("this model has no attention heads, which this chapter is about")
-        needed = {"ln1", "attn", "ln2", "mlp"}
-        if not needed <= part.keys():
-            has = ", ".join(sorted(part.keys() & (needed | {"mixer"}))) or "none"
-            needs = "path patching needs blocks with ln1, attn, ln2 and mlp"
-            raise UsageError(f"{needs}; this model's have {has}")
-        if part["mlp"].original_component is block.original_component:  # OPT
-            raise UsageError("path patching needs an MLP that is a module of its own")
-        _check_mlp(part["mlp"].original_component)
         attn = dict(part["attn"].named_children())
         hf_attn = part["attn"].original_component
-        if {"q", "k", "v", "o"} - attn.keys():
-            raise UsageError("path patching needs attention with separate q, k, v and o hooks")
 
         def module(parent: dict, name: str) -> Callable[[Tensor], Tensor] | None:
             return parent[name].original_component if name in parent else None
@@ -85,9 +73,6 @@ class _Block:
         self.q_norm, self.k_norm = module(attn, "q_norm"), module(attn, "k_norm")
         self.W_O = part["attn"].W_O  # [head, d_head, d_model]
         self.n_heads, self.d_head = self.W_O.shape[:2]
-        width = getattr(self.q_norm, "weight", self.W_O[0, :, 0]).shape[-1]
-        if width != self.d_head:  # OLMoE
-            raise UsageError("path patching needs queries that are normalised head by head")
         self.scale = float(getattr(hf_attn, "scaling", None) or self.d_head**-0.5)
         self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
 
@@ -103,19 +88,47 @@ class _Block:
         return x.unflatten(-1, (-1, self.d_head))
 
 
-def _check_mlp(mlp: torch.nn.Module) -> None:
-    """UsageError unless the MLP is a plain function of the residual stream."""
-    if any(isinstance(part, torch.nn.Linear) for part in mlp.children()) and not any(
-        "expert" in name or name == "router" for name, _ in mlp.named_children()
-    ):
-        every = inspect.signature(mlp.forward).parameters.values()
-        more = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(more) <= 1:
-            return
-        raise UsageError(f"path patching needs an MLP that does not read {', '.join(more[1:])} too")
-    names = {name for name, _ in mlp.named_modules()}
-    if any("expert" in name or "router" in name for name in names):
+def check_blocks(model: TransformerBridge) -> None:
+    """UsageError, with the architecture, if the model lacks what edits need. Only its modules are
+    looked at, so that it may be one without weights."""
+    try:
+        if not (hasattr(model, "ln_final") and hasattr(model, "unembed")):  # GPT-1
+            raise UsageError("path patching needs a norm before the readout")
+        for block in model.blocks:
+            _check_block(block, model.cfg.d_head)
+    except UsageError as error:
+        raise UsageError(f"{error} ({type(model.original_model).__name__})") from None
+
+
+def _check_block(block: torch.nn.Module, d_head: int) -> None:
+    part = dict(block.named_children())
+    if "attn" not in part:
+        raise UsageError("this model has no attention heads, which this chapter is about")
+    needed = {"ln1", "attn", "ln2", "mlp"}
+    if not needed <= part.keys():
+        has = ", ".join(sorted(part.keys() & (needed | {"mixer"}))) or "none"
+        needs = "path patching needs blocks with ln1, attn, ln2 and mlp"
+        raise UsageError(f"{needs}; this model's have {has}")
+    mlp = part["mlp"].original_component
+    if mlp is block.original_component:  # OPT
+        raise UsageError("path patching needs an MLP that is a module of its own")
+    if any("expert" in name or "router" in name for name, _ in mlp.named_modules()):
         raise UsageError("path patching needs a plain MLP; this model's is a mixture of experts")
+    if more := _more_inputs(mlp):  # BLOOM
+        raise UsageError(f"path patching needs an MLP that does not read {more} too")
+    attn = dict(part["attn"].named_children())
+    if {"q", "k", "v", "o"} - attn.keys():
+        raise UsageError("path patching needs attention with separate q, k, v and o hooks")
+    norm = attn["q_norm"].original_component if "q_norm" in attn else None
+    if (weight := getattr(norm, "weight", None)) is not None and weight.shape[-1] != d_head:
+        raise UsageError("path patching needs queries that are normalised head by head")
+
+
+def _more_inputs(mlp: torch.nn.Module) -> str:
+    """What an MLP has to be given besides the residual stream; "" if nothing."""
+    every = inspect.signature(mlp.forward).parameters.values()
+    needed = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return ", ".join(needed[1:])
 
 
 @dataclass(frozen=True)
@@ -150,13 +163,9 @@ class Network:
             if getattr(hf_config, cap, None):
                 raise UsageError(f"this model has {cap}, which exact path patching does not do yet")
         self.model = model
-        try:
-            self.blocks = [_Block(block, model.cfg) for block in model.blocks]
-        except UsageError as error:
-            raise UsageError(f"{error} ({type(model.original_model).__name__})") from None
+        check_blocks(model)
+        self.blocks = [_Block(block, model.cfg) for block in model.blocks]
         self.n_layers, self.n_heads = len(self.blocks), self.blocks[0].n_heads
-        if not hasattr(model, "ln_final"):  # GPT-1
-            raise UsageError("path patching needs a norm before the readout")
         self.ln_final = model.ln_final.original_component
         unembed = model.unembed.original_component
         self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from replib.errors import UsageError, first_line
-from replib.models.sources import KNOWN, Place
+from replib.models.sources import KNOWN, Place, find_gguf
 from replib.models.unpack import TerminalBar
 
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
@@ -50,13 +50,23 @@ def from_hub(
     except RepositoryNotFoundError:
         raise UsageError(f"{unknown} not on the hub; {known}") from None
     except Exception as error:
+        away = f"the hub could not be reached to look for it{at}"
         try:
             folder = _snapshot(name, revision, local_files_only=True)
-        except Exception:
+            if not (folder / "adapter_config.json").exists():
+                find_gguf(folder)
+        except Exception as lack:
+            cached = Path(
+                huggingface_hub.constants.HF_HUB_CACHE, f"models--{name}".replace("/", "--")
+            )
+            if isinstance(lack, UsageError) or any(cached.glob("snapshots/*/*")):
+                problem = first_line(lack) if isinstance(lack, UsageError) else "files are missing"
+                raise UsageError(
+                    f"model {name!r} is only in part in the Hugging Face cache ({problem}), and "
+                    f"{away}; run it with a network, or: hf download {name}"
+                ) from None
             reason = f"({type(error).__name__}: {first_line(error)})"
-            raise UsageError(
-                f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
-            ) from None
+            raise UsageError(f"{unknown} {away} {reason}; {known}") from None
     else:
         files = [sibling.rfilename for sibling in info.siblings or []]
         if not any(fnmatch(file, HUB_FILES[0]) for file in files):
@@ -72,18 +82,6 @@ def from_hub(
             raise UsageError(f"model {name!r} is gated: {terms}") from None
         except Exception as error:
             raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
-        return _placed(name, folder)
-    try:
-        return _placed(name, folder)
-    except UsageError as error:
-        problem = str(error).removeprefix(f"{folder}: ")
-        raise UsageError(
-            f"model {name!r} is only in part in the Hugging Face cache ({problem}), and the hub "
-            f"could not be reached{at}; run it again with a network, or: hf download {name}"
-        ) from None
-
-
-def _placed(name: str, folder: Path) -> Place:
     source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
     return Place(source, folder=folder, revision=commit)
 

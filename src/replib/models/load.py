@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError, first_line, one_line
@@ -126,6 +127,57 @@ def _without_adapter(name: str, place: Place) -> Place:
     return replace(place, note=note, gguf_file=find_gguf(place.folder))
 
 
+def skeleton(
+    name: str, *, revision: str | None = None
+) -> tuple[TransformerBridge | None, PreTrainedTokenizerBase]:
+    """The modules of a model in a folder or on the hub, without weights, and its tokenizer: what
+    its architecture offers, known before anything is run. UsageError as `load_model` for a
+    tokenizer, and for an architecture that is not for this; None where only loading would tell."""
+    where = _locate(name, revision)
+    tokenizer, kind = _tokenizer(name, where), "it"
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(where.folder, **_safe(where))
+            kind = type(config).__name__.removesuffix("Config")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            _check_causal(name, model)
+            kind = type(model).__name__
+            return build_bridge_from_module(
+                model, kind, hf_config=config, model_name=name
+            ), tokenizer
+    except UsageError:
+        raise
+    except Exception as error:
+        text = first_line(error)
+        if "Unrecognized configuration class" in text:
+            raise UsageError(f"model {name!r}: {kind} is not a causal language model") from None
+        if "Unsupported architecture" in text:
+            raise UsageError(f"model {name!r}: TransformerLens does not know {kind}") from None
+    return None, tokenizer
+
+
+def _check_causal(name: str, model: PreTrainedModel) -> None:
+    causal = {part.is_causal for part in model.modules() if hasattr(part, "is_causal")}
+    if causal == {False}:  # BERT; an encoder of images beside a decoder may be
+        sees = "attends to what comes after as well, which no chapter can use"
+        raise UsageError(f"model {name!r}: {type(model).__name__} {sees}")
+
+
+def _safe(where: Place) -> dict[str, Any]:
+    """How anything is read from a folder: no network, no code."""
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    return safe if where.gguf_file is None else safe | {"gguf_file": where.gguf_file}
+
+
+def _tokenizer(name: str, where: Place) -> PreTrainedTokenizerBase:
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(where.folder, **_safe(where))
+    except Exception as error:
+        problem = f"{type(error).__name__}: {one_line(str(error), 400)}"
+        raise UsageError(f"the tokenizer of model {name!r} cannot be loaded: {problem}") from error
+
+
 def _read_folder(
     name: str, where: Place, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -133,15 +185,7 @@ def _read_folder(
     adapter that lies beside them. UsageError also where weights are missing, which Transformers
     would make up at random, or have no place in the model, which it would drop, and where they stay
     quantised: the modules then compute with other matrices than those that are read."""
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if where.gguf_file is not None:
-        safe["gguf_file"] = where.gguf_file
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where.folder, **safe)
-    except Exception as error:
-        problem = f"{type(error).__name__}: {one_line(str(error), 400)}"
-        raise UsageError(f"the tokenizer of model {name!r} cannot be loaded: {problem}") from error
+    tokenizer = _tokenizer(name, where)
     try:
         with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -151,11 +195,12 @@ def _read_folder(
                 attn_implementation="eager",
                 output_loading_info=True,
                 adapter_kwargs={"subfolder": "no adapter"},  # it looks for one there, in vain
-                **safe,
+                **_safe(where),
             )
     except Exception as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"model {name!r} cannot be loaded: {problem}") from error
+    _check_causal(name, model)
     absent = sorted(loading["missing_keys"]) + sorted(str(k) for k in loading["mismatched_keys"])
     if absent:
         problem = f"its files lack {len(absent)} weights that its configuration asks for"
