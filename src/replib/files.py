@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -127,6 +128,11 @@ class _Loader(yaml.SafeLoader):
         text = super().construct_scalar(node)
         if found := find_control(text, "\n\t"):
             problem = f"{found!r} cannot stand in a text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        two_ways = {"int": "[-+]?0[0-9]|.*[:_]", "float": ".*[:_]"}.get(node.tag.rpartition(":")[2])
+        if two_ways and re.match(two_ways, text):
+            mend = "write digits alone, without zeros before them"
+            problem = f"{text} is not one number everywhere (in YAML: base 8, base 60); {mend}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return text
 

@@ -37,6 +37,8 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
+from tokenizers.processors import TemplateProcessing
 from trust import HERE, ROOT, show, write_table
 
 from bookkit import cli, records
@@ -58,7 +60,7 @@ from replib.claims.tables import verdict_table
 from replib.errors import UsageError
 from replib.files import read_yaml
 from replib.interventions import head_edits
-from replib.interventions.generation import continuations
+from replib.interventions.generation import continuations, text_loss
 from replib.interventions.network import Network
 from replib.models.bridge import bridge_for
 from replib.models.device import find_dtype
@@ -67,6 +69,7 @@ from replib.models.sources import EMBEDDED, KNOWN, Place
 from replib.models.tiny import tiny_parts
 from replib.prompts import files as prompts
 from replib.prompts.ioi import ioi_pairs
+from replib.prompts.tokens import check_text
 from replib.prompts.vocabulary import word_tokenizer
 
 SECONDS = 20  # a case that takes longer hangs
@@ -731,6 +734,48 @@ def read_number_type(case: tuple[str, float, str], folder: Path) -> None:
     continuations(model, ["When Mary and John went"], 2)
 
 
+_ROLES = {"[END]": "eos_token", "[PAD]": "pad_token", "[BEGIN]": "bos_token"}
+tokenizers = st.tuples(
+    st.lists(some(["<eos>", "<unk>", "the"]), max_size=2),  # in front of every text
+    st.lists(some(["<eos>", "<pad>", "the"]), max_size=2),  # behind it
+    st.dictionaries(some(list(_ROLES)), some([True, False]), max_size=2),  # new: with a row?
+    some([None, normalizers.Lowercase(), normalizers.NFC(), normalizers.Strip()]),
+    mostly(some(["When Mary and John went", "<eos>When Mary", "Then<pad>", "x [PAD] y"]), texts),
+)
+
+
+def read_tokenizer(case: tuple, folder: Path) -> None:
+    """Texts are read whole, by ids with a row, and continued where they end; without habits as the
+    tokenizer had them."""
+    front, behind, new, normalizer, text = case
+    network, tokenizer = tiny_parts("gpt2", 0)
+    known = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*front, *behind}]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*front, "$A", *behind], special_tokens=known
+    )
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    for token, has_row in new.items():
+        tokenizer.add_special_tokens({_ROLES[token]: token})
+        if has_row:
+            network.resize_token_embeddings(len(tokenizer))
+    model = bridge_for(network, tokenizer, "mine", Place("this machine"))
+    start = tokenizer("").input_ids
+    pairs = ioi_pairs(tokenizer, 2, 0)
+    sound = ioi_pairs(word_tokenizer(), 2, 0)
+    for row, n, plain_row, m in zip(
+        pairs.clean, pairs.length, sound.clean, sound.length, strict=True
+    ):
+        assert row[:n].tolist() == [*start, *plain_row[:m].tolist()], "the text is not as it was"
+    assert model(pairs.clean).isfinite().all()
+    assert text_loss(model, sound.text[0]).isfinite().all()
+    continuations(model, pairs.text, 2)
+    check_text(tokenizer, "row 1: clean", text)
+    assert all(
+        t < network.get_input_embeddings().weight.shape[0] for t in tokenizer(text).input_ids
+    )
+
+
 _CELL = cells.reported(ROOT, "copy", "rope")[0]
 _ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
@@ -764,6 +809,7 @@ TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "folders with a model": (st.deferred(model_files), read_model_folder),
     "weights": (st.tuples(weights, shapes, st.booleans(), _DTYPES), read_weights),
     "number types": (number_types, read_number_type),
+    "tokenizers": (tokenizers, read_tokenizer),
     "cards of stored trainings": (cards, read_card),
 }
 COLUMNS = ("input", "cases", "accepted", "refused in one line", "other")

@@ -1,6 +1,7 @@
 """A Hugging Face model as a TransformerLens bridge, and what is known of it for the record."""
 
 import hashlib
+import sys
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from replib.errors import UsageError, first_line
 from replib.models.finite import check_weights, try_pass, watch_logits
 from replib.models.sources import Place, folder_hash
+from replib.prompts.tokens import Limits, made_ready
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def bridge_for(
 
     UsageError for a model that cannot be wrapped, has weights that are not finite, or cannot read a
     short text; from then on also for any forward pass whose logits are not finite, and for texts
-    longer than what its rotary positions were made for, where these then change with each text.
+    longer than what its positions were made for.
     """
     sha256 = where.sha256 or (where.folder and folder_hash(where.folder)) or _weights_sha256(model)
     model.eval()
@@ -77,10 +79,15 @@ def bridge_for(
         bridge = build_bridge_from_module(
             model, type(model).__name__, hf_config=model.config, model_name=name
         )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        rows = model.get_input_embeddings().weight.shape[0]
+        n_ctx = min(filter(None, (context_length(model.config), n_fixed)), default=None)
+        said = made_ready(tokenizer, Limits(rows, n_ctx))
+        if n_fixed is None:
+            _watch_length(model, name, n_ctx)
         tokenizer.padding_side = "right"
         begins_and_ends = detect_tokenizer_bos_eos(tokenizer)
+    except UsageError as error:
+        raise UsageError(f"model {name!r}: {error}") from None
     except Exception as error:
         problem = f"TransformerLens cannot wrap it: {first_line(error)}"
         raise UsageError(f"model {name!r}: {problem}") from error
@@ -88,7 +95,7 @@ def bridge_for(
     cfg = bridge.cfg
     cfg.tokenizer_prepends_bos, cfg.tokenizer_appends_eos = begins_and_ends
     cfg.default_prepend_bos = cfg.tokenizer_prepends_bos
-    cfg.n_ctx = min(cfg.n_ctx, n_fixed or cfg.n_ctx)
+    cfg.n_ctx = n_ctx or sys.maxsize  # nothing limits a state-space model
     bridge.eval()
     unembed = bridge.unembed.original_component
     if model.dtype == torch.float64 and "bias" in unembed._buffers:
@@ -97,7 +104,6 @@ def bridge_for(
         unembed.bias = None
     for part in (model, bridge):
         part.requires_grad_(False)
-    rows = model.get_input_embeddings().weight.shape[0]
     ids = [i for i in tokenizer(_PROBE).input_ids if i < rows] or [0]
     try_pass(model, bridge.blocks, ids[: cfg.n_ctx], name)
     _INFO[bridge] = ModelInfo(
@@ -109,7 +115,7 @@ def bridge_for(
         dtype=str(model.dtype).removeprefix("torch."),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
-        note=where.note,
+        note=" ".join(filter(None, (where.note, said))),
     )
     return bridge
 
@@ -139,6 +145,35 @@ def _watch_rotary(model: PreTrainedModel, name: str) -> int | None:
         if hasattr(module, "rope_type"):
             module.register_forward_pre_hook(check, with_kwargs=True)
     return most
+
+
+def _watch_length(model: PreTrainedModel, name: str, n_ctx: int | None) -> None:
+    """From now on, texts are refused that are longer than what a model's positions were made for:
+    some models fail beyond it, others go on and say nothing of use."""
+
+    def check(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        places, ids = kwargs.get("position_ids"), args[0] if args else kwargs.get("input_ids")
+        n = ids.shape[-1] if places is None and ids is not None else 0
+        n = n if places is None else int(places.max()) + 1
+        if n > n_ctx:
+            raise UsageError(
+                f"model {name!r}: {n} tokens at once, and it reads {n_ctx}; choose shorter texts"
+            )
+
+    if n_ctx is not None:
+        model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads at once: what its positions were made for, stretched where its
+    configuration stretches them. None for models without positions, such as state-space models."""
+    config = config.get_text_config()
+    n_ctx = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if n_ctx and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+        made_for = rope.get("original_max_position_embeddings") or n_ctx
+        n_ctx = max(n_ctx, int(made_for * rope.get("factor", 1)))
+    return n_ctx
 
 
 def _weights_sha256(model: PreTrainedModel) -> str:
