@@ -197,6 +197,7 @@ def test_papers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"settings": {"n_prompts": "-4"}}, "n_prompts is -4; give a whole number, 1 or more"),
         ({"settings": {"n_promts": "3"}}, "no parameter 'n_promts'; did you mean 'n_prompts'"),
         ({"settings": {"model_name": "x"}}, "parameter model_name is set by --model"),
         ({"settings": {"seed": "-1"}}, "parameter seed is -1; give a whole number, 0 or more"),

@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from replib.errors import UsageError
 from replib.interventions.generation import continuations, text_loss
-from replib.interventions.head_edits import read
+from replib.interventions.head_edits import HeadEdit, read
 from replib.interventions.network import Network
+from replib.interventions.path_patching import path_patch
 from replib.models.bridge import bridge_for, model_info
 from replib.models.load import load_bare, load_model, prepare_model
-from replib.models.sources import Place
+from replib.models.sources import Place, absolute_model
 from replib.models.tiny import tiny_model, tiny_parts
 from replib.prompts.ioi import ioi_pairs
 from replib.prompts.vocabulary import word_tokenizer
@@ -285,3 +286,71 @@ def test_what_a_gguf_file_says_and_nobody_reads_is_named(tmp_path, monkeypatch):
     refused(lambda: load_model(path), "llama.rope.scaling.factor = 8", "GGUF")
     path = with_more(lambda w: w.add_tensor("rope_freqs.weight", torch.ones(4).numpy()))
     refused(lambda: load_model(path), "rope_freqs.weight", "GGUF")
+
+
+# ---- files that are not there, or not what they seem
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(file, llama):
+    (llama / file).write_text(POINTER)
+    refused(lambda: prepare_model(str(llama)), file, "Git LFS pointer", "git lfs pull")
+
+
+@pytest.mark.parametrize(("part", "words"), [("tokenizer*", "no tokenizer"), ("config*", "config")])
+def test_a_missing_part_is_named_before_the_run(part, words, llama):
+    for path in llama.glob(part):
+        path.unlink()
+    refused(lambda: prepare_model(str(llama)), words)
+
+
+def test_a_model_s_folder_goes_by_its_bare_name(llama, monkeypatch):
+    monkeypatch.chdir(llama.parent)
+    (llama.parent / "notes").mkdir()
+    assert absolute_model("llama") == str(llama.resolve())
+    assert absolute_model("notes") == "notes"  # no model in it: a hub's id
+
+
+# ---- architectures beyond those of the chapters
+
+HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FURTHER = HEADS | {"vocab_size": len(TOKENIZER), "intermediate_size": 64}
+EXPERTS = FURTHER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+OTHERS = {
+    "olmo": transformers.OlmoConfig(**FURTHER),
+    "qwen3-moe": transformers.Qwen3MoeConfig(**EXPERTS, num_key_value_heads=2, head_dim=8),
+    "bloom": transformers.BloomConfig(
+        vocab_size=len(TOKENIZER), hidden_size=32, n_layer=2, n_head=4
+    ),
+    "gpt-1": transformers.OpenAIGPTConfig(
+        vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4
+    ),
+    "olmo2": transformers.Olmo2Config(**FURTHER),
+    "granite-moe": transformers.GraniteMoeConfig(**FURTHER, num_local_experts=4),
+    "falcon": transformers.FalconConfig(**HEADS, vocab_size=len(TOKENIZER)),
+    "gpt-j": transformers.GPTJConfig(
+        vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4, rotary_dim=4
+    ),
+    "cohere": transformers.CohereConfig(**FURTHER),
+}
+FAST = ("olmo", "qwen3-moe")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in OTHERS]
+)
+def test_other_architectures_run_or_are_refused(kind, tmp_path):
+    """Either every step of an edit is possible, or a UsageError says what is missing."""
+    folder = save(tmp_path / kind, OTHERS[kind])
+    try:
+        net = Network(load_model(str(folder)))
+    except UsageError as error:
+        assert kind != "olmo" and "\n" not in str(error) and "Error" not in str(error)
+        return
+    assert kind != "qwen3-moe"
+    pairs = ioi_pairs(net.model.tokenizer, 4, 0)
+    assert path_patch(net, pairs, "logits").logit_diff.isfinite().all()
+    assert read(net, pairs, [HeadEdit()], capture=True).attribution.isfinite().all()

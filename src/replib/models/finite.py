@@ -58,8 +58,8 @@ def try_pass(
     watched, are not finite, it names the first of the `blocks` that has such an output."""
     bad: list[int] = []
 
-    def look(block: torch.nn.Module, args: tuple, out: Tensor | tuple) -> None:
-        if not is_finite(out[0] if isinstance(out, tuple) else out):
+    def look(block: torch.nn.Module, args: tuple, out: Tensor | tuple | list) -> None:
+        if not is_finite(out[0] if isinstance(out, (tuple, list)) else out):  # a list: GPT-1
             bad.append(places[block])
 
     places = {block: i for i, block in enumerate(blocks)}
