@@ -311,9 +311,11 @@ def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place:
     if ended.returncode == 0:
         return finished(ended)
     if not word:
-        # After the last cell Python may be closing, when a signal ends it without its handler.
-        codes = (ENDS[sign], -sign) if "cell 7 of 7" in ended.stderr else (ENDS[sign],)
-        is_expected = ended.returncode in codes and "Traceback" not in ended.stderr
+        # While Python closes, a signal ends it without our handler; the new result is there then.
+        is_closing = sign != KILL and ended.returncode == -sign and not lines(ended.stderr)
+        if is_closing and place.snapshot() != place.before:
+            return FINISHED
+        is_expected = ended.returncode == ENDS[sign] and "Traceback" not in ended.stderr
         assert is_expected, f"ended with {ended.returncode}: {ended.stderr[-300:]!r}"
         return SILENT if sign == KILL else TOLD
     if word == KERNEL:
