@@ -213,9 +213,10 @@ def test_the_book_can_be_built_whatever_was_run(tmp_path, kind) -> None:
     """With warnings as errors, and the gate."""
     runs = RUNS[kind](tmp_path / "runs")
     stage_book(ROOT, runs, tmp_path / "build/book")
-    line = ["-m", "jupyter_book", "build", "build/book", "--path-output", ".", *["-W", "-n", "-q"]]
+    line = [Path(sys.executable).with_name("jupyter-book"), "build", "build/book", "--path-output"]
+    line += [".", "-W", "-n", "--keep-going", "-q"]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    built = subprocess.run([sys.executable, *line, "--keep-going"], cwd=tmp_path, **both)
+    built = subprocess.run(line, cwd=tmp_path, **both)
     assert built.returncode == 0, built.stdout
     html, book = tmp_path / "_build/html", tmp_path / "build/book"
     assert faults(html, runs, book, certified=ROOT / "results") == []
