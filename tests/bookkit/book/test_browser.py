@@ -18,7 +18,6 @@ import pytest
 from pypdf import PdfReader
 from small_book import CHROMIUM, EXPECTED, PAPER, ROOT
 
-from bookkit.book import pdf
 from bookkit.book.html_policy import pages_of
 from bookkit.book.pdf import chromium
 from replib.figures import slider
@@ -272,21 +271,3 @@ def test_the_own_book_hides_solutions_and_prints_a_hand_out_on_one_sheet(reader:
     assert page.locator(".handout").count() == 1
     sheet = page.pdf(format="A4", prefer_css_page_size=True)
     assert len(PdfReader(BytesIO(sheet)).pages) == 1
-
-
-@pytest.mark.slow
-def test_pages_become_one_pdf(built: Path, tmp_path: Path) -> None:
-    html, pages = built / "_build/html", [f"chapters/{PAPER}/index", f"chapters/{EXPECTED[0]}"]
-    files = pdf.write(html, [*pages, "scorecard"], tmp_path / "pdf")
-    assert [file.name for file in files] == ["book.pdf", f"{PAPER}.pdf"]
-    chapter = PdfReader(files[1])
-    text = "".join(page.extract_text() for page in chapter.pages)
-    for folded in ("Peak memory", "ratio: "):
-        assert folded in text
-    assert "Hide the parameters" not in text
-    titles = [part["/Title"] for part in chapter.outline if not isinstance(part, list)]
-    assert titles[1].endswith("(model-a)")
-    assert b"file:" not in files[0].read_bytes()
-    links = [a.get_object() for page in chapter.pages for a in page.get("/Annots", ())]
-    first = next(link for link in links if "/Dest" in link)
-    assert first["/Dest"][0].get_object()["/Type"] == "/Page"

@@ -10,7 +10,8 @@ import yaml
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 from pybtex.database import parse_string
-from small_book import PAPER, stage
+from pypdf import PdfReader
+from small_book import CHROMIUM, EXPECTED, PAPER, stage
 
 from bookkit.book import citations, crate, html_policy, pdf
 from bookkit.book.html import as_myst, duration, raw_html, show_value
@@ -149,3 +150,22 @@ def test_without_chromium_a_line_says_so(monkeypatch, capsys, tmp_path: Path) ->
     monkeypatch.setattr(pdf, "find_chromium", lambda: None)
     pdf.write_all(tmp_path, tmp_path, tmp_path)
     assert capsys.readouterr().err == "pdf: left out, there is no Chromium on this machine\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_pages_become_one_pdf(built: Path, tmp_path: Path) -> None:
+    html, pages = built / "_build/html", [f"chapters/{PAPER}/index", f"chapters/{EXPECTED[0]}"]
+    files = pdf.write(html, [*pages, "scorecard"], tmp_path / "pdf")
+    assert [file.name for file in files] == ["book.pdf", f"{PAPER}.pdf"]
+    chapter = PdfReader(files[1])
+    text = "".join(page.extract_text() for page in chapter.pages)
+    for folded in ("Peak memory", "ratio: "):
+        assert folded in text
+    assert "Hide the parameters" not in text
+    titles = [part["/Title"] for part in chapter.outline if not isinstance(part, list)]
+    assert titles[1].endswith("(model-a)")
+    assert b"file:" not in files[0].read_bytes()
+    links = [a.get_object() for page in chapter.pages for a in page.get("/Annots", ())]
+    first = next(link for link in links if "/Dest" in link)
+    assert first["/Dest"][0].get_object()["/Type"] == "/Page"
