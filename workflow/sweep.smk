@@ -16,9 +16,14 @@ from snakemake.exceptions import WorkflowError
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
+
+envvars:  # not --config, which is read as YAML
+    "REPLIB_SWEEP",
+
+
 ROOT = find_root()
 try:
-    SWEEP = sweep.read_sweep(ROOT, config["sweep"])
+    SWEEP = sweep.read_sweep(ROOT, os.environ["REPLIB_SWEEP"])
 except UsageError as error:
     raise WorkflowError(str(error)) from None
 OUT = (sweep.FOLDER / SWEEP.name).as_posix()
@@ -68,6 +73,7 @@ rule run:
         ),
         lock=LOCK,
         weights=lambda wildcards: WEIGHTS[job_of(wildcards).run.model],
+        files=lambda wildcards: sweep.own_files(job_of(wildcards).run),
     threads: SWEEP.threads
     resources:
         gpu=1 if SWEEP.device in ("cuda", "mps") else 0,

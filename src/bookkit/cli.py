@@ -229,12 +229,12 @@ def sweep(
     """
     root = find_root()
     planned = read_sweep(root, file)
-    line = command(root, Path(file), planned, profile, jobs, passed_on)
+    line = command(root, planned, profile, jobs, passed_on)
     _say(f"sweep {planned.name}: {len(planned.jobs)} jobs; results in {planned.folder}")
     for name, reason in planned.left_out.items():
         _say(f"{name} is left out: {reason}")
     if dry_run:
-        waiting = to_run(root, line)
+        waiting = to_run(root, planned, line)
         for name, reason in waiting.items():
             done = f"build/sweeps/{planned.name}/stamps/{name}.ok"
             print(f"{name}: {'not done yet' if done in reason else one_line(reason, 300)}")

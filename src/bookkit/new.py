@@ -4,11 +4,13 @@ They are copies of `templates/chapter/`, which measures one thing for real (does
 the right name?) with an interval, a gate and a null: every part that a chapter needs is there once.
 """
 
+import json
 import re
 from pathlib import Path
 
+from bookkit.book.html import as_myst
 from bookkit.project import chapter_folder, list_chapters
-from replib.errors import UsageError
+from replib.errors import UsageError, find_control
 from replib.files import read_text, read_yaml
 
 TEMPLATES = Path(__file__).with_name("templates") / "chapter"
@@ -24,9 +26,11 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
         raise UsageError(f"paper {slug} is there already")
     if not re.fullmatch(r"[0-9]{4}\.[0-9]{4,5}", arxiv):
         raise UsageError(f"arXiv number {arxiv!r} is not like 2310.08744")
-    sound = re.fullmatch(r"[^\"\\{}`:#]{3,200}", title) and title.isprintable()
-    if not sound or title != title.strip() or "[MEM]" in title:  # which marks unverified numbers
-        raise UsageError(f'title {title!r}: give 3 to 200 characters without " \\ {{ }} ` : #')
+    title = " ".join(title.split())
+    is_sound = 3 <= len(title) <= 200 and title.isprintable() and not find_control(title)
+    if not is_sound or any(sign in title for sign in ("[MEM]", "[[", "{", "}", "\\")):
+        problem = "give 3 to 200 characters, without \\ { } [[ and [MEM], which marks numbers"
+        raise UsageError(f"title {title!r}: {problem}")
     contents = enter(root / "_toc.yml", slug)
     folder = chapter_folder(root, slug)
     places = {
@@ -40,7 +44,11 @@ def new_paper(root: Path, slug: str, title: str, arxiv: str) -> list[Path]:
         raise UsageError(f"{taken[0]} is there already")
     for name, path in places.items():
         text = (TEMPLATES / name).read_text(encoding="utf-8")
-        for mark, value in (("[[slug]]", slug), ("[[arxiv]]", arxiv), ("[[title]]", title)):
+        # Marks that would do something on a page are escaped, commas and the like are not.
+        shown = re.sub(r"""\\([-,.:;?'"()/+=%])""", r"\1", as_myst(title))
+        said = shown if name == "chapter.ipynb" else title
+        said = json.dumps(said, ensure_ascii=False)[1:-1]  # in JSON and YAML, in quotation marks
+        for mark, value in (("[[slug]]", slug), ("[[arxiv]]", arxiv), ("[[title]]", said)):
             text = text.replace(mark, value)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from replib.chapters.stored import NotStored
 from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, Words, fit
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
-from replib.hashes import library_files
+from replib.hashes import file_hash, library_files
 from replib.models.sources import SOURCES
 
 FOLDER = Path("build/sweeps")
@@ -76,6 +77,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
+    path: Path  # its file
     name: str
     folder: Path
     profile: str  # of the runs
@@ -122,7 +124,8 @@ def read_sweep(root: Path, path: str | Path) -> Sweep:
     if not jobs:
         raise UsageError(f"{where}: no job can be planned: {next(iter(left_out.values()))}")
     memory = round(1000 * content.memory_gb)
-    return Sweep(content.name, folder, profile, device, content.threads, memory, jobs, left_out)
+    about = content.name, folder, profile, device, content.threads, memory
+    return Sweep(Path(path).absolute(), *about, jobs, left_out)
 
 
 def _slug(settings: Mapping[str, str]) -> str:
@@ -141,7 +144,7 @@ def refusals(sweep: Sweep) -> dict[str, str]:
 
 
 def command(
-    root: Path, path: Path, sweep: Sweep, profile: str, n_jobs: int | None, extra: Sequence[str]
+    root: Path, sweep: Sweep, profile: str, n_jobs: int | None, extra: Sequence[str]
 ) -> list[str]:
     """Snakemake's command line for a sweep; UsageError for a profile that is neither one of
     PROFILES nor a folder with config.yaml."""
@@ -158,7 +161,6 @@ def command(
         )
     words = [sys.executable, "-m", "snakemake", "--snakefile", f"{root}/workflow/sweep.smk"]
     words += ["--directory", str(root), "--profile", str(chosen)]
-    words += ["--config", f"sweep={path.absolute()}"]
     if n_jobs is not None:
         words += ["--jobs", str(n_jobs)]
         if profile == "local":
@@ -175,17 +177,17 @@ def run_sweep(root: Path, sweep: Sweep, words: Sequence[str]) -> int:
         with FileLock(sweep.folder / ".lock", timeout=0):
             # Our lock ends with us, unlike Snakemake's, which a killed process leaves behind.
             words = [*words, "--nolock", "--quiet", "rules", "host"]
-            return subprocess.run(words, cwd=root, check=False).returncode
+            return subprocess.run(words, cwd=root, check=False, env=_environment(sweep)).returncode
     except Timeout:
         raise UsageError(f"sweep {sweep.name} is running already") from None
 
 
-def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
+def to_run(root: Path, sweep: Sweep, words: Sequence[str]) -> dict[str, str]:
     """The jobs that would run, by name, each with the reason; nothing is run. UsageError with
     Snakemake's last line when it cannot plan."""
     words = [*words, "--dry-run", "--nolock", "--quiet", "host"]
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.run(words, cwd=root, check=False, text=True, **both)
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": _environment(sweep)}
+    process = subprocess.run(words, cwd=root, check=False, text=True, **more)
     if process.returncode != 0:
         raise UsageError(f"the sweep cannot be planned: {process.stdout.strip().splitlines()[-1]}")
     found = {}
@@ -197,7 +199,28 @@ def to_run(root: Path, words: Sequence[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def _environment(sweep: Sweep) -> dict[str, str]:
+    """For Snakemake: which file. Not by --config, whose values are read as YAML."""
+    return {**os.environ, "REPLIB_SWEEP": str(sweep.path)}
+
+
 # --- the jobs of a workflow -----------------------------------------------------------------------
+
+
+def asked(name: str) -> list[str]:
+    """The words of the environment variable `name`, parted as a shell does it: a folder with a
+    space in its name stands in quotes."""
+    text = os.environ.get(name, "")
+    try:
+        return shlex.split(text)
+    except ValueError:  # a quotation mark that belongs to a name
+        return text.split()
+
+
+def own_files(run: Run) -> list[list[str]]:
+    """What tells one version of the user's own files from another. They are no input files, in
+    whose names Snakemake reads braces as wildcards."""
+    return [[key, file_hash(path)] for key, path in run.files.items()]
 
 
 def weights(name: str) -> str:
@@ -213,7 +236,7 @@ def weights(name: str) -> str:
 
 
 def inputs(run: Run) -> list[str]:
-    """The files that a run reads: notebook, claims, modules, stored trainings, the user's own."""
+    """The project's files that a run reads: notebook, claims, modules, stored trainings."""
     folder = chapter_folder(run.chapter.root, run.chapter.paper)
     found = [folder / f"{folder.name}.ipynb", folder / "claims.yaml"]
     found += library_files(run.chapter.notebook, *run.chapter.modules(run.model))
@@ -221,7 +244,7 @@ def inputs(run: Run) -> list[str]:
     found += sorted(RUN.glob("*.py"))
     if stored := stored_module(run.chapter.paper):
         found += stored.files(run.chapter.root, run.model)
-    return [str(path) for path in [*found, *run.files.values()]]
+    return [os.path.relpath(path, run.chapter.root) for path in found]
 
 
 def refusal(stamp: Path) -> str:

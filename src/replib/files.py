@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -128,6 +129,11 @@ class _Loader(yaml.SafeLoader):
         if found := find_control(text, "\n\t"):
             problem = f"{found!r} cannot stand in a text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        two_ways = {"int": "[-+]?0[0-9]|.*[:_]", "float": ".*[:_]"}.get(node.tag.rpartition(":")[2])
+        if two_ways and re.match(two_ways, text):
+            mend = "write digits alone, without zeros before them"
+            problem = f"{text} is not one number everywhere (in YAML: base 8, base 60); {mend}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return text
 
 
@@ -213,3 +219,10 @@ def find_root(start: Path | None = None) -> Path:
     raise UsageError(
         f"no notebooks/*/claims.yaml in {start} or above it; run replib inside the project's folder"
     )
+
+
+def refuse_pointer(path: Path, where: str) -> None:
+    """UsageError if the file is what Git LFS leaves where its real content was not fetched."""
+    with path.open("rb") as file:
+        if file.read(42) == b"version https://git-lfs.github.com/spec/v1":
+            raise UsageError(f"{where} is a Git LFS pointer, not the file; run: git lfs pull")

@@ -53,6 +53,14 @@ def pins_hash(requirements: Path) -> str | None:
     return _sha256("\n".join(sorted(filter(None, lines))))
 
 
+def file_hash(path: Path) -> str:
+    """sha256 of a file; of a text, whatever its line ends, which a checkout or an editor may turn
+    into those of Windows."""
+    content = path.read_bytes()
+    text = content if b"\0" in content else content.replace(b"\r\n", b"\n")
+    return hashlib.sha256(text).hexdigest()
+
+
 def library_files(notebook: str, *modules: str) -> list[Path]:
     """The files of this project that hold what a notebook, with these modules, reaches."""
     project = _project()

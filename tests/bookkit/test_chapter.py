@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from bookkit.run.chapter import Chapter, Parameter, find_chapter, read_parameter
 from bookkit.run.execute import execute
 from bookkit.run.plan import changed_since, plan
 from replib.errors import UsageError
-from replib.files import find_root
-from replib.hashes import notebook_hash
-from replib.models.sources import model_slug
+from replib.files import find_root, sha256_file
+from replib.hashes import file_hash, notebook_hash
+from replib.models.sources import absolute_model, model_slug
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # has notebooks/toy, so it is a project to the runner
@@ -195,9 +197,13 @@ def test_papers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"settings": {"n_prompts": "-4"}}, "n_prompts is -4; give a whole number, 1 or more"),
         ({"settings": {"n_promts": "3"}}, "no parameter 'n_promts'; did you mean 'n_prompts'"),
         ({"settings": {"model_name": "x"}}, "parameter model_name is set by --model"),
         ({"settings": {"seed": "-1"}}, "parameter seed is -1; give a whole number, 0 or more"),
+        ({"settings": {"n_prompts": "0"}}, "parameter n_prompts is 0; give a whole number, 1 or"),
+        ({"settings": {"n_prompts": "-3"}}, "parameter n_prompts is -3"),
+        ({"settings": {"prompts_file": "pointer"}}, "prompts_file: pointer is a Git LFS pointer"),
         ({"settings": {"prompts_file": "/no/such"}}, "prompts_file: /no/such: No such file"),
         ({"settings": {"prompts_file": "pipe"}}, "pipe is not a file"),  # it would be waited for
         ({"settings": {"prompts_file": "a\0b"}}, "prompts_file: '\\x00' cannot stand in"),
@@ -218,6 +224,7 @@ def test_what_no_run_could_use(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     Path("file").touch()
+    Path("pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     Path("has-file/toy").mkdir(parents=True)
     Path("has-file/toy/tiny").touch()
     Path("link").symlink_to("nowhere")
@@ -296,3 +303,63 @@ def test_a_record_with_seeds_that_are_none_is_stale(monkeypatch):
     for seeds in (3, [10**300]):
         record["parameters"]["adapter_seeds"] = seeds
         assert "stored trainings" in changed_since(record, chapter)
+
+
+HASHES = """
+from pathlib import Path
+from bookkit.project import list_chapters, stored_module
+from bookkit.run.chapter import find_chapter
+for name in list_chapters(Path.cwd()):
+    print(name, find_chapter(Path.cwd(), name).hashes("tiny", "smoke"))
+    if stored := stored_module(name):
+        print(stored.code_sha256())
+"""
+
+
+def test_no_hash_sees_the_line_ends_of_a_checkout(tmp_path):
+    """So that no certified record is stale where git, or an editor, turned them into Windows's."""
+    named = ("src", "notebooks", "requirements.txt", "CITATION.cff")
+    for path in (path for name in named for path in (ROOT / name, *(ROOT / name).rglob("*"))):
+        is_text = path.suffix in (".py", ".ipynb", ".yaml", ".txt", ".json", ".cff")
+        if path.is_file() and is_text:
+            other = tmp_path / path.relative_to(ROOT)
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    found = []
+    for folder in (ROOT, tmp_path):
+        environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+        line = [sys.executable, "-c", HASHES]
+        found.append(subprocess.check_output(line, cwd=folder, env=environment, text=True))
+    assert found[0] == found[1] and found[0].count("library") > 5
+    rows = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for path, end in zip(rows, (b"\n", b"\r\n"), strict=True):
+        path.write_bytes(b"a,b" + end)
+    assert file_hash(rows[0]) == file_hash(rows[1]) == sha256_file(rows[0])
+    (tmp_path / "weights").write_bytes(b"\0\r\n")
+    assert file_hash(tmp_path / "weights") == sha256_file(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("paper", "name", "value"),
+    [
+        ("ioi-circuit-reuse", "dtype", "float23"),
+        ("method-nulls", "n_simulated", "0"),
+        ("copying-mamba", "live_steps", "-1"),
+        ("copying-mamba", "text_lengths", "25,0"),
+        ("copying-mamba", "live_seeds", ""),
+        ("context-knob", "adapter_seeds", "1,-1"),
+    ],
+)
+def test_a_value_that_no_chapter_can_use(paper, name, value, tmp_path):
+    chapter = find_chapter(find_root(Path(__file__).parents[2]), paper)
+    with pytest.raises(UsageError, match=f"parameter {name} is "):
+        plan(chapter, "tiny", "smoke", {name: value}, out=tmp_path)
+
+
+def test_a_folder_with_a_model_is_taken_by_its_plain_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, file in {"mine": "model.safetensors", "runs": "notes.txt", "tiny": "a.gguf"}.items():
+        Path(name).mkdir()
+        Path(name, file).touch()
+    taken = [absolute_model(name) for name in ("mine", "runs", "tiny")]
+    assert taken == [str(tmp_path / "mine"), "runs", "tiny"]

@@ -1,11 +1,14 @@
 """A new paper's files: they run, make a page that the gate passes, and overwrite nothing."""
 
+import json
 import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
+from markdown_it import MarkdownIt
 from small_book import ROOT, build, gate, stage
 
 from bookkit.cli import main
@@ -73,10 +76,11 @@ def test_a_new_chapter_runs_in_our_style_and_its_page_passes_the_gate(project):
     [
         ({"slug": "../up"}, "cannot name a paper"),
         ({"slug": "taken"}, "is there already"),
-        ({"title": 'A "title"'}, "title"),
-        ({"title": " A title"}, "title"),
+        ({"title": "A \\title"}, "title"),
+        ({"title": "A {{title}}"}, "title"),
+        ({"title": " \n a "}, "title"),
         ({"title": "A title [MEM]"}, "title"),
-        ({"title": "A \u2028 title"}, "title"),
+        ({"title": "A \u202e title"}, "title"),
         ({"arxiv": "https://arxiv.org"}, "is not like"),
         ({"arxiv": "٢٣١٠.٠٨٧٤٤"}, "is not like"),
         ({"toc": TOC.replace("parts:", "parts: [")}, "table of contents .*_toc.yml, line"),
@@ -95,10 +99,20 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(project, given, message):
 
 def test_a_title_is_a_text_whatever_yaml_would_read(project):
     titles = {"null": "null", "123": "3.14", "true": "[Draft] & *more*", "a": "- it's !all, 'ours'"}
+    titles |= {"b": 'Look-up: "how" `why`?', "c": "C#: # 1", "d": " two\n lines"}
+    seen = set()
     for slug, title in titles.items():
         new_paper(project, slug, title, ARXIV)
-        claims = find_chapter(project, slug).claims
+        chapter = find_chapter(project, slug)
+        claims, title = chapter.claims, " ".join(title.split())
         assert (claims.paper, claims.title, claims.arxiv) == (slug, title, ARXIV)
+        cells = json.loads(chapter.notebook)["cells"]
+        heading = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+        page = BeautifulSoup(MarkdownIt().render(f"# {heading}"), "html.parser")
+        assert page.text.strip() == title and not page.h1.find()  # nothing but text
+        ids = {cell["id"] for cell in cells}
+        assert len(ids) == len(cells) and not ids & seen
+        seen |= ids
 
 
 def test_the_command_says_what_it_wrote_and_what_to_do_next(project, monkeypatch, capsys):

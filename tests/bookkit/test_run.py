@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -52,6 +53,48 @@ def good(tmp_path_factory):
     failed.mkdir(parents=True)
     (failed / "notebook.ipynb").write_text("an earlier failure")
     return run(out)
+
+
+HOME = {
+    ".ipython/profile_default/startup/00.py": "import matplotlib; matplotlib.use('svg'); seed = 5",
+    ".ipython/profile_default/ipython_kernel_config.py": "c.IPKernelApp.exec_lines = ['seed = 6']",
+    ".ipython/profile_default/ipython_config.py": "c.InteractiveShell.autocall = 'x'",
+    ".config/matplotlib/matplotlibrc": "text.usetex: True",
+    ".local/share/jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x"}',
+    "start.py": "import matplotlib; matplotlib.use('pdf')",
+}
+DRAW = "import matplotlib.pyplot as plt\nassert 'seed' in dir()\nplt.plot([1]);"
+
+
+def drawing(code, out):
+    """A run whose cell before the last but one has a figure, and runs `code`."""
+    content = json.loads(CHAPTER.notebook)
+    (cell,) = [cell for cell in content["cells"] if cell.get("id") == "later"]
+    cell |= {"source": code, "metadata": {"mystnb": {"figure": {"name": "fig-one"}}}}
+    return replace(planned(out), chapter=replace(CHAPTER, notebook=json.dumps(content)))
+
+
+def test_what_the_user_set_up_for_other_kernels_stays_outside(tmp_path, monkeypatch):
+    """And the record says which kernel it was."""
+    for name, text in HOME.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "start.py"))
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / ".config/matplotlib/matplotlibrc"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / ".local/share/jupyter"))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    for name in ("IPYTHONDIR", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    see = "assert [plt.rcParams['text.usetex'], seed] == [False, 0], seed\n"
+    folder = execute(drawing(DRAW.replace("plt.plot", f"{see}plt.plot"), tmp_path / "runs"))
+    version = read_record(folder / "record.json")["versions"]["kernel"]
+    assert re.fullmatch(r"python[0-9.]* 3\.[0-9.]+, ipykernel [0-9.]+", version)
+
+
+def test_a_figure_that_was_not_drawn_ends_the_run(tmp_path):
+    with pytest.raises(RunFailed, match=r"cell \[\d+\] drew no figure; was matplotlib's backend"):
+        execute(drawing(f"import matplotlib\nmatplotlib.use('agg')\n{DRAW}", tmp_path))
 
 
 # --- finished runs --------------------------------------------------------------------------------

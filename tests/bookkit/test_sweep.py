@@ -79,12 +79,12 @@ def prepended(project, text, place="claims.measure("):
     return edited(project / NOTEBOOK, json.dumps(f"{text}\n{place}")[1:-1], place)
 
 
-def start(project, *arguments):
+def start(project, *arguments, **variables):
     """A process in the project, with the project's own packages."""
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=project,
-        env=os.environ | {"PYTHONPATH": str(project / "src")},
+        env=os.environ | {"PYTHONPATH": str(project / "src")} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -155,16 +155,42 @@ def test_a_wrong_file_is_one_line(project, tmp_path, changes, message):
 
 
 def test_a_profile_is_known_or_a_folder(project, tmp_path):
-    path = write(tmp_path)
-    planned = read_sweep(project, path)
+    planned = read_sweep(project, write(tmp_path))
     for name in ("local", "slurm", "kubernetes"):
-        line = command(project, path, planned, name, None, [])
+        line = command(project, planned, name, None, [])
         assert line[line.index("--profile") + 1] == str(project / "workflow/profiles" / name)
     (tmp_path / "config.yaml").write_text("executor: local\n")
-    assert str(tmp_path) in command(project, path, planned, str(tmp_path), 3, [])
+    assert str(tmp_path) in command(project, planned, str(tmp_path), 3, [])
     for name in ("slrm", "~no-such-user/x", "x" * 5000, "a\0b"):
         with pytest.raises(UsageError, match=r"neither a folder with config\.yaml nor one of: loc"):
-            command(project, path, planned, name, None, [])
+            command(project, planned, name, None, [])
+
+
+@pytest.mark.parametrize("name", ["a: b #2 {paper}", '-x it\'s "5%" $HOME\n[1]'])
+def test_a_sweep_s_file_is_the_one_that_was_given_whatever_its_name(project, tmp_path, name):
+    """Two files, of which one's name may read as the other's."""
+    write(tmp_path, name="other", models=["tiny"], seeds=[0], parameters=None)
+    folder = tmp_path / name
+    folder.mkdir()
+    path = write(folder, name="own", models=["tiny"], seeds=[0, 1], parameters=None)
+    own = path.rename(folder / f"sweep.yaml {name}")
+    out = finish(sweep(project, own, "--dry-run"))
+    assert "sweep own: 2 jobs" in out and "2 of 2 jobs would run" in out
+    assert "seed-1/fake-paper/tiny: not done yet" in out
+
+
+@pytest.mark.slow
+def test_a_model_and_a_file_of_prompts_may_have_any_name(project, tmp_path):
+    odd = tmp_path / "{x} a: #b"
+    odd.mkdir()
+    (odd / "{rows}.csv").write_text("a,b\n")
+    settings = {"name": "odd", "seeds": [0], "models": ["tiny"]}
+    with prepended(project, 'rows_file: str = ""', "ratio: float"):
+        path = write(odd, **settings, parameters={"rows_file": str(odd / "{rows}.csv")})
+        assert "all 1 jobs are done" in finish(sweep(project, path))
+        assert "0 of 1 jobs would run" in finish(sweep(project, path, "--dry-run"))
+        (odd / "{rows}.csv").write_text("a,c\n")
+        assert "1 of 1 jobs would run" in finish(sweep(project, path, "--dry-run"))
 
 
 # --- sweeps that run ------------------------------------------------------------------------------
@@ -236,8 +262,7 @@ def test_a_killed_sweep_loses_what_was_running_and_nothing_else(project, tmp_pat
 def make_book(project, *options, models="tiny", code=0):
     """What Snakemake said."""
     line = ["snakemake", "book", "--snakefile", "workflow/Snakefile", "--cores", "all", *options]
-    line += ["--config", "profile=smoke", f"models={models}"]
-    return finish(start(project, *line), code)
+    return finish(start(project, *line, PROFILE="smoke", MODELS=models), code)
 
 
 def would_run(project, models="tiny"):

@@ -83,7 +83,7 @@ if clock:  # libfaketime breaks waiting with a limit, so the clock is changed he
             return cls.fromtimestamp(moved(), tz)
     datetime.datetime = Moved
 source = os.environ.get("FAULT_SOURCE")
-if source and ("bookkit" in words or "ipykernel" in words):
+if source and "bookkit" in words:
     import json
     from replib.models import sources
     sources.SOURCES["toy"] = sources.EmbeddedSource(**json.loads(source))
@@ -252,7 +252,7 @@ def recovers(place: Place) -> None:
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 SLOWLY = "import time; time.sleep(0.25)"
 ENDS = {KILL: -9, TERM: 143, INT: 130}  # how the runner ends
-CHILD = "bookkit.run.child run"
+CHILD, KERNEL = "bookkit.run.child run", "bookkit.run.kernel"
 RAISES = (
     "raise ValueError('on\\npurpose\\n' * 50)",
     "raise KeyboardInterrupt",
@@ -318,7 +318,7 @@ def signalled(word: str, seconds: float, signs: Sequence[signal.Signals], place:
         is_expected = ended.returncode == ENDS[sign] and "Traceback" not in ended.stderr
         assert is_expected, f"ended with {ended.returncode}: {ended.stderr[-300:]!r}"
         return SILENT if sign == KILL else TOLD
-    if word == "ipykernel":
+    if word == KERNEL:
         stopped = nbformat.read(place.out / "toy/tiny.failed/notebook.ipynb", as_version=4)
         assert stopped.metadata.papermill.exception, "the notebook does not say that it failed"
     return told(ended, 1)
@@ -544,7 +544,7 @@ KILLS_ITSELF = ["import os; os.kill(os.getpid(), 9)"]
 ANY_END = (KILL, TERM, signal.SIGSEGV)
 KINDS = (
     Kind("kernel killed by its own cell", partial(in_a_cell, KILLS_ITSELF), 12, (0,)),
-    Kind("kernel killed from outside", partial(signalled, "ipykernel", 2.5, [KILL]), 12),
+    Kind("kernel killed from outside", partial(signalled, KERNEL, 2.5, [KILL]), 12),
     Kind("papermill's process killed", partial(signalled, CHILD, 3.5, ANY_END), 12, (0,)),
     Kind("runner killed (SIGKILL)", partial(signalled, "", 4.5, [KILL]), 15),
     Kind("runner ended (SIGTERM)", partial(signalled, "", 4.5, [TERM]), 8),

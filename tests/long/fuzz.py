@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -31,8 +32,13 @@ from unittest import mock
 
 import hypothesis
 import matplotlib.pyplot
+import peft
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
+from tokenizers.processors import TemplateProcessing
 from trust import HERE, ROOT, show, write_table
 
 from bookkit import cli, records
@@ -53,10 +59,17 @@ from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
 from replib.files import read_yaml
+from replib.interventions import head_edits
+from replib.interventions.generation import continuations, text_loss
+from replib.interventions.network import Network
+from replib.models.bridge import bridge_for
+from replib.models.device import find_dtype
 from replib.models.load import load_model, prepare_model
-from replib.models.sources import EMBEDDED, KNOWN
+from replib.models.sources import EMBEDDED, KNOWN, Place
 from replib.models.tiny import tiny_parts
 from replib.prompts import files as prompts
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.tokens import check_text
 from replib.prompts.vocabulary import word_tokenizer
 
 SECONDS = 20  # a case that takes longer hangs
@@ -158,6 +171,8 @@ def _warm_up() -> None:
     import replib.chapters.context_knob.training
     import replib.chapters.copying_mamba.training  # noqa: F401
 
+    logging.getLogger("replib").setLevel(logging.ERROR)
+    model_folder(), adapter_files()  # written once, in a folder of their own
     matplotlib.get_configdir(), matplotlib.get_cachedir()  # makes the folders
     sys.dont_write_bytecode = True
     sys.addaudithook(_audit)  # for the life of the process
@@ -634,6 +649,133 @@ def read_model_folder(case: tuple[str, bytes], folder: Path) -> None:
     load_model(path)
 
 
+_VALUES = (math.nan, math.inf, -math.inf, 0.0, 1.0, 1e4, 6e4, 1e5, 1e30, -3e38)
+_DTYPES = mostly(some(["float32", "bfloat16", "float16", "float64"]), st.just("auto"))
+_TOKENS = torch.arange(5, 25)[None]
+weights = st.lists(
+    st.tuples(
+        st.integers(0, 10**6),  # which weight
+        some(["one value", "all values", "times", "dropped", "renamed", "cut"]),
+        some(_VALUES),
+    ),
+    max_size=2,
+)
+shapes = st.dictionaries(
+    some(["num_hidden_layers", "tie_word_embeddings", "attention_bias", "mlp_bias"]),
+    some([True, False, 3, 4, 5]),
+    max_size=1,
+)
+
+
+@cache
+def adapter_files() -> dict[str, bytes]:
+    """An adapter of the random model, as peft saves it."""
+    with tempfile.TemporaryDirectory() as name:
+        peft.get_peft_model(
+            tiny_parts("llama", 0)[0],
+            peft.LoraConfig(target_modules=["o_proj", "lm_head"], init_lora_weights=False),
+        ).save_pretrained(name)
+        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+
+
+def read_weights(case: tuple, folder: Path) -> None:
+    """What is loaded says numbers, and what is recomputed from it is what it says itself."""
+    edits, config, is_adapted, dtype = case
+    files = {name: raw for name, raw in model_folder().items() if not name.endswith("index.json")}
+    tensors = safetensors.torch.load(files[_WEIGHTS])
+    for which, edit, value in edits:
+        key = sorted(tensors)[which % len(tensors)]
+        tensor = tensors.pop(key)
+        if edit == "one value":
+            tensor.view(-1)[which % tensor.numel()] = value
+        elif edit == "all values":
+            tensor.fill_(value)
+        elif edit == "times":
+            tensor *= value
+        elif edit == "cut":
+            tensor = tensor[: len(tensor) // 2].clone()
+        if edit != "dropped":
+            tensors[f"{key}.more" if edit == "renamed" else key] = tensor
+    files[_WEIGHTS] = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    files["config.json"] = json.dumps(json.loads(files["config.json"]) | config).encode()
+    for name, content in (files | (adapter_files() if is_adapted else {})).items():
+        put(folder / "mine" / name, content)
+    model = load_model(str(folder / "mine"), dtype=dtype)
+    own = model(_TOKENS)
+    assert own.isfinite().all(), "logits that are no numbers"
+    net = Network(model)
+    pairs = ioi_pairs(model.tokenizer, 2, 0)
+    end = pairs.length - 1
+    logits = model(pairs.clean)[torch.arange(2), end].double()
+    diff = logits.gather(1, pairs.answer[:, None]) - logits.gather(1, pairs.foil[:, None])
+    far = (head_edits.read(net, pairs).logit_diff[0].double() - diff[:, 0]).abs().max()
+    close = 1e-3 if dtype in ("float32", "float64") else 5e-2
+    assert far <= close * (1 + logits.abs().max()), f"recomputed logits are off by {far}"
+
+
+number_types = st.tuples(
+    mostly(some(["float32", "bfloat16", "float16", "float64", "auto"]), texts),
+    some([1.0, 10.0, 1e3, 1e5, 1e20, 1e37]),
+    some(["gpt2", "neox", "llama", "gemma3"]),
+)
+
+
+def read_number_type(case: tuple[str, float, str], folder: Path) -> None:
+    """A model whose weights are grown says numbers in this type, or that it cannot."""
+    dtype, factor, architecture = case
+    kind = find_dtype(dtype, torch.device("cpu"))
+    network, tokenizer = tiny_parts(architecture, 0)
+    with torch.no_grad():
+        network.get_input_embeddings().weight *= factor
+    model = bridge_for(network.to(kind), tokenizer, "grown", Place("this machine"))
+    assert model(_TOKENS).isfinite().all()
+    pairs = ioi_pairs(tokenizer, 2, 0)
+    assert head_edits.read(Network(model), pairs, full_vocabulary=True).logsumexp.isfinite().all()
+    continuations(model, ["When Mary and John went"], 2)
+
+
+_ROLES = {"[END]": "eos_token", "[PAD]": "pad_token", "[BEGIN]": "bos_token"}
+tokenizers = st.tuples(
+    st.lists(some(["<eos>", "<unk>", "the"]), max_size=2),  # in front of every text
+    st.lists(some(["<eos>", "<pad>", "the"]), max_size=2),  # behind it
+    st.dictionaries(some(list(_ROLES)), some([True, False]), max_size=2),  # new: with a row?
+    some([None, normalizers.Lowercase(), normalizers.NFC(), normalizers.Strip()]),
+    mostly(some(["When Mary and John went", "<eos>When Mary", "Then<pad>", "x [PAD] y"]), texts),
+)
+
+
+def read_tokenizer(case: tuple, folder: Path) -> None:
+    """Texts are read whole, by ids with a row, and continued where they end; without habits as the
+    tokenizer had them."""
+    front, behind, new, normalizer, text = case
+    network, tokenizer = tiny_parts("gpt2", 0)
+    known = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*front, *behind}]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*front, "$A", *behind], special_tokens=known
+    )
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    for token, has_row in new.items():
+        tokenizer.add_special_tokens({_ROLES[token]: token})
+        if has_row:
+            network.resize_token_embeddings(len(tokenizer))
+    model = bridge_for(network, tokenizer, "mine", Place("this machine"))
+    start = tokenizer("").input_ids
+    pairs = ioi_pairs(tokenizer, 2, 0)
+    sound = ioi_pairs(word_tokenizer(), 2, 0)
+    for row, n, plain_row, m in zip(
+        pairs.clean, pairs.length, sound.clean, sound.length, strict=True
+    ):
+        assert row[:n].tolist() == [*start, *plain_row[:m].tolist()], "the text is not as it was"
+    assert model(pairs.clean).isfinite().all()
+    assert text_loss(model, sound.text[0]).isfinite().all()
+    continuations(model, pairs.text, 2)
+    check_text(tokenizer, "row 1: clean", text)
+    assert all(
+        t < network.get_input_embeddings().weight.shape[0] for t in tokenizer(text).input_ids
+    )
+
+
 _CELL = cells.reported(ROOT, "copy", "rope")[0]
 _ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
@@ -665,6 +807,9 @@ TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "new chapters": (new_chapters, read_new),
     "command lines": (command_lines(), read_command_line),
     "folders with a model": (st.deferred(model_files), read_model_folder),
+    "weights": (st.tuples(weights, shapes, st.booleans(), _DTYPES), read_weights),
+    "number types": (number_types, read_number_type),
+    "tokenizers": (tokenizers, read_tokenizer),
     "cards of stored trainings": (cards, read_card),
 }
 COLUMNS = ("input", "cases", "accepted", "refused in one line", "other")

@@ -48,6 +48,18 @@ def test_yaml_as_text_and_with_types():
         read_yaml("2001-99-99", "x")
 
 
+@pytest.mark.parametrize("text", ["010", "-007", "1:30", "1_000", "190:20:30.15", "1_0.5"])
+def test_numbers_that_yaml_reads_its_own_way_are_refused(text):
+    with pytest.raises(UsageError, match=f"x, line 1: {text} is not one number everywhere"):
+        read_yaml(f"seeds: [3, {text}]", "x")
+    assert read_yaml(f"id: {text}", "x", texts_only=True) == {"id": text}
+    assert read_yaml(f"id: '{text}'", "x") == {"id": text}
+
+
+def test_numbers_that_are_one_everywhere():
+    assert read_yaml("[0, -0, 10, +3, 0.5, 1.0e-3, 0x10]", "x") == [0, 0, 10, 3, 0.5, 0.001, 16]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

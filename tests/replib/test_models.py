@@ -20,15 +20,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf, write_packages
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    GPTJConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MptConfig,
+    OlmoConfig,
+    Qwen3MoeConfig,
+    RecurrentGemmaConfig,
+)
 
 from replib.errors import UsageError
-from replib.interventions.network import Network
+from replib.interventions.generation import check_cache
+from replib.interventions.network import Network, check_blocks
 from replib.models import hub as hub_module
 from replib.models import sources, threads, unpack
 from replib.models.bridge import _INFO, model_info
 from replib.models.device import find_device, find_dtype
-from replib.models.load import _locate, load_model, prepare_model
+from replib.models.load import _locate, load_model, prepare_model, skeleton
 from replib.models.sources import KNOWN, SOURCES, EmbeddedSource, available_embedded, is_ready
 from replib.models.tiny import ARCHITECTURES, tiny_model, tiny_parts
 from replib.prompts.vocabulary import word_tokenizer
@@ -279,6 +291,74 @@ def test_missing_weights_are_not_made_up(folder):
     refused(folder, "lack 1 weights", gone)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(folder, file):
+    (folder / "pytorch_model.bin").write_text(POINTER)
+    load_model(str(folder))  # nothing reads it
+    (folder / file).write_text(POINTER)
+    refused(folder, f"{file} is a Git LFS pointer", "git lfs pull")
+
+
+def test_a_folder_without_a_tokenizer_says_so(folder):
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "the tokenizer of model", "cannot be loaded")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    refused(folder, "no tokenizer (tokenizer.json")
+    (folder / "config.json").unlink()
+    refused(folder, "no config.json")
+
+
+def saved_as(config, folder):
+    """A random model of this kind and a tokenizer, in a folder."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+LAYERS = {"n_layer": 2, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Qwen3MoeConfig(**SIZE, intermediate_size=32, num_experts=2), "a mixture of experts"),
+        (MptConfig(d_model=16, n_layers=2, n_heads=4), "does not read residual too"),
+        (GPTJConfig(n_embd=16, **LAYERS, rotary_dim=4), "this model's have attn, ln1, mlp"),
+        (RecurrentGemmaConfig(**SIZE, intermediate_size=32), "no attention heads"),
+        (OlmoConfig(**SIZE, intermediate_size=32), None),
+    ],
+)
+def test_an_architecture_is_judged_without_its_weights(tmp_path, config, words):
+    name = f"({type(config).__name__.removesuffix('Config')}ForCausalLM)"
+    model, _ = skeleton(str(saved_as(config, tmp_path / "model")))
+    assert all(part.is_meta for part in model.original_model.parameters())
+    if words is None:
+        return check_blocks(model)
+    with pytest.raises(UsageError) as error:
+        check_blocks(model)
+    assert words in str(error.value) and name in str(error.value)
+
+
+def test_a_model_that_sees_what_comes_after_is_refused(tmp_path):
+    folder = saved_as(BertConfig(**SIZE, intermediate_size=32), tmp_path / "model")
+    refused(folder, "BertLMHeadModel attends to what comes after")
+    with pytest.raises(UsageError, match="attends to what comes after"):
+        skeleton(str(folder))
+
+
+def test_a_model_without_keys_and_values_in_every_layer_cannot_continue(tmp_path):
+    kinds = ["conv", "full_attention"]
+    config = Lfm2Config(**SIZE, num_key_value_heads=2, intermediate_size=32, layer_types=kinds)
+    model, _ = skeleton(str(saved_as(config, tmp_path / "model")))
+    with pytest.raises(UsageError, match=r"Lfm2ForCausalLM.*keeps no keys and values"):
+        check_cache(model.original_model)
+
+
 def test_a_folder_with_a_gguf_file(tmp_path):
     folder = tmp_path / "gguf"
     folder.mkdir()
@@ -437,6 +517,16 @@ def test_a_hub_model_is_pinned_to_its_commit_and_read_offline_afterwards(hub, mo
     offline = load_model("someone/small", revision="main")
     assert model_info(offline) == info
     assert torch.equal(offline(PROMPT), model(PROMPT))
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer*", "config.json"])
+def test_half_of_a_hub_model_in_the_cache_is_named_as_that(hub, monkeypatch, gone):
+    load_model("someone/small", revision="main")
+    for path in Path(huggingface_hub.constants.HF_HUB_CACHE).rglob(f"snapshots/*/{gone}"):
+        path.unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    words = "only in part in the Hugging Face cache", "hf download someone/small"
+    refused("someone/small", *words, revision="main")
 
 
 def test_what_the_hub_does_not_have(hub):

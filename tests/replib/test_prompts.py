@@ -411,6 +411,7 @@ def test_a_readers_prompts(tmp_path, name, mark):
         (SHORT | {"answer": "and"}, "answer 'and' would be joined .* begin it with a space: ' and"),
         (SHORT | {"clean": "Zebra Mary"}, ".*does not know a word of clean 'Zebra Mary'"),
         (SHORT | {"clean": "  "}, "clean must be text"),
+        (SHORT | {"corrupted": "Then<pad>"}, "corrupted ends in '<pad>', which only fills up"),
         (SHORT | {"answer": 3}, "answer must be text, not 3"),
         ({k: v for k, v in SHORT.items() if k != "foil"}, "must have clean, .* not clean, corr"),
         (SHORT | {"note": "x"}, "must have .* not clean, corrupted, answer, foil, note"),
@@ -440,7 +441,9 @@ def test_a_bad_row_is_named(tmp_path, row, reason):
         ("mine.csv", b"clean,corrupted,answer,foil,x\n1,2,3,4,5\n", "columns must be .* foil, x"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c\n", "row 1: foil must be text, not None"),
         ("mine.csv", b"clean,corrupted,answer,foil\na,b,c,d,e\n", "row 1: must have"),
-        ("mine.csv", b'clean,corrupted,answer,foil\n"a"x,b,c,d\n', "not CSV"),
+        ("mine.csv", b'clean,corrupted,answer,foil\n\n"a"x,b,c,d\n', "line 3: not CSV"),
+        ("mine.csv", b'clean,corrupted,answer,foil\n"a,b\nc\nd"x\n', "lines 2 to 4: not CSV"),
+        ("mine.json", json.dumps([SHORT]).encode(), "holds 1 row; give 2 or more"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, name, content, reason):

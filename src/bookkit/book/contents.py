@@ -5,6 +5,7 @@ their whole titles, failed runs between those that finished, and without a metho
 the place of its chapter.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,3 +72,24 @@ def pages_in(toc: Path) -> list[str]:
         return list(parse_toc_yaml(toc))
     except MalformedError as error:
         raise UsageError(f"table of contents {toc}: {error}") from None
+
+
+# [text](target), where the text may go over a line's end.
+_LINK = re.compile(r"\[([^][]*)\]\(([^()#\s]+)\.(?:md|ipynb)(?:#[^()\s]*)?\)")
+_OF_RUNS = re.compile(rf"(chapters|atlas)/.*|{METHOD_EXERCISES}")
+
+
+def unlink(part: Path, pages: Sequence[str]) -> None:
+    """Leave the text alone of every link of a staged book to a page that depends on runs and is not
+    among its `pages`. A link to any other page that is not there stays, and stops the build."""
+    files = (part / f"{page}{suffix}" for page in pages for suffix in (".md", ".ipynb"))
+    for path in filter(Path.is_file, files):
+        up = path.parent.relative_to(part)
+
+        def shown(link: re.Match, up: Path = up) -> str:
+            name = os.path.normpath(up / link[2])
+            return link[1] if _OF_RUNS.fullmatch(name) and name not in pages else link[0]
+
+        text = path.read_text(encoding="utf-8")
+        if (new := _LINK.sub(shown, text)) != text:
+            path.write_text(new, encoding="utf-8")

@@ -93,7 +93,7 @@ def find_runs(
     if expected is None:
         expected = finished(runs)
     if not expected:
-        raise UsageError(f"no finished run in {runs}; make one with: replib run PAPER --model M")
+        raise UsageError(f"no finished run in {runs}; {_instead(runs)}")
     found = []
     for pair in expected:
         if not _NAME.fullmatch(pair):
@@ -113,6 +113,20 @@ def find_runs(
             raise UsageError(f"{path} is of paper {record['paper']}, not {paper}")
         found.append(Run(paper, model, record, sha256_file(path), folder))
     return found
+
+
+def _instead(runs: Path) -> str:
+    """What to give in place of the folder of one run, of one paper or of a sweep."""
+    folder = runs.absolute()
+    if (folder / "record.json").is_file():
+        right = {folder.parents[1]}
+    elif any(folder.glob("*/record.json")):
+        right = {folder.parent}
+    else:
+        right = {path.parents[2] for path in folder.glob("*/*/*/record.json")}
+    if right:
+        return f"give {' or '.join(sorted(map(str, right))[:5])}"
+    return "make one with: replib run PAPER --model M"
 
 
 def find_shown(

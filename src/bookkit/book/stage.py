@@ -50,6 +50,7 @@ def stage(root: Path, runs: Path, out: Path, expected: Sequence[str] | None = No
     for page in pages:
         if not any((part / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")):
             raise UsageError(f"_toc.yml names {page}, which is not in book/")
+    contents.unlink(part, pages)
     crate.write(root, part, pages, stopped)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)

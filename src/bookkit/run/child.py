@@ -4,10 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -82,7 +83,11 @@ def _papermill(job: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None])
     except papermill.PapermillExecutionError as error:
         if error.ename == "UsageError":
             return {"end": "usage", "error": one_line(error.evalue, 1000)}
-        return {"end": "cell", "error": one_line(f"{error.ename}: {error.evalue}", 300)}
+        theirs = any(
+            re.search(r"/(replib|transformer_lens|transformers)/", line) for line in error.traceback
+        )
+        said = one_line(f"{error.ename}: {error.evalue}", 300)
+        return {"end": "cell", "error": said, "in_library": theirs}
     except DeadKernelError:
         return {"end": "dead"}
     except Exception as error:
@@ -145,8 +150,33 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
         kind = found["dtype"], found["device"]
         found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
+    if name not in sources.KNOWN:
+        found["architecture"] = sizing.architecture(folder)
+        _check_architecture(name, revision, question["calls"])
+    if against := parameters.get("against"):  # a second model
+        from replib.models.load import prepare_model
+
+        prepare_model(against)
     _check_files(question["paper"], parameters)
     return found
+
+
+def _check_architecture(name: str, revision: str | None, calls: Sequence[str]) -> None:
+    """Refuse a model without what the notebook needs: what it `calls` needs heads, or a cache."""
+    from replib.interventions.generation import check_cache
+    from replib.interventions.network import check_blocks
+    from replib.models.load import skeleton
+
+    model, _ = skeleton(name, revision=revision)
+    if model is None:
+        return
+    try:
+        if "Network" in calls:
+            check_blocks(model)
+        if "continuations" in calls:
+            check_cache(model.original_model)
+    except UsageError as error:
+        raise UsageError(f"model {name}: {error}") from None
 
 
 def _check_files(paper: str, parameters: Mapping[str, Any]) -> None:

@@ -26,11 +26,12 @@ from typing import Any
 
 from bookkit.project import chapter_folder
 from bookkit.records import bundles, write_record
-from bookkit.run.environment import environment_hash, package_versions
+from bookkit.run.environment import environment_hash, kernel_version, package_versions
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.errors import UsageError, one_line
-from replib.files import put_in_place, sha256_file
+from replib.files import put_in_place
+from replib.hashes import file_hash
 from replib.interventions import budget as batches
 from replib.models.threads import n_threads
 
@@ -76,7 +77,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     chapter = run.chapter
     notebook, source, log = work / "notebook.ipynb", work / "source.ipynb", work / "run.log"
     source.write_text(chapter.notebook, encoding="utf-8")
-    files = {name: sha256_file(path) for name, path in run.files.items()}
+    files = {name: file_hash(path) for name, path in run.files.items()}
     hashes = {
         **chapter.hashes(run.model, run.profile),
         "environment": environment_hash(),
@@ -115,6 +116,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         put_in_place(work, run.failed)
         raise RunFailed(f"{run.name} failed: {failed} (see {_short(run.failed)})") from None
 
+    kernel = kernel_version(json.loads(notebook.read_text(encoding="utf-8")))
     _tidy(notebook, chapter.paper)
     own = run.profile == "paper" and run.model == chapter.claims.model
     scope = "method" if chapter.claims.is_method else "replication" if own else "transfer"
@@ -132,7 +134,7 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "claims": [claim | {"scope": scope} for claim in bundle["claims"]],
         "status": "finished",
         "hashes": hashes | {"weights": bundle["model"]["sha256"]},
-        "versions": package_versions(),
+        "versions": package_versions() | {"kernel": kernel},
         "device": run.parameters["device"],
         "threads": threads,
         "wall_time_s": round(wall, 1),
@@ -156,6 +158,12 @@ def _check_end(run: Run, watched: Watched) -> None:
         raise RunFailed(f"its process ended with {watched.exit_code} {place}")
     if end["end"] == "usage":
         raise UsageError(f"{end['error']} ({place.partition(',')[0]})")
+    if end.get("in_library") and run.architecture:
+        raise UsageError(
+            f"{run.chapter.paper} cannot be run on {run.architecture}, whose parts are not known "
+            f"here: {end['error']} ({place.partition(',')[0]}); known to work: Llama, Mistral, "
+            "Qwen3, Gemma 3, GPT-2, GPT-NeoX"
+        )
     if end["end"] == "dead":
         raise RunFailed(f"the kernel died {place} (out of memory, or killed)")
     if end["end"] != "finished":
@@ -171,6 +179,9 @@ def _bundle(run: Run, notebook: Path) -> dict[str, Any]:
             if output["output_type"] == "error":  # papermill lets SystemExit(0) pass
                 text = one_line(f"{output['ename']}: {output['evalue']}", 300)
                 raise RunFailed(f"{text} in cell [{number}], which ended the notebook early")
+        pictures = [o for o in cell["outputs"] if "image/png" in o.get("data", {})]
+        if "figure" in cell["metadata"].get("mystnb", {}) and not pictures:
+            raise RunFailed(f"cell [{number}] drew no figure; was matplotlib's backend changed?")
     found = bundles(code)
     if len(found) != 1:
         raise RunFailed(

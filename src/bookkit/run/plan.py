@@ -14,6 +14,7 @@ from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
+from replib.files import refuse_pointer
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
 
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
@@ -33,6 +34,7 @@ class Run:
     estimate: sizing.Estimate | None = None  # None: a model made in memory
     speed: float | None = None  # FLOP/s of this machine, measured before the run
     gpu: str | None = None  # the one that is held for it
+    architecture: str | None = None  # one that no chapter has been tried on
 
     @property
     def name(self) -> str:
@@ -70,8 +72,7 @@ def plan(
             raise UsageError(f"parameter {name} is set by {OPTIONS[name]}")
         values[name] = chapter.parameter(name).read(text)
     values |= {"model_name": model, "profile": profile}
-    if values["seed"] < 0:
-        raise UsageError(f"parameter seed is {values['seed']}; give a whole number, 0 or more")
+    _check_values(values)
     if device is not None:
         values["device"] = device
     files = {name: value for name, value in values.items() if name.endswith("_file") and value}
@@ -89,6 +90,22 @@ def plan(
     except (OSError, RuntimeError) as error:  # too long a name, a home folder that is not there
         raise UsageError(f"output folder {out}: {_reason(error)}") from None
     return Run(chapter, absolute["model_name"], profile, absolute, values, folder, limit)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """UsageError for a seed below 0, a number type that is none, and a count, `n_...`, below 1."""
+    dtype, known = values.get("dtype", "auto"), ("auto", *sizing.BYTES)
+    if dtype not in known:
+        raise UsageError(f"parameter dtype is {dtype!r}; choose one of: {', '.join(known)}")
+    for name, value in values.items():
+        seeds = name == "seed" or name.endswith("_seeds")
+        if not seeds and not name.startswith("n_") and not name.endswith(("_steps", "_lengths")):
+            continue
+        several, least = isinstance(value, list), 0 if seeds else 1
+        each = value if several else [value]
+        if not each or any(type(one) in (int, float) and one < least for one in each):
+            what = "whole numbers" if several else "a whole number"
+            raise UsageError(f"parameter {name} is {value}; give {what}, {least} or more")
 
 
 def stored_inputs(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, str]:
@@ -124,12 +141,18 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
         and run.parameters["device"] == "cpu"
         and not run.parameters.get("revision")
         and not run.files
+        and not run.parameters.get("against")
         for run in runs
     ]
     if all(quick):
         return list(runs)
     questions = [
-        {"paper": run.chapter.paper, "skip_missing": skip_missing, "parameters": run.parameters}
+        {
+            "paper": run.chapter.paper,
+            "skip_missing": skip_missing,
+            "parameters": run.parameters,
+            "calls": [f for f in ("Network", "continuations") if f"{f}(" in run.chapter.notebook],
+        }
         for run in runs
     ]
     process = subprocess.run(
@@ -161,6 +184,7 @@ def _made_ready(run: Run, found: Mapping[str, Any]) -> Run:
     its paper. Raises UsageError when it cannot fit."""
     device = {"device": found["device"]}
     run = replace(run, parameters={**run.parameters, **device}, given={**run.given, **device})
+    run = replace(run, architecture=found.get("architecture"))
     if not found["size"]:
         return run
     size, dtype, available = sizing.Size(**found["size"]), found["dtype"], found["available"]
@@ -178,8 +202,7 @@ def _readable(name: str, value: str) -> Path:
         path = Path(value).expanduser().absolute()
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise UsageError(f"parameter {name}: {value} is not a file")
-        with open(path, "rb") as file:
-            file.read(1)
+        refuse_pointer(path, f"parameter {name}: {value}")
     except (OSError, RuntimeError) as error:
         raise UsageError(f"parameter {name}: {value}: {_reason(error)}") from None
     return path

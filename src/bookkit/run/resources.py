@@ -6,7 +6,9 @@ with the speed of this machine, which is measured for a moment. Wrong by a facto
 """
 
 import contextlib
+import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,6 +106,21 @@ def folder_size(folder: Path) -> Size:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"model {folder}: its size cannot be read: {text}") from None
+
+
+# The families that every chapter is tried on, in tests/long/matrix.py.
+TRIED = ("GPT2", "GPTNeoX", "OPT", "Llama", "Mistral", "Qwen3", "Phi")
+TRIED += ("Gemma2", "Gemma3", "Mamba", "Mamba2")
+
+
+def architecture(folder: Path) -> str | None:
+    """The architecture that a folder's configuration names, if no chapter has been tried on it."""
+    try:
+        name = str(json.loads((folder / "config.json").read_text())["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    family = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", name)
+    return None if family in TRIED else name
 
 
 def _in_safetensors(path: Path) -> int:

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bookkit.run.environment import environment
+from bookkit.run.environment import kernel_environment
 
 SAMPLE_S = 0.1
 
@@ -50,7 +51,7 @@ def watch_process(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment(runtime) | extra,
+            env=kernel_environment(Path(runtime)) | extra,
             start_new_session=True,
         )
         try:

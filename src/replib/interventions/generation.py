@@ -6,6 +6,7 @@ with grouped-query attention a value vector serves several query heads, so here 
 is multiplied instead, which is the same thing for a head with values of its own.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -88,6 +89,16 @@ def one_readout(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def check_cache(network: torch.nn.Module) -> None:
+    """UsageError unless the model keeps keys and values of all layers, as continuing needs."""
+    reads = inspect.signature(network.forward).parameters
+    kinds = set(getattr(network.config, "layer_types", None) or ())
+    other = kinds - {"full_attention", "sliding_attention", "chunked_attention"}  # LFM2: conv
+    if "past_key_values" not in reads or network._is_stateful or other:
+        what = "keeps no keys and values in every layer, which continuing a prompt needs"
+        raise UsageError(f"this model ({type(network).__name__}) {what}")
 
 
 class Prefilled:

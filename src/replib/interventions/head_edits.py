@@ -216,12 +216,15 @@ def _frozen_norm(
     """The norm as the linear map that it is while its scale stays what it is at `at`. For y = (x −
     mean) · s · w + b or y = x · s · w, the map u ↦ (u − mean) · s · w or u · s · w: applied to the
     terms of a sum it gives terms that add up to y (less b)."""
-    centred = isinstance(norm, torch.nn.LayerNorm)
-    out = (norm(at) - norm.bias if centred and norm.bias is not None else norm(at)).float()
+    no_weight = type(norm).__name__ == "OlmoLayerNorm"
+    centred = isinstance(norm, torch.nn.LayerNorm) or no_weight
+    bias = getattr(norm, "bias", None)
+    out = (norm(at) - bias if centred and bias is not None else norm(at)).float()
     exact, at = at.dtype == torch.float32, at.float()
     base = at - at.mean(-1, keepdim=True) if centred else at
     # s·w elementwise; where x is 0 the quotient is undefined, so w comes from the module.
-    weight = norm.weight.float() + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+    own = torch.ones(()) if no_weight else norm.weight.float()
+    weight = own + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
     weighted = base * weight
     scale = (out * weighted).sum(-1, keepdim=True) / (weighted**2).sum(-1, keepdim=True)
     close = 1e-3 if exact else 2e-2

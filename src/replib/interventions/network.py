@@ -11,6 +11,7 @@ patching), `prompt` the prompts, `dest` the positions that are computed again, `
 positions, `kv_head` key/value heads (fewer than `head` under grouped-query attention).
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.errors import UsageError
+from replib.models.finite import check_logits
 
 Head = tuple[int, int]
 Component = Literal["q", "k", "v"]
@@ -49,24 +51,17 @@ def activations(
     return seen
 
 
+def _far(recomputed: Tensor, own: Tensor) -> float:
+    return float((recomputed - own).norm() / own.norm())
+
+
 class _Block:
     """The modules of one transformer block, unwrapped from their bridge."""
 
     def __init__(self, block: torch.nn.Module, cfg: object):
         part = dict(block.named_children())
-        if "attn" not in part:
-            raise UsageError("this model has no attention heads, which this chapter is about")
-        needed = {"ln1", "attn", "ln2", "mlp"}
-        if not needed <= part.keys():
-            has = ", ".join(sorted(part.keys() & (needed | {"mixer"}))) or "none"
-            needs = "path patching needs blocks with ln1, attn, ln2 and mlp"
-            raise UsageError(f"{needs}; this model's have {has}")
-        if part["mlp"].original_component is block.original_component:  # OPT
-            raise UsageError("path patching needs an MLP that is a module of its own")
         attn = dict(part["attn"].named_children())
         hf_attn = part["attn"].original_component
-        if {"q", "k", "v", "o"} - attn.keys():
-            raise UsageError("path patching needs attention with separate q, k, v and o hooks")
 
         def module(parent: dict, name: str) -> Callable[[Tensor], Tensor] | None:
             return parent[name].original_component if name in parent else None
@@ -93,6 +88,49 @@ class _Block:
         return x.unflatten(-1, (-1, self.d_head))
 
 
+def check_blocks(model: TransformerBridge) -> None:
+    """UsageError, with the architecture, if the model lacks what edits need. Only its modules are
+    looked at, so that it may be one without weights."""
+    try:
+        if not (hasattr(model, "ln_final") and hasattr(model, "unembed")):  # GPT-1
+            raise UsageError("path patching needs a norm before the readout")
+        for block in model.blocks:
+            _check_block(block, model.cfg.d_head)
+    except UsageError as error:
+        raise UsageError(f"{error} ({type(model.original_model).__name__})") from None
+
+
+def _check_block(block: torch.nn.Module, d_head: int) -> None:
+    part = dict(block.named_children())
+    if "attn" not in part:
+        raise UsageError("this model has no attention heads, which this chapter is about")
+    needed = {"ln1", "attn", "ln2", "mlp"}
+    if not needed <= part.keys():
+        has = ", ".join(sorted(part.keys() & (needed | {"mixer"}))) or "none"
+        needs = "path patching needs blocks with ln1, attn, ln2 and mlp"
+        raise UsageError(f"{needs}; this model's have {has}")
+    mlp = part["mlp"].original_component
+    if mlp is block.original_component:  # OPT
+        raise UsageError("path patching needs an MLP that is a module of its own")
+    if any("expert" in name or "router" in name for name, _ in mlp.named_modules()):
+        raise UsageError("path patching needs a plain MLP; this model's is a mixture of experts")
+    if more := _more_inputs(mlp):  # BLOOM
+        raise UsageError(f"path patching needs an MLP that does not read {more} too")
+    attn = dict(part["attn"].named_children())
+    if {"q", "k", "v", "o"} - attn.keys():
+        raise UsageError("path patching needs attention with separate q, k, v and o hooks")
+    norm = attn["q_norm"].original_component if "q_norm" in attn else None
+    if (weight := getattr(norm, "weight", None)) is not None and weight.shape[-1] != d_head:
+        raise UsageError("path patching needs queries that are normalised head by head")
+
+
+def _more_inputs(mlp: torch.nn.Module) -> str:
+    """What an MLP has to be given besides the residual stream; "" if nothing."""
+    every = inspect.signature(mlp.forward).parameters.values()
+    needed = [p.name for p in every if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return ", ".join(needed[1:])
+
+
 @dataclass(frozen=True)
 class _Geometry:
     """What depends on the prompt length only: rotary angles and who may attend to whom."""
@@ -115,7 +153,9 @@ class _Geometry:
 
 class Network:
     """A model prepared for exact edits: its blocks, its readout, and its geometry per length.
-    UsageError if the model has no attention heads, or caps its logits (Gemma 2)."""
+    UsageError if the model has no attention heads, or caps its logits (Gemma 2), if an output
+    projection computes something else than its weight says (an adapter, a quantised matrix), or if
+    the logits are not the unembedding of the final norm's output (scaled or capped ones)."""
 
     def __init__(self, model: TransformerBridge):
         hf_config = model.original_model.config
@@ -123,6 +163,7 @@ class Network:
             if getattr(hf_config, cap, None):
                 raise UsageError(f"this model has {cap}, which exact path patching does not do yet")
         self.model = model
+        check_blocks(model)
         self.blocks = [_Block(block, model.cfg) for block in model.blocks]
         self.n_layers, self.n_heads = len(self.blocks), self.blocks[0].n_heads
         self.ln_final = model.ln_final.original_component
@@ -130,6 +171,40 @@ class Network:
         self.W_U, self.b_U = unembed.weight, getattr(unembed, "bias", None)  # [d_vocab, d_model]
         self._geometry: dict[int, _Geometry] = {}
         self.kept = WeakTensorKeyDictionary()  # prompts -> their unedited runs, see `_run`
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """What is read by weight, W_O and W_U, must be what the modules compute."""
+        close = 1e-4 if self.W_U.dtype in (torch.float32, torch.float64) else 1e-2
+        ids = torch.arange(min(8, len(self.W_U)), device=self.W_U.device)[None]
+        seen: list[Tensor] = []
+
+        def keep(value: Tensor, hook: object) -> None:
+            seen.append(value)
+
+        numbers = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            own = self.model.run_with_hooks(ids, fwd_hooks=[("ln_final.hook_in", keep)]).float()
+            for layer, block in enumerate(self.blocks):
+                z = torch.randn(4, self.n_heads, block.d_head, generator=numbers).to(self.W_U)
+                out = block.o(z.flatten(-2)) - block.o(torch.zeros_like(z).flatten(-2))
+                said = torch.einsum("phd,hdm->pm", z.float(), block.W_O.float())
+                if not _far(said, out.float()) < close:
+                    raise UsageError(
+                        f"the attention output of layer {layer} is computed by a module "
+                        f"({type(block.o).__name__}) that does something else than its weight "
+                        "says, as an adapter or a quantised matrix does; merge or dequantise it"
+                    )
+            x = self.ln_final(seen[0])
+            far = _far(torch.nn.functional.linear(x, self.W_U, self.b_U).float(), own)
+        if not far < close:
+            config = self.model.original_model.config.to_dict()
+            kinds = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+            has = "".join(f", {kind} {config[kind]}" for kind in kinds if kind in config)
+            raise UsageError(
+                "this model's logits are not those of its final norm and unembedding (off by "
+                f"{far:.1e} of their norm{has}), which exact path patching does not do yet"
+            )
 
     def heads(self, below: int | None = None) -> list[Head]:
         """All heads of the layers under `below` (all layers if None), in order."""
@@ -165,7 +240,9 @@ class Network:
         float32: two logits near 20 that differ by 0.05 are the same number in bfloat16."""
         x, W_U = self.ln_final(resid).float(), self.W_U[tokens].float()
         out = torch.einsum("...d,...td->...t", x, W_U)
-        return out if self.b_U is None else out + self.b_U[tokens]
+        out = out if self.b_U is None else out + self.b_U[tokens]
+        check_logits(out, "the recomputed logits", self.W_U.dtype)
+        return out
 
     def vocabulary(
         self, resid: Float[Tensor, "*batch d_model"]
@@ -174,6 +251,7 @@ class Network:
         top1, logsumexp = [], []
         for rows in self.ln_final(resid).flatten(0, -2).split(256):
             logits = torch.nn.functional.linear(rows, self.W_U, self.b_U).float()
+            check_logits(logits, "the recomputed logits", self.W_U.dtype)
             top1.append(logits.argmax(-1))
             logsumexp.append(logits.logsumexp(-1))
         shape = resid.shape[:-1]

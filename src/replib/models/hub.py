@@ -21,6 +21,10 @@ from replib.models.unpack import TerminalBar
 
 HUB_SECONDS = 8.0  # longest wait for the hub's first answer
 HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+IS_ADAPTER = (
+    "is an adapter alone, no model; merge it into the one that it was trained on "
+    "(in peft: merge_and_unload, then save_pretrained)"
+)
 
 
 def check_revision(name: str, revision: str | None) -> None:
@@ -46,15 +50,28 @@ def from_hub(
     except RepositoryNotFoundError:
         raise UsageError(f"{unknown} not on the hub; {known}") from None
     except Exception as error:
+        away = f"the hub could not be reached to look for it{at}"
         try:
             folder = _snapshot(name, revision, local_files_only=True)
-        except Exception:
+            if not (folder / "adapter_config.json").exists():
+                find_gguf(folder)
+        except Exception as lack:
+            cached = Path(
+                huggingface_hub.constants.HF_HUB_CACHE, f"models--{name}".replace("/", "--")
+            )
+            if isinstance(lack, UsageError) or any(cached.glob("snapshots/*/*")):
+                problem = first_line(lack) if isinstance(lack, UsageError) else "files are missing"
+                raise UsageError(
+                    f"model {name!r} is only in part in the Hugging Face cache ({problem}), and "
+                    f"{away}; run it with a network, or: hf download {name}"
+                ) from None
             reason = f"({type(error).__name__}: {first_line(error)})"
-            raise UsageError(
-                f"{unknown} the hub could not be reached to look for it{at} {reason}; {known}"
-            ) from None
+            raise UsageError(f"{unknown} {away} {reason}; {known}") from None
     else:
-        if not any(fnmatch(s.rfilename, HUB_FILES[0]) for s in info.siblings or []):
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        if not any(fnmatch(file, HUB_FILES[0]) for file in files):
+            if "adapter_config.json" in files:
+                raise UsageError(f"model {name!r}{at} {IS_ADAPTER}")
             raise UsageError(f"model {name!r}{at} has no safetensors weights on the hub")
         if before_download is not None and getattr(info, "safetensors", None) is not None:
             before_download(info.safetensors.total)
@@ -66,7 +83,7 @@ def from_hub(
         except Exception as error:
             raise UsageError(f"model {name!r}: download failed: {first_line(error)}") from error
     source, commit = f"Hugging Face hub, {name}", folder.name  # a snapshot is named by its commit
-    return Place(source, folder=folder, gguf_file=find_gguf(folder), revision=commit)
+    return Place(source, folder=folder, revision=commit)
 
 
 def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from replib.errors import UsageError, find_control, one_line
-from replib.files import packaged_file, sha256_file, sha256_text, write_whole
+from replib.files import packaged_file, refuse_pointer, sha256_file, sha256_text, write_whole
 
 MANIFEST = "manifest.json"  # in the folder of an unpacked model
 
@@ -170,8 +170,9 @@ def model_slug(model: str) -> str:
 
 
 def absolute_model(model: str) -> str:
-    """A model's name as it is; a folder, written as a path, by its absolute path. UsageError for an
-    empty name, control characters, and a path that cannot be looked at."""
+    """A model's name as it is; a folder by its absolute path, if it is written as a path or has a
+    model in it (as for Transformers, it goes before a hub's id). UsageError for an empty name,
+    control characters, and a path that cannot be looked at."""
     if not model.strip():
         raise UsageError("the model's name is empty")
     if found := find_control(model):
@@ -181,7 +182,11 @@ def absolute_model(model: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UsageError(f"model {one_line(model)!r}: {problem}") from None
-    if is_folder and (os.sep in model or model.startswith((".", "~"))):
+    is_path = os.sep in model or model.startswith((".", "~"))
+    if is_folder and not is_path and model not in KNOWN:  # a word: a folder only if of a model
+        kinds = ("config.json", "*.safetensors", "*.gguf")
+        is_path = any(path for kind in kinds for path in Path(model).glob(kind))
+    if is_folder and is_path:
         return str(Path(model).expanduser().resolve())
     return model
 
@@ -198,10 +203,29 @@ class Place:
     sha256: str | None = None  # None: computed from the weights at load
 
 
+# Where a tokenizer's words, or its kind at least, are written.
+_TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+_READ = ("*.safetensors", "*.index.json", "*config.json", "merges.txt", *_TOKENIZERS)
+
+
+def check_parts(folder: Path) -> None:
+    """UsageError unless a folder of safetensors has a configuration and a tokenizer, and no part
+    is a Git LFS pointer."""
+    for path in sorted({path for kind in _READ for path in folder.glob(kind) if path.is_file()}):
+        refuse_pointer(path, f"{folder}: {path.name}")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: no config.json, which says how the weights are to be used")
+    if not any(path.is_file() for kind in _TOKENIZERS for path in folder.glob(kind)):
+        raise UsageError(
+            f"{folder}: no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt); "
+            "put the files of the model's tokenizer there"
+        )
+
+
 def find_gguf(folder: Path) -> str | None:
     """The one GGUF file to read in `folder`, or None when it has safetensors. Raises UsageError
-    when the folder has neither, whatever else it has."""
-    if there := {path.name for path in folder.glob("*.safetensors")}:
+    when the folder has neither, whatever else it has, and for parts that are missing."""
+    if there := {path.name for path in folder.glob("*.safetensors") if path.is_file()}:
         for index in folder.glob("*.safetensors.index.json"):
             try:
                 named = set(json.loads(index.read_text())["weight_map"].values())
@@ -211,9 +235,11 @@ def find_gguf(folder: Path) -> str | None:
             if absent := wrong or sorted(named - there):
                 what = "not a safetensors file" if wrong else "not in the folder"
                 raise UsageError(f"{folder}: {index.name} names {absent[0]!r}, which is {what}")
+        check_parts(folder)
         return None
     found = sorted(path.name for path in folder.glob("*.gguf"))
     if len(found) == 1:
+        refuse_pointer(folder / found[0], f"{folder}: {found[0]}")
         return found[0]
     kinds = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in kinds)

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +13,8 @@ import torch
 import tqdm
 import transformers
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from replib.errors import UsageError
@@ -104,3 +107,25 @@ class TerminalBar(tqdm.tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"disable": None}))
+
+
+def not_read(file: Path, model: PreTrainedModel) -> list[str]:
+    """Names of what a GGUF file has and Transformers left out of the model: weights without a place
+    in it, and factors and caps (of rotary positions, logits, ...) that its configuration lacks."""
+    reader = GGUFReader(file)
+    config = model.config.to_dict()
+    architecture = reader.fields["general.architecture"].contents()
+    processor = gguf_reader.TENSOR_PROCESSORS.get(architecture, gguf_reader.TensorProcessor)
+    places = gguf_reader.get_gguf_hf_weights_map(model, processor(config=config))
+    # Experts are taken apart on the way, and GPT-2's readout goes in by another one.
+    left = [t.name for t in reader.tensors if t.name not in places | {"output.weight": None}]
+    left = [name for name in left if "_exps." not in name]
+    nested = [value for value in config.values() if isinstance(value, dict)]
+    given = [1.0, *(x for one in (config, *nested) for x in one.values() if isinstance(x, float))]
+    for key, field in reader.fields.items():
+        value = field.contents() if re.search(r"scal|softcap", key) else None
+        if isinstance(value, float) and not any(
+            math.isclose(value, x, rel_tol=1e-6) for x in given
+        ):
+            left.append(f"{key} = {value:g}")
+    return left

@@ -3,19 +3,34 @@
 import csv
 import io
 import json
+import logging
 import random
+import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from replib.errors import UsageError
+from replib.errors import UsageError, one_line
 from replib.prompts.colored_objects import colored_pair, make_questions
 from replib.prompts.pairs import Pair, PromptPairs, assemble
 from replib.prompts.tokens import check_tokenizer, continuation_ids, single_token
+
+log = logging.getLogger(__name__)
+_NO_BREAK = re.compile("[\u00a0\u2007\u202f]")
+# What nobody sees and a tokenizer reads; joiners belong to the letters of some scripts.
+_UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]|(?<![^\x00-\x7f])[\u200c-\u200f]")
+_ALIKE = str.maketrans(dict.fromkeys("\u2018\u2019\u02bb\u02bc\u2032\u00b4`", "'"))
+
+
+def comparable(text: str) -> str:
+    """The text as names are compared: accents joined to their letters (NFC), one kind of apostrophe
+    and of space."""
+    return unicodedata.normalize("NFC", _NO_BREAK.sub(" ", text).translate(_ALIKE))
 
 
 class Row(BaseModel):
@@ -67,9 +82,23 @@ def _read_text(path: Path) -> str:
     return text
 
 
+class _Twice(NamedTuple):
+    """An object in which a key comes twice."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Twice:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    keys = [key for key, _ in pairs]
+    return _Twice(next(key for key in content if keys.count(key) > 1))
+
+
 def _parse_json(text: str, where: str) -> object:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
         json.dumps(content, ensure_ascii=False).encode()  # no tokenizer reads half a character
         return content
     except (ValueError, RecursionError) as error:
@@ -80,8 +109,9 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
     """The rows of a reader's JSON, JSONL or CSV file by name: "FILE row 3", counted from 1.
 
     UsageError for a file that is missing, empty, not UTF-8, of an unknown kind, or broken; for a
-    row that lacks a column, has others, or something else than text in one, or that repeats another
-    in the columns `once`.
+    row that lacks a column, has one twice or others, or something else than text in one, or that
+    repeats another in the columns `once`; for a character that nobody sees. Letters with separate
+    accents (NFD) and no-break spaces become those that a model writes, and the log says so.
     """
     needed = [name for name, field in kind.model_fields.items() if field.is_required()]
     more = [name for name in kind.model_fields if name not in needed]
@@ -92,16 +122,21 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
     if suffix == ".json":
         rows = _parse_json(text, str(path))
         if not isinstance(rows, list):
-            raise UsageError(f"{path}: must hold a list of rows, not a {type(rows).__name__}")
+            kind_given = "dict" if isinstance(rows, _Twice) else type(rows).__name__
+            raise UsageError(f"{path}: must hold a list of rows, not a {kind_given}")
     elif suffix == ".jsonl":
         lines = [line for line in text.split("\n") if line.strip()]
         rows = [_parse_json(line, f"{path} row {i}") for i, line in enumerate(lines, 1)]
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        begun, lines = 1, csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise UsageError(f"{path} line {reader.line_num}: not CSV ({error})") from None
+            for _ in lines:
+                begun = lines.line_num + 1
+        except csv.Error as error:  # a row may go over several lines
+            to = f"s {begun} to {lines.line_num}" if lines.line_num > begun else f" {begun}"
+            raise UsageError(f"{path} line{to}: not CSV ({error})") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
         header = reader.fieldnames or []
         if sorted(set(header) - set(more)) != sorted(needed) or len(set(header)) < len(header):
             must = f"the columns must be {', '.join(needed)}"
@@ -111,17 +146,43 @@ def read_rows(path: Path, kind: type[AnyRow], once: Sequence[str] = ()) -> dict[
     columns = ", ".join(needed) + (f" (and, if you like, {', '.join(more)})" if more else "")
     found: dict[str, AnyRow] = {}
     seen: dict[tuple[str, ...], int] = {}
+    changed: dict[str, list[str]] = {}
     for i, content in enumerate(rows, 1):
         where = f"{path} row {i}"
+        if isinstance(content, _Twice):
+            raise UsageError(f"{where}: key {content.key!r} is there twice; which one is right?")
         try:
-            row = kind.model_validate(content)
+            row = kind.model_validate(_plain(content, where, str(i), changed))
         except ValidationError as failed:
             raise UsageError(f"{where}: {_wrong(failed, content, columns)}") from None
         if (key := tuple(getattr(row, name) for name in once)) and key in seen:
             raise UsageError(f"{where}: repeats row {seen[key]} ({', '.join(once)})")
         seen[key] = i
         found[where] = row
+    if changed:
+        said = (f"{what} in row {', '.join(dict.fromkeys(at))}" for what, at in changed.items())
+        log.warning("%s: %s", path, one_line("; ".join(said)))
     return found
+
+
+def _plain(content: Any, where: str, row: str, changed: dict[str, list[str]]) -> Any:
+    """A row's content with joined accents and plain spaces; `changed` gets the rows of each."""
+    if not isinstance(content, dict | list):
+        return content
+    found = dict(content) if isinstance(content, dict) else dict(enumerate(content, 1))
+    for key, text in found.items():
+        if not isinstance(text, str):
+            continue
+        if unseen := _UNSEEN.search(text):
+            problem = f"{text!r} has {unseen[0]!r}, which is not seen and yet read; leave it out"
+            raise UsageError(f"{where}: {key} {problem}")
+        spaced = _NO_BREAK.sub(" ", text)
+        found[key] = unicodedata.normalize("NFC", spaced)
+        if spaced != text:
+            changed.setdefault("no-break spaces became spaces", []).append(row)
+        if found[key] != spaced:
+            changed.setdefault("accents were joined to their letters (NFC)", []).append(row)
+    return found if isinstance(content, dict) else list(found.values())
 
 
 def _wrong(failed: ValidationError, content: Any, columns: str) -> str:
@@ -164,11 +225,19 @@ def pairs_from_file(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Pro
     check_tokenizer(tokenizer, str(path), 1)
     rows = read_rows(path, PairRow, once=tuple(PairRow.model_fields))
     pairs: list[Pair] = []
+    pad = tokenizer.pad_token
     for where, row in rows.items():
+        for key in ("clean", "corrupted"):
+            if pad and getattr(row, key).endswith(pad):
+                filler = f"{key} ends in {pad!r}, which only fills up shorter prompts"
+                raise UsageError(f"{where}: {filler}; leave it out")
         answer, foil = (_answer_token(tokenizer, where, key, row) for key in ("answer", "foil"))
         group = where.removeprefix(f"{path} ")
         pairs.append(Pair(row.clean, row.corrupted, answer, foil, {}, group))
-    return assemble(tokenizer, path.stem, pairs, {}, list(rows))
+    found = assemble(tokenizer, path.stem, pairs, {}, list(rows))
+    if len(rows) < 2:  # after what is wrong in the row itself
+        raise UsageError(f"{path} holds 1 row; give 2 or more: half find heads, half report them")
+    return found
 
 
 def colored_objects_from_file(

@@ -1,17 +1,22 @@
 """Staging the small book: what is shown, what is refused, and what of a notebook becomes a page."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_book import EXPECTED, MODELS, PAPER, TOC, code, make_project, show, stage
+from small_book import EXPECTED, MODELS, PAPER, ROOT, TOC, code, make_project, show, stage
 
+from bookkit.book import contents
 from bookkit.book.cells import lift_alt_text, localise_labels
+from bookkit.book.gate import faults
 from bookkit.book.pages import command, model_switch
 from bookkit.book.runs import find_runs
+from bookkit.book.stage import stage as stage_book
 from bookkit.book.tables import scorecard, transfer
 from replib.errors import UsageError
 
@@ -148,3 +153,77 @@ def test_the_command_does_nothing_else_in_a_shell() -> None:
         *("replib", "run", "p", "--model", "m; ls", "--profile", "laptop"),
         *("-p", "notes=a'b; echo $(id)", "-p", 'x; ls=[1, "`id`"]', "-p", "whole=true"),
     ]
+
+
+def some_runs(folder: Path, *pairs: str) -> Path:
+    """A folder of runs, of which the records are there."""
+    for pair in pairs:
+        shutil.copytree(ROOT / "results" / pair, folder / pair)
+    return folder
+
+
+def one_that_failed(folder: Path, paper: str) -> Path:
+    stopped = folder / paper / "tiny.failed"
+    stopped.mkdir(parents=True)
+    shutil.copy(ROOT / f"notebooks/{paper}/{paper}.ipynb", stopped / "notebook.ipynb")
+    (stopped / "run.log").write_text(f"{paper} on tiny, profile smoke\n\nfailed: on purpose\n")
+    return folder
+
+
+RUNS = {
+    "a chapter": lambda folder: some_runs(folder, "copying-mamba/smollm2-135m"),
+    "a method": lambda folder: some_runs(folder, "method-nulls/smollm2-135m"),
+    "a control": lambda folder: some_runs(folder, "factual-recall/planted-facts"),
+    "of a sweep": lambda folder: some_runs(
+        folder / "build/sweeps/s/seed-0", "successor-heads/tiny", "context-knob/gemma3-270m"
+    ),
+    "failed": lambda folder: one_that_failed(folder, "ioi-circuit-reuse"),
+    "a method failed": lambda folder: one_that_failed(folder, "method-patching"),
+}
+
+
+FAST = ("a method", "of a sweep")  # staging the whole book takes its time
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in RUNS]
+)
+def test_every_link_of_the_book_leads_somewhere_whatever_was_run(tmp_path, kind) -> None:
+    out = tmp_path / "book"
+    stage_book(ROOT, RUNS[kind](tmp_path / "runs"), out)
+    pages = contents.pages_in(out / "_toc.yml")
+    there = {str(path) for page in pages for path in out.glob(f"{page}.[mi]*")}
+    texts = {path: Path(path).read_text() for path in there}
+    labels = {label for text in texts.values() for label in re.findall(r"\(([a-z0-9-]+)\)=", text)}
+    dead = []
+    for path, text in texts.items():
+        for target in re.findall(r"\]\(([^()\s]+)\)", text):
+            file, _, label = target.partition("#")
+            if file.endswith((".md", ".ipynb")):
+                if os.path.normpath(Path(path).parent / file) not in there:
+                    dead.append((path, target))
+            elif not file and label not in labels:
+                dead.append((path, target))
+    assert len(texts) > 40 and not dead
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["of a sweep", "a method failed"])
+def test_the_book_can_be_built_whatever_was_run(tmp_path, kind) -> None:
+    """With warnings as errors, and the gate."""
+    runs = RUNS[kind](tmp_path / "runs")
+    stage_book(ROOT, runs, tmp_path / "build/book")
+    line = [Path(sys.executable).with_name("jupyter-book"), "build", "build/book", "--path-output"]
+    line += [".", "-W", "-n", "--keep-going", "-q"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    built = subprocess.run(line, cwd=tmp_path, **both)
+    assert built.returncode == 0, built.stdout
+    html, book = tmp_path / "_build/html", tmp_path / "build/book"
+    assert faults(html, runs, book, certified=ROOT / "results") == []
+
+
+def test_a_folder_that_holds_runs_elsewhere_says_where(tmp_path) -> None:
+    runs = some_runs(tmp_path / "s/seed-0", "method-nulls/smollm2-135m")
+    for given in (runs / "method-nulls/smollm2-135m", runs / "method-nulls", tmp_path / "s"):
+        with pytest.raises(UsageError, match=rf"no finished run in {given}; give {runs}$"):
+            find_runs(given, None)

@@ -175,7 +175,7 @@ def test_a_run_without_its_adapters_is_refused_before_it_starts(tmp_path, folder
     assert code == 2 and err.count("\n") == 1 and not out.exists()
     assert "is missing" in err and f"replib train {PAPER} --model {folder}" in err
     assert main(["run", PAPER, "--model", folder, "-p", "adapter_seeds=[]", "--out", str(out)]) == 2
-    assert "adapter_seeds is empty" in capsys.readouterr().err
+    assert "adapter_seeds is []; give" in capsys.readouterr().err
     plan(find_chapter(find_root(), PAPER), "tiny", "smoke", {}, out=out)  # needs none
 
 

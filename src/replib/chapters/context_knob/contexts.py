@@ -14,11 +14,20 @@ from pydantic import StringConstraints
 from simpleeval import simple_eval
 from transformers import PreTrainedTokenizerBase
 
-from replib.chapters.context_knob.intents import Case, opening, says, sentence_case
+from replib.chapters.context_knob.intents import (
+    FORMATS,
+    INTENTS,
+    Case,
+    gives,
+    opening,
+    prompt,
+    sentence_case,
+)
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall.facts import Fact
 from replib.errors import UsageError
 from replib.prompts.files import Row, Stripped, read_rows
+from replib.prompts.tokens import check_text
 
 _SIGNS = ("+", "-", "*", "/", "**")
 _PARAGRAPHS = (
@@ -119,8 +128,11 @@ class CaseRow(Row):
     subject: _Perhaps = ""
 
 
-def cases_from_file(path: str | Path) -> list[Case]:
-    """A reader's cases, from a file that `read_rows` reads; what it refuses names the row.
+def cases_from_file(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, n_new: int = 0
+) -> list[Case]:
+    """A reader's cases, from a file that `read_rows` reads; what it refuses names the row. With a
+    tokenizer also what its model cannot read with `n_new` tokens after it (`check_text`).
 
     Columns: context; question; prior_answer, what the model may have learnt; context_answer, what
     the context says instead; and, if you like, opening (how the answer begins), relation, and
@@ -129,20 +141,23 @@ def cases_from_file(path: str | Path) -> list[Case]:
     cases = []
     for where, row in read_rows(Path(path), CaseRow, once=("context", "question")).items():
         prior, contextual = row.prior_answer, row.context_answer
-        if says(prior, contextual) or says(contextual, prior):
+        if gives(prior, contextual) or gives(contextual, prior):
             raise UsageError(
                 f"{where}: prior_answer {prior!r} and context_answer {contextual!r} cannot be told "
                 "apart by their beginning"
             )
-        cases.append(
-            Case(
-                relation=row.relation or "your cases",
-                subject=row.subject or row.question,
-                context=row.context,
-                question=row.question,
-                opening=row.opening,
-                prior=prior,
-                contextual=contextual,
-            )
+        case = Case(
+            relation=row.relation or "your cases",
+            subject=row.subject or row.question,
+            context=row.context,
+            question=row.question,
+            opening=row.opening,
+            prior=prior,
+            contextual=contextual,
         )
+        for intent in INTENTS if tokenizer is not None else ():
+            for form in FORMATS:
+                text = prompt(tokenizer, case, intent, form)
+                check_text(tokenizer, f"{where}: the prompt made of it", text, n_new)
+        cases.append(case)
     return cases

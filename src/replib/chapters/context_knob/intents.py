@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall.facts import Conflict, Fact
 from replib.errors import UsageError
+from replib.prompts.files import comparable
 
 INTENTS = ("context", "prior")
 FORMATS: Mapping[str, Mapping[str, str]] = {
@@ -160,6 +161,12 @@ def says(continuation: str, answer: str) -> bool:
     (`startswith`, case-sensitive; released code), but Niger in Nigeria, or 1 in 12, do not count.
     """
     return bool(re.match(rf"{re.escape(answer)}(?!\w)", continuation.strip()))
+
+
+def gives(continuation: str, answer: str) -> bool:
+    """Does the text start with the answer, as `says`, whatever its kind of apostrophe, of space and
+    of accent?"""
+    return says(comparable(continuation), comparable(answer))
 
 
 def long_enough(text: str, *answers: str) -> bool:

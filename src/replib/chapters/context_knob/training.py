@@ -65,6 +65,9 @@ def train_adapter(
         raise UsageError(f"intent format {intent_format!r}: choose one of: {', '.join(FORMATS)}")
     started = time.monotonic()
     tokenizer, rows, validation, sha256, dtype = _make_rows(model_name, intent_format, seed, device)
+    if tokenizer.eos_token_id is None:
+        problem = "its tokenizer has no end of text with a row in the embedding"
+        raise UsageError(f"model {model_name!r}: {problem}, and each answer is trained to end")
     data = json.dumps([rows, validation], ensure_ascii=False)
     say(f"{len(rows)} rows, {len(validation)} of another relation to validate on, {dtype}")
     network, _ = load_bare(model_name, dtype=dtype, device=device)

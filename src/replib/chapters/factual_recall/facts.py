@@ -24,8 +24,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.files import Row, Stripped, read_rows
+from replib.prompts.files import Row, Stripped, comparable, read_rows
 from replib.prompts.pairs import PromptPairs
+from replib.prompts.tokens import check_text
 from replib.prompts.words import NAMES, OBJECTS
 
 OUTCOMES = ("memorised", "in-context", "other")
@@ -160,8 +161,11 @@ class FactRow(Row):
     relation: Stripped = "your facts"
 
 
-def facts_from_file(path: str | Path) -> list[Fact]:
-    """A reader's facts, from a file that `read_rows` reads; what it refuses names the row.
+def facts_from_file(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, n_new: int = 0
+) -> list[Fact]:
+    """A reader's facts, from a file that `read_rows` reads; what it refuses names the row. With a
+    tokenizer also what its model cannot read with `n_new` tokens after it (`check_text`).
 
     Columns: subject; prompt, a text that the answer follows, with the subject or {subject} in it;
     answer, what the model may have learnt; foil, what the context will say instead; and, if you
@@ -171,18 +175,22 @@ def facts_from_file(path: str | Path) -> list[Fact]:
     for where, row in read_rows(Path(path), FactRow).items():
         subject, answer, foil = row.subject, row.answer, row.foil
         prompt = row.prompt.replace("{subject}", subject)
-        if subject.casefold() not in prompt.casefold():
+        if comparable(subject).casefold() not in comparable(prompt).casefold():
             raise UsageError(f"{where}: prompt has neither {{subject}} nor the subject {subject!r}")
         if "{" in prompt or "}" in prompt:
             raise UsageError(f"{where}: prompt has a brace that is not {{subject}}: {prompt!r}")
         for name, word in (("answer", answer), ("foil", foil)):
             if _mentions(prompt, word):
                 raise UsageError(f"{where}: the prompt already says the {name} {word!r}")
-        if _overlap(answer, foil):
+        if _overlap(comparable(answer), comparable(foil)):
             raise UsageError(f"{where}: answer {answer!r} and foil {foil!r} cannot be told apart")
         if (prompt, foil) in facts:
             raise UsageError(f"{where}: repeats an earlier row (prompt and foil)")
-        facts[prompt, foil] = Fact(row.relation, subject, answer, prompt=prompt, foils=(foil,))
+        fact = Fact(row.relation, subject, answer, prompt=prompt, foils=(foil,))
+        if tokenizer is not None:
+            asked = OWN_TEMPLATE.conflict(fact, foil)
+            check_text(tokenizer, f"{where}: prompt, stated and asked,", asked, n_new)
+        facts[prompt, foil] = fact
     return list(facts.values())
 
 
@@ -338,7 +346,9 @@ def choose_template(seen: Mapping[str, tuple[int, float, float]]) -> str:
 
 
 def _mentions(text: str, name: str) -> bool:
-    """Is the name in the text as a whole word? Case matters for one or two letters (symbols)."""
+    """Is the name in the text as a whole word? Case matters for one or two letters (symbols), the
+    kind of apostrophe, of space and of accent does not."""
+    text, name = comparable(text), comparable(name)
     flags = 0 if len(name) <= 2 else re.IGNORECASE
     return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, flags))
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replib.interventions.network import Head, Network, activations
+from replib.models.finite import check_logits
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def direct_drop(
                 resid = _without(net, some, layer, mean_z[layer], slice(None))
                 logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
                 out[layer, :, at] = clean - logit
+    check_logits(out, "the direct effects of heads", net.W_U.dtype)
     return out
 
 

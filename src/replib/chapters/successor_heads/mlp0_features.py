@@ -17,6 +17,7 @@ from replib.chapters.successor_heads.ov_circuit import ov_writes
 from replib.errors import UsageError
 from replib.interventions.network import Head, Network
 from replib.models.device import one_thread
+from replib.models.finite import check_logits
 
 MODULI = (7, 8, 9, 10, 11, 12)
 ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
@@ -265,6 +266,7 @@ def most_important(
     layer, h = head
     effect = ov_writes(net, layer, sae.decoder, direction=True)[..., h, :]
     drop = torch.einsum("sif,sfm,im->sif", sae.codes[:, items], effect, net.W_U[successors])
+    check_logits(drop, "what features add to the logits")
     return drop.argmax(-1).numpy()
 
 
@@ -286,7 +288,9 @@ def exchange(
     residue, target = ordinal.index % 10, torch.arange(10)
     moved = x[:, None] - scale * features[residue][:, None] + scale * features[None]
     writes = ov_writes(net, layer, moved)[..., h, :]
-    winner = torch.einsum("itm,vm->itv", writes, net.W_U[ordinal.tokens]).argmax(-1)
+    said = torch.einsum("itm,vm->itv", writes, net.W_U[ordinal.tokens])
+    check_logits(said, "the logits after an exchange of features")
+    winner = said.argmax(-1)
     success = (residue[winner] == (target + 1) % 10).double()
     success[torch.arange(len(x)), residue] = torch.nan
     success[:, ~torch.isin((target + 1) % 10, residue)] = torch.nan

@@ -24,6 +24,7 @@ from replib.chapters.successor_heads.direct_effects import observe
 from replib.chapters.successor_heads.ordinals import OrdinalClass
 from replib.interventions.network import Network
 from replib.metrics import Interval, bootstrap
+from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
 
@@ -124,6 +125,7 @@ def ov_logits(
         x = source.x[layer if len(source.x) > 1 else 0]
         writes = ov_writes(net, layer, x, source.normed)
         rows.append(torch.einsum("thm,vm->htv", writes, net.W_U[targets]))
+        check_logits(rows[-1], f"logits through the OV circuits of layer {layer}")
     return torch.cat(rows)
 
 
