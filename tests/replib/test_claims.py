@@ -12,6 +12,7 @@ from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
+from replib.metrics import Estimate, Null
 
 ENTRY = """
   - id: {id}
@@ -235,6 +236,30 @@ def test_scalars_become_plain_numbers(load, scalar):
     assert [type(end) for end in result.interval] == [float] * 2 and result.interval == (0, 0.5)
     assert (type(result.n), result.n) == (int, 7)
     assert result.measured["flag"] is True
+
+
+def test_an_estimate_brings_its_interval_and_n(load):
+    claims, plain = load(), load()
+    gain, more = Estimate(0.3, 0.2, 0.4, 50), Estimate(0.5, 0.1, 0.9, 3)
+    null = Null(np.arange(100) / 1000)
+    claims.measure("1.8", gain, null=null, accuracy=more)
+    named = {"accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9}
+    plain.measure("1.8", 0.3, interval=(0.2, 0.4), n=50, null=null.asdict(), **named)
+    assert claims.results == plain.results
+    claims.report("x", gain)
+    plain.report("x", 0.3, interval=(0.2, 0.4), n=50)
+    assert claims.measurements == plain.measurements
+    with pytest.raises(UsageError, match="'a_low' is given twice"):
+        load().measure("1.8", gain, a=more, a_low=0.1)
+
+
+def test_no_value_means_not_testable(load):
+    claims = load()
+    assert claims.measure("1.8", None, otherwise="no \x07 head", accuracy=1) == "not_testable"
+    assert claims.results["1.8"].reason == "no \\u0007 head"
+    assert claims.results["1.8"].measured is None
+    with pytest.raises(UsageError, match="has no value; say in `otherwise` why"):
+        claims.measure("1.10", None, otherwise=" ")
 
 
 def test_the_history_shows_every_change_in_full(load):

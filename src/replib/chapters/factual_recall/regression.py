@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from replib.errors import UsageError
-from replib.metrics import Interval
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Logistic:
     covariance: Float[np.ndarray, "term term"]
     n_clusters: int  # of the kind that has fewer
 
-    def interval(self, term: int) -> Interval:
+    def interval(self, term: int) -> tuple[float, float]:
         """The 95% interval of one coefficient, by t with a degree of freedom less than clusters."""
         if self.n_clusters < 2:
             return math.nan, math.nan

@@ -23,7 +23,7 @@ from torch import Tensor
 from replib.chapters.successor_heads.direct_effects import observe
 from replib.chapters.successor_heads.ordinals import OrdinalClass
 from replib.interventions.network import Network
-from replib.metrics import Interval, bootstrap
+from replib.metrics import bootstrap
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -175,7 +175,9 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
     return torch.cat([value.double() for value in values.values()], dim=-1).mean(-1)
 
 
-def macro_interval(values: Mapping[str, Tensor], generator: np.random.Generator) -> Interval:
+def macro_interval(
+    values: Mapping[str, Tensor], generator: np.random.Generator
+) -> tuple[float, float]:
     """95% interval of `macro` for one head, as if the successions were drawn from more of a class.
     Each class has an interval of its own (`metrics.bootstrap`); the distances of its ends from its
     mean add up as independent errors do (MOVER: Zou and Donner 2008)."""
