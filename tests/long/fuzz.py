@@ -356,7 +356,7 @@ def read_a_sweep(content: bytes, folder: Path) -> None:
         assert name.isprintable(), f"a job {name!r}"
         inside(planned.stamp(name), top / "stamps")
         recordable_run(job.run, top / name.split("/")[0])
-    command(ROOT, path, planned, "slurm", 2, [])
+    command(ROOT, planned, "slurm", 2, [])
 
 
 # --- chapters and claims --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import floor
 import pytest
 import training
 from small_book import ROOT
-from test_interventions import WORD, make_pairs, network
+from test_interventions import make_pairs, network
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
@@ -43,7 +43,7 @@ def test_floor_is_a_lower_bound_and_near(monkeypatch):
     weights wide enough that matrices are most of the work, as in real models."""
     size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    monkeypatch.setitem(bench.RANDOM, "wide", LlamaConfig(vocab_size=len(WORD), **size, **heads))
+    monkeypatch.setitem(bench.RANDOM, "wide", LlamaConfig(vocab_size=49152, **size, **heads))
     pairs = make_pairs(1, n=6)
     cases = [("logits", "q", "END"), ([(5, 0)], "q", "END"), ([(3, 0), (4, 1)], "k", "S2")]
     with bench.open_model("wide") as net:
