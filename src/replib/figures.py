@@ -175,14 +175,15 @@ def lines(
     log: bool = False,
 ) -> Picture:
     """Several lines over one axis, told apart by marker and dash; an optional grey null band, and a
-    thin line at the height `mark`. With `log`, x is logarithmic."""
+    dashed line at the height `mark`. With `log`, x is logarithmic, its values are the ticks."""
     fig = Picture()
     ax = fig.subplots()
     if mark is not None:
         ax.axhline(mark, color="black", lw=0.8, ls="--")
     if log:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xticks(x, [f"{value:g}" for value in x], fontsize=9)
+        ax.minorticks_off()
     if band is not None:
         ax.fill_between(x, *band, color="0.85", label="null, 5th to 95th pct.")
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))

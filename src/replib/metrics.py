@@ -52,9 +52,10 @@ def head_label(head: Head) -> str:
 def logit_diff(
     logits: Float[Tensor, "prompt d_vocab"], pairs: PromptPairs
 ) -> Float[Tensor, " prompt"]:
-    """`logit[answer] − logit[foil]` of each prompt, from a model's logits at END."""
+    """`logit[answer] − logit[foil]` of each prompt, from a model's logits at END. In float32: the
+    difference of two large numbers would be coarse in bfloat16."""
     rows = torch.arange(len(pairs))
-    return logits[rows, pairs.answer] - logits[rows, pairs.foil]
+    return logits[rows, pairs.answer].float() - logits[rows, pairs.foil].float()
 
 
 # --- Proportions and means with intervals --------------------------------------------------------
