@@ -170,10 +170,19 @@ def lines(
     xlabel: str,
     ylabel: str,
     band: tuple[Sequence[float], Sequence[float]] | None = None,
+    mark: float | None = None,
+    log: bool = False,
 ) -> Picture:
-    """Several lines over one axis, told apart by marker and dash; an optional grey null band."""
+    """Several lines over one axis, told apart by marker and dash; an optional grey null band, and a
+    dashed line at the height `mark`. With `log`, x is logarithmic, its values are the ticks."""
     fig = Picture()
     ax = fig.subplots()
+    if mark is not None:
+        ax.axhline(mark, color="black", lw=0.8, ls="--")
+    if log:
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{value:g}" for value in x], fontsize=9)
+        ax.minorticks_off()
     if band is not None:
         ax.fill_between(x, *band, color="0.85", label="null, 5th to 95th pct.")
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
@@ -187,6 +196,7 @@ def lines(
     ax.legend(frameon=False, fontsize=9)
     what = f"{_named(ylabel)} over {' '.join(xlabel.split())}"
     fig.alt = f"Lines, {what}: {_list(said)}." + (" A grey band is the null." if band else "")
+    fig.alt += "" if mark is None else f" A dashed line at {mark:g}."
     return fig
 
 
@@ -317,7 +327,7 @@ def slider(
     steps: Sequence[str],
     what: str,
     *,
-    limits: tuple[float, float] = (0.0, 1.0),
+    limits: tuple[float, float] | None = None,
     percent: bool = True,
     mark: float | None = None,
     start: int | None = None,
@@ -325,9 +335,10 @@ def slider(
     """Bars that a reader moves: {question: {answer: its probability at each step}}.
 
     An answer may have another name at each step, as a tuple. Bars begin at 0 and are cut at
-    `limits`; their numbers are shares, or with `percent` off plain ones, and a line at `mark` runs
-    across them. `start` is the step that is shown first, the middle one if None. `what` names the
-    quantity of the steps, for the eye and for a screen reader.
+    `limits` (None: 0 and 1, or as far as the values go beyond); their numbers are shares, or with
+    `percent` off plain ones, and a line at `mark` runs across them. `start` is the step that is
+    shown first, the middle one if None. `what` names the quantity of the steps, for the eye and for
+    a screen reader.
 
     The data are in the page, and the book's own knob.js moves them, without a server. Elsewhere, as
     in Jupyter, a sentence says that the plain figure beside it shows the same.
@@ -336,6 +347,8 @@ def slider(
     for text, some in questions.items():
         answers = [[name, [round(p, 3) for p in values]] for name, values in some.items()]
         asked.append({"text": text, "answers": answers})
+    every = [0.0, 1.0, *(p for some in questions.values() for ps in some.values() for p in ps)]
+    limits = (min(every), max(every)) if limits is None else limits
     data = {"steps": list(steps), "questions": asked, "limits": limits, "percent": percent}
     # Strict: a value that is not finite would stop the script in the page.
     packed = json.dumps(data | {"mark": mark}, allow_nan=False)

@@ -18,6 +18,7 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from replib.errors import UsageError
 from replib.interventions.network import Head
+from replib.prompts.pairs import PromptPairs
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ def rng(seed: int, *labels: object) -> np.random.Generator:
 
 def head_label(head: Head) -> str:
     return f"L{head[0]}H{head[1]}"
+
+
+def logit_diff(
+    logits: Float[Tensor, "prompt d_vocab"], pairs: PromptPairs
+) -> Float[Tensor, " prompt"]:
+    """`logit[answer] − logit[foil]` of each prompt, from a model's logits at END. In float32: the
+    difference of two large numbers would be coarse in bfloat16."""
+    rows = torch.arange(len(pairs))
+    return logits[rows, pairs.answer].float() - logits[rows, pairs.foil].float()
 
 
 # --- Proportions and means with intervals --------------------------------------------------------

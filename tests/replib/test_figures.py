@@ -25,8 +25,8 @@ NULL = Null(torch.arange(20).double().numpy() / 100)
             ["20 draws", "gain: mean 0.095", "observed 0.7"],
         ),
         (
-            figures.lines([1.0, 2.0, 4.0], {"a": [0.0, 3.0, 2.0]}, "k", "loss"),
-            ["loss over k: a from 0 at 1 to 2 at 4, largest 3 at 2"],
+            figures.lines([1.0, 2.0, 4.0], {"a": [0.0, 3.0, 2.0]}, "k", "loss", mark=0.0, log=True),
+            ["loss over k: a from 0 at 1 to 2 at 4, largest 3 at 2", "A dashed line at 0."],
         ),
         (
             figures.head_maps({"s": torch.tensor([[0.5, -2.0]])}, {"s": [(0, 1)]}),

@@ -1,6 +1,6 @@
 """Statistics worked by hand; their error rates are in test_calibration.py."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,15 @@ import torch
 
 from replib import metrics as m
 from replib.errors import UsageError
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.vocabulary import word_tokenizer
+
+
+def test_a_logit_difference_by_hand():
+    pairs = ioi_pairs(word_tokenizer(), 2, 0)
+    pairs = replace(pairs, answer=torch.tensor([2, 0]), foil=torch.tensor([1, 2]))
+    logits = torch.tensor([[1.0, 2.0, 7.0], [3.0, 5.0, 9.0]])
+    assert m.logit_diff(logits, pairs).tolist() == [7 - 2, 3 - 9]
 
 
 def test_wilson_of_eight_in_ten():

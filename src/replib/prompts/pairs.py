@@ -206,3 +206,12 @@ def assemble(
         group=groups,
         dropped=dict(dropped),
     )
+
+
+def first_of_groups(pairs: PromptPairs, n_groups: int, n_each: int) -> PromptPairs:
+    """The first `n_each` prompts of each of the first `n_groups` groups, group after group; fewer
+    where a group has fewer."""
+    members: dict[str, list[int]] = {}
+    for i, name in enumerate(pairs.group):
+        members.setdefault(name, []).append(i)
+    return pairs[[i for rows in list(members.values())[:n_groups] for i in rows[:n_each]]]
