@@ -108,6 +108,14 @@ class PromptPairs:
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
 
+def of_one_length(pairs: PromptPairs, n: int) -> PromptPairs:
+    """The first `n` of the pairs that have the commonest length (all of them if there are fewer),
+    without padding: END is the last position of every row."""
+    width = int(pairs.length.mode().values)
+    some = pairs[pairs.length == width][:n]
+    return replace(some, clean=some.clean[:, :width], corrupted=some.corrupted[:, :width])
+
+
 class Pair(NamedTuple):
     """One pair before tokenization; `marks` are character indices into `clean`."""
 
