@@ -1,4 +1,4 @@
-"""What a head adds to the logits directly, and what is lost without it."""
+"""What a head adds to the logits directly, and what is lost without it (Gould et al., App. J)."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replib.interventions.network import Head, Network, activations
+from replib.interventions.network import Network, activations
 from replib.models.finite import check_logits
 
 
@@ -17,6 +17,10 @@ class Rows:
     z: Float[Tensor, "layer row head d_head"]
     o_out: Float[Tensor, "layer row d_model"]
     final: Float[Tensor, "row d_model"]
+
+    def __getitem__(self, some: Tensor) -> "Rows":
+        """Some of the rows, by number or by a mask."""
+        return Rows(self.z[:, some], self.o_out[:, some], self.final[some])
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,12 @@ def observe(
     )
 
 
-def _without(
-    net: Network, rows: Rows, layer: int, mean_z: Float[Tensor, "head d_head"], heads: slice
+def changed_stream(
+    net: Network, rows: Rows, layer: int, change: Float[Tensor, "row head d_model"]
 ) -> Float[Tensor, "row head d_model"]:
-    """The final residual stream if a head had written its mean and nothing had reacted to it."""
+    """The final residual stream if one head of a layer had written that much more and no later
+    layer had reacted to it; for each of some heads by itself."""
     block = net.blocks[layer]
-    change = torch.einsum("rhd,hdm->rhm", mean_z[heads] - rows.z[layer][:, heads], block.W_O[heads])
     if block.ln1_post is not None:  # Gemma: the heads' sum is normalised before it is added
         o_out = rows.o_out[layer][:, None]
         change = block.ln1_post(o_out + change) - block.ln1_post(o_out)
@@ -88,30 +92,14 @@ def direct_drop(
     out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
     with torch.inference_mode():
         for at in torch.arange(len(tokens)).split(batch):
-            some = Rows(rows.z[:, at], rows.o_out[:, at], rows.final[at])
+            some = rows[at]
             unembed = net.W_U[tokens[at]].to(wide)
             clean = (net.ln_final(some.final).to(wide) * unembed).sum(-1)
             for layer in range(net.n_layers):
-                resid = _without(net, some, layer, mean_z[layer], slice(None))
+                more, W_O = mean_z[layer] - some.z[layer], net.blocks[layer].W_O
+                change = torch.einsum("rhd,hdm->rhm", more, W_O)
+                resid = changed_stream(net, some, layer, change)
                 logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
                 out[layer, :, at] = clean - logit
     check_logits(out, "the direct effects of heads", net.W_U.dtype)
     return out
-
-
-def direct_loss(
-    net: Network,
-    rows: Rows,
-    mean_z: Float[Tensor, "layer head d_head"],
-    tokens: Int[Tensor, " row"],
-    head: Head,
-) -> Float[Tensor, " row"]:
-    """How much the loss on each row's token rises (nats) under the same ablation of one head."""
-
-    def loss(resid: Tensor) -> Tensor:
-        return net.vocabulary(resid)[1] - net.logits(resid, tokens[:, None])[:, 0]
-
-    layer, h = head
-    with torch.inference_mode():
-        resid = _without(net, rows, layer, mean_z[layer], slice(h, h + 1))[:, 0]
-        return loss(resid) - loss(rows.final)

@@ -1,7 +1,7 @@
-"""What the output of MLP0 is made of: index and domain, sparse features, probes, periods.
+"""What the output of MLP0 is made of: sparse features, probes, periods, and their arithmetic.
 
 The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each ordinal token. Every
-one comes with its control: shuffled indices, permuted residues, other moduli, random features.
+one comes with its control: permuted residues, other moduli, permuted numbers, random features.
 """
 
 from collections.abc import Sequence
@@ -9,107 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 
+from replib.chapters.successor_heads.index_domain import ROUNDING
 from replib.chapters.successor_heads.ordinals import OrdinalClass
-from replib.chapters.successor_heads.ov_circuit import ov_writes
 from replib.errors import UsageError
-from replib.interventions.network import Head, Network
+from replib.metrics import Estimate
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
 MODULI = (7, 8, 9, 10, 11, 12)
-ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
-
-
-def principal(
-    x: Float[Tensor, "item d"], most: int, fitted_on: Tensor | slice = slice(None)
-) -> Float[Tensor, "item k"]:
-    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out. At
-    most `most`, and only directions in which `x[fitted_on]` varies beyond rounding: other items may
-    reach far into the rest."""
-    centred = x - x[fitted_on].mean(0)
-    _, size, directions = torch.linalg.svd(centred[fitted_on], full_matrices=False)
-    return centred @ directions[:most][size[:most] > ROUNDING * size[0]].T
-
-
-# --- Index and domain (Sec. 3.1) ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """The held-out tokens, rebuilt. `near` is the item nearest to each rebuilt vector."""
-
-    target: Int[Tensor, " case"]
-    near: Int[Tensor, " case"]
-
-
-def split_index_domain(
-    x: Float[Tensor, "item d"],
-    index: Int[Tensor, " item"],
-    domain: Int[Tensor, " item"],
-    held_out: Tensor,
-    generator: np.random.Generator,
-    new_domain: int | None = None,
-    rank: int = 40,
-    per_target: int = 10,
-) -> Split:
-    """Fit maps pi_N, pi_D with x(i, d) ≈ pi_N x(i, d') + pi_D x(i', d), rebuild held-out tokens.
-
-    `held_out` tokens are neither targets nor sources of the fit. `new_domain`: a class that no map
-    has seen; its tokens are the targets, and give each other the domain part. A vector is decoded
-    as the token nearest to it (cosine), among all tokens, or those of the new domain.
-    """
-    n, d, train = index.numpy(), domain.numpy(), (~held_out).numpy()
-    if new_domain is not None:
-        train &= d != new_domain
-    y = principal(x.double(), min(rank, int(train.sum()) // 2), torch.from_numpy(train))
-
-    def cases(targets: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Rows (target, an item of the fit of another domain with its index, an `own` item of its
-        domain with another index)."""
-        rows = []
-        for t in targets:
-            same_index = np.flatnonzero(train & (n == n[t]) & (d != d[t]))
-            same_domain = np.flatnonzero(own & (d == d[t]) & (n != n[t]))
-            if len(same_index) and len(same_domain):
-                a = generator.choice(same_index, per_target)
-                b = generator.choice(same_domain, per_target)
-                rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
-        return np.array(rows, dtype=int).reshape(-1, 3)
-
-    fit = cases(np.flatnonzero(train), train)
-    if not len(fit):
-        raise UsageError("index and domain: no two classes have an index in common")
-    inputs = torch.cat([y[fit[:, 1]], y[fit[:, 2]]], dim=-1)
-    gram = inputs.T @ inputs
-    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=y.dtype)
-    maps = torch.linalg.solve(gram + ridge, inputs.T @ y[fit[:, 0]])
-    own = train if new_domain is None else d == new_domain
-    test = cases(np.flatnonzero(held_out.numpy() if new_domain is None else own), own)
-    built = torch.cat([y[test[:, 1]], y[test[:, 2]]], dim=-1) @ maps
-    unit = torch.nn.functional.normalize
-    close = unit(built) @ unit(y).T
-    if new_domain is not None:
-        close[:, torch.from_numpy(~own)] = -2.0
-    return Split(torch.from_numpy(test[:, 0]), close.argmax(-1))
-
-
-def folds(n: int, k: int, generator: np.random.Generator) -> Int[np.ndarray, " item"]:
-    """The part, 0 to k − 1, in which each item is held out: at random, as equal as can be."""
-    return generator.permutation(np.arange(n) % k)
-
-
-def shuffle_within(
-    index: Int[Tensor, " item"], domain: Int[Tensor, " item"], generator: np.random.Generator
-) -> Int[Tensor, " item"]:
-    """The indices, permuted among the tokens of each class."""
-    out = index.clone()
-    for d in domain.unique():
-        at = (domain == d).nonzero()[:, 0].numpy()
-        out[at] = index[generator.permutation(at)]
-    return out
 
 
 # --- Sparse features (Sec. 3.2) -------------------------------------------------------------------
@@ -171,6 +82,13 @@ def train_saes(
         return Sae((unit @ basis).to(kind), (codes * size).to(kind), 1 - left)
 
 
+def most_important(drop: Float[Tensor, "seed item feature"]) -> Int[np.ndarray, "seed item"]:
+    """The feature whose removal lowers the successor's logit most (Sec. 3.2), from how far each
+    removal lowers it. Raises UsageError if that is not finite."""
+    check_logits(drop, "what features add to the logits")
+    return drop.argmax(-1).numpy()
+
+
 def modal_coverage(
     feature: Int[np.ndarray, "seed item"], residue: Int[np.ndarray, " item"]
 ) -> Float[np.ndarray, " seed"]:
@@ -189,6 +107,24 @@ def modal_features(
 ) -> Int[np.ndarray, " residue"]:
     """The modal feature of each residue 0 to 9, in one dictionary."""
     return np.array([np.bincount(feature[residue == r]).argmax() for r in range(10)])
+
+
+def permuted_coverage(
+    feature: Int[np.ndarray, "seed item"],
+    residue: Int[np.ndarray, " item"],
+    generator: np.random.Generator,
+    draws: int = 100,
+) -> Float[np.ndarray, " draw"]:
+    """Coverage, averaged over seeds, when the residues are permuted over the tokens."""
+    orders = (generator.permutation(residue) for _ in range(draws))
+    return np.array([modal_coverage(feature, order).mean() for order in orders])
+
+
+def middle(values: Float[np.ndarray, " value"]) -> Estimate:
+    """The mean and the middle 95% of some values: how far they spread, not how well their mean is
+    known."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
 # --- Probe, neurons (Sec. 3.3) --------------------------------------------------------------------
@@ -214,6 +150,25 @@ def train_probe(
             adam.step()
     weight, bias = weight.detach() / size, bias.detach()
     return weight.to(kind), (bias - weight @ mean).to(kind)
+
+
+def cosines(a: Float[Tensor, "10 d"], b: Float[Tensor, "10 d"]) -> Float[Tensor, "10 10"]:
+    """Cosine of each direction of `a` with each of `b`, after the mean of the ten is taken out."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
+
+
+def mismatched(
+    cosine: Float[Tensor, "10 10"], generator: np.random.Generator, draws: int = 200
+) -> Float[np.ndarray, " draw"]:
+    """Mean cosine when the directions of the columns are permuted over the rows."""
+    orders = (generator.permutation(10) for _ in range(draws))
+    return np.array([float(cosine[torch.arange(10), order].mean()) for order in orders])
+
+
+def chance_pvalue(right: Bool[Tensor, " item"], chance: float = 0.1) -> float:
+    """How often guessing would be right as often as this (binomial, one-sided)."""
+    return stats.binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
 
 
 def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:
@@ -253,64 +208,40 @@ def mean_features(
     )
 
 
-def most_important(
-    net: Network,
-    head: Head,
-    sae: Sae,
-    items: Int[Tensor, " chosen"],
-    successors: Int[Tensor, " chosen"],
-) -> Int[np.ndarray, "seed chosen"]:
-    """For some tokens, the feature whose removal lowers the successor's logit most (Sec. 3.2).
-    Through the head's effective OV circuit with the input's norm held at its scale, in which a
-    feature's part is its code times what the head makes of its direction."""
-    layer, h = head
-    effect = ov_writes(net, layer, sae.decoder, direction=True)[..., h, :]
-    drop = torch.einsum("sif,sfm,im->sif", sae.codes[:, items], effect, net.W_U[successors])
-    check_logits(drop, "what features add to the logits")
-    return drop.argmax(-1).numpy()
+def sized_features(
+    directions: Float[Tensor, "10 d"],
+    codes: Float[Tensor, "item 10"],
+    residue: Int[Tensor, " item"],
+) -> Float[Tensor, "10 d"]:
+    """The residues' features in the length that they have in tokens: unit `directions` times the
+    mean code of the residue's own tokens."""
+    size = torch.stack([codes[residue == r, r].mean() for r in range(10)])
+    return directions * size[:, None]
 
 
 # --- Vector arithmetic (Sec. 3.4) -----------------------------------------------------------------
 
 
-def exchange(
-    net: Network,
-    head: Head,
-    x: Float[Tensor, "item d_model"],
-    ordinal: OrdinalClass,
-    features: Float[Tensor, "10 d_model"],
-    scale: float,
+def follows(
+    said: Float[Tensor, "item target item"], ordinal: OrdinalClass
 ) -> Float[Tensor, "item target"]:
-    """x − scale·f[own residue] + scale·f[target]: does the head then say the target's successor? 1
-    if the winner within the class has the residue after the target's, 0 if not, NaN for the token's
-    own residue and for residues that no token of the class follows."""
-    layer, h = head
-    residue, target = ordinal.index % 10, torch.arange(10)
-    moved = x[:, None] - scale * features[residue][:, None] + scale * features[None]
-    writes = ov_writes(net, layer, moved)[..., h, :]
-    said = torch.einsum("itm,vm->itv", writes, net.W_U[ordinal.tokens])
+    """Do these logits of a class say the successor of the target residue? 1 if the winner within
+    the class has the residue after the target's, 0 if not, NaN for the token's own residue and for
+    residues that no token of the class follows. Raises UsageError for logits that are not finite.
+    """
     check_logits(said, "the logits after an exchange of features")
-    winner = said.argmax(-1)
-    success = (residue[winner] == (target + 1) % 10).double()
-    success[torch.arange(len(x)), residue] = torch.nan
+    residue, target = ordinal.index % 10, torch.arange(10)
+    success = (residue[said.argmax(-1)] == (target + 1) % 10).double()
+    success[torch.arange(len(said)), residue] = torch.nan
     success[:, ~torch.isin((target + 1) % 10, residue)] = torch.nan
     return success
 
 
-def tuned_exchange(
-    net: Network,
-    head: Head,
-    x: Float[Tensor, "item d_model"],
-    ordinal: OrdinalClass,
-    features: Float[Tensor, "10 d_model"],
-    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
-) -> tuple[float, Float[Tensor, " item"]]:
-    """The scale that works best on every other token (0, 2, ...), and with it the success of the
-    tokens in between."""
-    results = [exchange(net, head, x, ordinal, features, scale) for scale in scales]
-    tuned = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
-    best = int(np.argmax(tuned))
-    return scales[best], results[best][1::2].nanmean(-1)
+def tuned(results: Sequence[Float[Tensor, "item target"]]) -> Float[Tensor, " item"]:
+    """Of the successes with several scales, one result a scale, those of the scale that works best
+    on every other token (0, 2, ...): the mean of each token in between (NaN: no target)."""
+    works = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
+    return results[int(np.argmax(works))][1::2].nanmean(-1)
 
 
 def random_like(

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replib.chapters.successor_heads.direct_effects import observe
-from replib.chapters.successor_heads.ordinals import OrdinalClass
+from replib.chapters.successor_heads.ordinals import OrdinalClass, all_tokens
 from replib.interventions.network import Network
-from replib.metrics import bootstrap
+from replib.metrics import Estimate, Null, bootstrap
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -36,6 +36,10 @@ class Source:
 
     x: Float[Tensor, "layer token d_model"]
     normed: bool
+
+    def at(self, layer: int) -> Float[Tensor, "token d_model"]:
+        """What the heads of a layer are given."""
+        return self.x[layer if len(self.x) > 1 else 0]
 
 
 def embed(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -65,8 +69,8 @@ def mlp0_neurons(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "
 
 def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
     """Five ways to give a head a token in isolation; the first is the paper's. "own residual": what
-    the head's layer receives when the model reads the token after a beginning-of-text token (or
-    end-of-text, or nothing, if the tokenizer has no other)."""
+    the head's layer receives when the model reads the token after the tokenizer's own first token
+    (or a beginning-of-text token, or end-of-text, or nothing, if it has no other)."""
     x = embed(net, tokens)
     tokenizer = net.model.tokenizer
     found = {
@@ -75,7 +79,7 @@ def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
         "embedding + MLP0": Source((x + mlp0(net, tokens))[None], True),
         "embedding + MLP0, no norms": Source((x + mlp0(net, tokens, False))[None], False),
     }
-    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ids = (*tokenizer("").input_ids[:1], tokenizer.bos_token_id, tokenizer.eos_token_id)
     first = next((torch.tensor([t]) for t in ids if t is not None), torch.tensor([]).long())
     rows = torch.stack([torch.cat([first.to(tokens), t[None]]) for t in tokens])
     found["own residual"] = Source(observe(net, rows).resid_pre[:, :, -1], True)
@@ -94,6 +98,36 @@ def _linear(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     return (norm(u / size) - norm(torch.zeros_like(u[..., :1, :]))) * size
 
 
+def head_values(
+    net: Network,
+    layer: int,
+    x: Float[Tensor, "*token d_model"],
+    normed: bool = True,
+    direction: bool = False,
+) -> Float[Tensor, "*token head d_head"]:
+    """W_V x: what each head of a layer takes from x, before its output matrix. Grouped heads have
+    the values of their group. `direction`: x is not an input but a part of one, so that the norm in
+    front is linear too."""
+    block = net.blocks[layer]
+    with torch.no_grad():
+        if normed:
+            x = _linear(block.ln1, x) if direction else block.ln1(x)
+        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
+        return v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
+
+
+def before_readout(
+    net: Network, layer: int, out: Float[Tensor, "*token head d_model"], normed: bool = True
+) -> Float[Tensor, "*token head d_model"]:
+    """What heads write, ready for the unembedding: through the norms behind them, without their
+    division and bias (without the norms altogether unless `normed`)."""
+    post = net.blocks[layer].ln1_post
+    with torch.no_grad():
+        if not normed:
+            return out
+        return _linear(net.ln_final, out if post is None else _linear(post, out))
+
+
 def ov_writes(
     net: Network,
     layer: int,
@@ -101,50 +135,24 @@ def ov_writes(
     normed: bool = True,
     direction: bool = False,
 ) -> Float[Tensor, "*token head d_model"]:
-    """What each head of a layer would add, ready for the unembedding, if it attended to x alone.
-    `direction`: x is not an input but a part of one, so that the norm in front is linear too."""
-    block = net.blocks[layer]
+    """W_O W_V x: what each head of a layer would add, ready for the unembedding, if it attended to
+    x alone (`head_values`, W_O, `before_readout`)."""
+    v = head_values(net, layer, x, normed, direction)
     with torch.no_grad():
-        if normed:
-            x = _linear(block.ln1, x) if direction else block.ln1(x)
-        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
-        v = v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
-        out = torch.einsum("...hd,hdm->...hm", v, block.W_O)
-        if normed:
-            out = out if block.ln1_post is None else _linear(block.ln1_post, out)
-            out = _linear(net.ln_final, out)
-        return out
-
-
-def ov_logits(
-    net: Network, source: Source, targets: Int[Tensor, " target"]
-) -> Float[Tensor, "head token target"]:
-    """Effective OV circuit of every head (layer by layer) on the `targets` only."""
-    rows = []
-    for layer in range(net.n_layers):
-        x = source.x[layer if len(source.x) > 1 else 0]
-        writes = ov_writes(net, layer, x, source.normed)
-        rows.append(torch.einsum("thm,vm->htv", writes, net.W_U[targets]))
-        check_logits(rows[-1], f"logits through the OV circuits of layer {layer}")
-    return torch.cat(rows)
+        out = torch.einsum("...hd,hdm->...hm", v, net.blocks[layer].W_O)
+    return before_readout(net, layer, out, normed)
 
 
 def predicted(
-    logits: Float[Tensor, "head token target"], classes: Mapping[str, OrdinalClass]
+    logits: Float[Tensor, "head token token"], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, Int[Tensor, "head item"]]:
-    """For each class, the item of it that each head favours, for each of its items; tokens and
-    targets of the logits are `all_tokens` of the classes."""
-    out, at = {}, 0
-    for name, ordinal in classes.items():
-        own = slice(at, at + len(ordinal))
-        out[name] = logits[:, own, own].argmax(-1)
-        at += len(ordinal)
-    return out
-
-
-def all_tokens(classes: Mapping[str, OrdinalClass]) -> Int[Tensor, " token"]:
-    """The tokens of the classes, one class after the other."""
-    return torch.cat([ordinal.tokens for ordinal in classes.values()])
+    """For each class, the item of it that each head favours, for each of its items. The logits are
+    those of all tokens (`ordinals.all_tokens`) when each of them is read. Raises UsageError for
+    logits that are not finite."""
+    check_logits(logits, "the logits of ordinal tokens")
+    every = all_tokens(classes)
+    spans = {name: every.span(name) for name in classes}
+    return {name: logits[:, own, own].argmax(-1) for name, own in spans.items()}
 
 
 # --- Scores and their null ------------------------------------------------------------------------
@@ -175,17 +183,26 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
     return torch.cat([value.double() for value in values.values()], dim=-1).mean(-1)
 
 
+def one_head(values: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
+    """The values of one head."""
+    return {name: value[head] for name, value in values.items()}
+
+
 def macro_interval(
-    values: Mapping[str, Tensor], generator: np.random.Generator
-) -> tuple[float, float]:
-    """95% interval of `macro` for one head, as if the successions were drawn from more of a class.
-    Each class has an interval of its own (`metrics.bootstrap`); the distances of its ends from its
-    mean add up as independent errors do (MOVER: Zou and Donner 2008)."""
+    values: Mapping[str, Tensor], generator: np.random.Generator, head: int | None = None
+) -> Estimate:
+    """`macro` of one head (row `head` of the values, or all there is) and its 95% interval, as if
+    the successions were drawn from more of a class; n counts successions. Each class has an
+    interval of its own (`metrics.bootstrap`); the distances of its ends from its mean add up as
+    independent errors do (MOVER: Zou and Donner 2008)."""
+    score = macro(values)
+    if head is not None:
+        values, score = one_head(values, head), score[head]
     each = [bootstrap(value, range(len(value)), generator) for value in values.values()]
-    below = math.hypot(*(mean - low for mean, (low, _) in each)) / len(each)
-    above = math.hypot(*(high - mean for mean, (_, high) in each)) / len(each)
-    mean = float(np.mean([mean for mean, _ in each]))
-    return mean - below, mean + above
+    below = math.hypot(*(e.value - e.low for e in each)) / len(each)
+    above = math.hypot(*(e.high - e.value for e in each)) / len(each)
+    mean = float(np.mean([e.value for e in each]))
+    return Estimate(float(score), mean - below, mean + above, sum(e.n for e in each))
 
 
 @dataclass(frozen=True)
@@ -224,6 +241,35 @@ def shuffled_null(
     return ShuffledNull(per_class, stacked.mean(0), np.tensordot(weights, stacked, axes=1))
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best of all heads, beside the best of all heads when successors are shuffled."""
+
+    row: int  # of the head with the best macro score; heads are counted layer by layer
+    macro: float
+    null: Null  # of the macro score
+    micro: float  # the best micro score, which may be another head's
+    micro_null: Null
+
+    @property
+    def null_q95(self) -> float:
+        """Its 95th percentile (`metrics.Null`)."""
+        return self.null.asdict()["q95"]
+
+    @property
+    def p(self) -> float:
+        """How often shuffled successors give the best head as high a macro score."""
+        return self.null.pvalue(self.macro)
+
+
+def best_head(hit: Mapping[str, Bool[Tensor, "head pair"]], null: ShuffledNull) -> Best:
+    """The head with the best macro score; the first of several."""
+    score = macro(hit)
+    row = int(score.argmax())
+    nulls = (Null(null.best()), Null(null.best("micro")))
+    return Best(row, float(score[row]), nulls[0], float(micro(hit).max()), nulls[1])
+
+
 def upward_bias(
     logits: Float[Tensor, "head item item"], ordinal: OrdinalClass
 ) -> Float[Tensor, "head item"]:
@@ -235,3 +281,16 @@ def upward_bias(
     above = (order[None] > order[:, None] + 1).to(z)
     below = (order[None] < order[:, None]).to(z)
     return (z * above).sum(-1) / above.sum(-1) - (z * below).sum(-1) / below.sum(-1)
+
+
+def error_steps(
+    said: Mapping[str, Int[Tensor, " item"]], classes: Mapping[str, OrdinalClass]
+) -> list[int]:
+    """How many places above the successor a head's wrong answers are, negative below it. The step
+    that wraps around (Sunday to Monday) has nothing above it and is left out."""
+    steps: list[int] = []
+    for name, ordinal in classes.items():
+        source, right = ordinal.pairs[: len(ordinal) - 1].T
+        far = said[name][source] - right
+        steps += far[far != 0].tolist()
+    return steps
