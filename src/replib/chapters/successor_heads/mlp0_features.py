@@ -4,23 +4,25 @@ The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each o
 one comes with its control: permuted residues, other moduli, permuted numbers, random features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
 from replib.chapters.successor_heads.index_domain import ROUNDING
-from replib.chapters.successor_heads.ordinals import OrdinalClass
+from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass
 from replib.errors import UsageError
-from replib.metrics import Estimate
+from replib.metrics import Estimate, Null, bootstrap, rng, wilson
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
 MODULI = (7, 8, 9, 10, 11, 12)
+TOO_FEW = "{} of the integers 0 to 199 are single tokens; at least 100 are needed"
 
 
 # --- Sparse features (Sec. 3.2) -------------------------------------------------------------------
@@ -33,6 +35,11 @@ class Sae:
     decoder: Float[Tensor, "seed feature d"]  # unit directions in the space of the inputs
     codes: Float[Tensor, "seed item feature"]
     explained: Float[Tensor, " seed"]  # share of the variance
+
+    @property
+    def active(self) -> float:
+        """How many features a token has, on average."""
+        return float((self.codes > 1e-3).sum(-1).double().mean())
 
 
 @one_thread()
@@ -82,11 +89,25 @@ def train_saes(
         return Sae((unit @ basis).to(kind), (codes * size).to(kind), 1 - left)
 
 
+def items(every: AllTokens, only: str = "") -> tuple[Int[Tensor, " item"], Int[Tensor, " item"]]:
+    """The tokens that have a successor, as rows of `every`, and their successors as tokens; of one
+    class `only`, or of all."""
+    pairs = every.pairs[every.of(only)[every.pairs[:, 0]]] if only else every.pairs
+    return pairs[:, 0], every.tokens[pairs[:, 1]]
+
+
 def most_important(drop: Float[Tensor, "seed item feature"]) -> Int[np.ndarray, "seed item"]:
     """The feature whose removal lowers the successor's logit most (Sec. 3.2), from how far each
     removal lowers it. Raises UsageError if that is not finite."""
     check_logits(drop, "what features add to the logits")
     return drop.argmax(-1).numpy()
+
+
+def examples(
+    index: Int[Tensor, " item"], feature: Int[np.ndarray, " item"], most: int = 12
+) -> pd.DataFrame:
+    """The most important feature of the first few numbers, in one dictionary."""
+    return pd.DataFrame({"number or index": index, "feature": feature}).head(most).T
 
 
 def modal_coverage(
@@ -102,29 +123,71 @@ def modal_coverage(
     return out
 
 
-def modal_features(
-    feature: Int[np.ndarray, " item"], residue: Int[np.ndarray, " item"]
-) -> Int[np.ndarray, " residue"]:
-    """The modal feature of each residue 0 to 9, in one dictionary."""
-    return np.array([np.bincount(feature[residue == r]).argmax() for r in range(10)])
-
-
-def permuted_coverage(
-    feature: Int[np.ndarray, "seed item"],
-    residue: Int[np.ndarray, " item"],
-    generator: np.random.Generator,
-    draws: int = 100,
-) -> Float[np.ndarray, " draw"]:
-    """Coverage, averaged over seeds, when the residues are permuted over the tokens."""
-    orders = (generator.permutation(residue) for _ in range(draws))
-    return np.array([modal_coverage(feature, order).mean() for order in orders])
-
-
 def middle(values: Float[np.ndarray, " value"]) -> Estimate:
     """The mean and the middle 95% of some values: how far they spread, not how well their mean is
     known."""
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Modal coverage with one modulus."""
+
+    seeds: Float[np.ndarray, " seed"]
+    null: Null  # averaged over seeds, when the residues are permuted over the tokens
+
+    @property
+    def excess(self) -> float:
+        """How far it lies above that of permuted residues."""
+        return float(self.seeds.mean() - self.null.draws.mean())
+
+    @property
+    def bars(self) -> dict[str, Estimate]:
+        """Both, with the middle 95% of dictionaries and of permutations."""
+        return {"observed": middle(self.seeds), "residues permuted": middle(self.null.draws)}
+
+
+def coverage(
+    feature: Int[np.ndarray, "seed item"],
+    residue: Int[np.ndarray, " item"],
+    generator: np.random.Generator,
+    draws: int = 100,
+) -> Coverage:
+    """`modal_coverage` of the residues as they are, and permuted over the tokens."""
+    orders = (generator.permutation(residue) for _ in range(draws))
+    null = np.array([modal_coverage(feature, order).mean() for order in orders])
+    return Coverage(modal_coverage(feature, residue), Null(null))
+
+
+@dataclass(frozen=True)
+class Modal:
+    """The modal feature of each residue 0 to 9, the most frequent among its tokens."""
+
+    directions: Float[Tensor, "10 d"]  # of length 1
+    sized: Float[Tensor, "10 d"]  # times the mean code in the tokens of the residue
+
+
+def modal_features(
+    sae: Sae,
+    feature: Int[np.ndarray, "seed item"],
+    residue: Int[Tensor, " item"],
+    item: Int[Tensor, " item"],
+    best: int,
+) -> Modal:
+    """In the dictionary of one seed, `best`. `feature`: the most important one of each item, whose
+    rows of the codes are `item`."""
+    own = [(residue == r).numpy() for r in range(10)]
+    modal = [int(np.bincount(feature[best][mine]).argmax()) for mine in own]
+    codes = sae.codes[best][item]
+    size = torch.stack([codes[mine, f].mean() for mine, f in zip(own, modal, strict=True)])
+    directions = sae.decoder[best][modal]
+    return Modal(directions, directions * size[:, None])
+
+
+def coverage_bars(coverages: Mapping[int, Coverage]) -> dict[str, dict[str, Estimate]]:
+    """Of several moduli."""
+    return {f"mod {m}": one.bars for m, one in coverages.items()}
 
 
 # --- Probe, neurons (Sec. 3.3) --------------------------------------------------------------------
@@ -160,15 +223,49 @@ def cosines(a: Float[Tensor, "10 d"], b: Float[Tensor, "10 d"]) -> Float[Tensor,
 
 def mismatched(
     cosine: Float[Tensor, "10 10"], generator: np.random.Generator, draws: int = 200
-) -> Float[np.ndarray, " draw"]:
+) -> Null:
     """Mean cosine when the directions of the columns are permuted over the rows."""
     orders = (generator.permutation(10) for _ in range(draws))
-    return np.array([float(cosine[torch.arange(10), order].mean()) for order in orders])
+    return Null(np.array([float(cosine[torch.arange(10), order].mean()) for order in orders]))
 
 
 def chance_pvalue(right: Bool[Tensor, " item"], chance: float = 0.1) -> float:
     """How often guessing would be right as often as this (binomial, one-sided)."""
     return stats.binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
+
+
+def against_guessing(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, float]:
+    """How often guessing would be as often right, for all classes together; and in how many single
+    classes that is below 1%."""
+    p = {name: chance_pvalue(one) for name, one in right.items()}
+    pooled = chance_pvalue(torch.cat(list(right.values())))
+    return {"p": pooled, "classes_above": sum(value < 0.01 for value in p.values())}
+
+
+def read_by_probe(
+    x: Float[Tensor, "token d"], every: AllTokens, trained_on: str = ""
+) -> tuple[Float[Tensor, "10 d"] | None, dict[str, Bool[Tensor, " item"]]]:
+    """Is the residue of each token read by a probe that is trained on another class, `trained_on`,
+    or else on all classes but the one it reads? Returns the last probe, and an answer for each
+    token of the classes that are read: none if there is only one class."""
+    residue, probe, right = every.index % 10, None, {}
+    for name in every.names if len(every.names) > 1 else ():
+        if name != trained_on:
+            train = every.of(trained_on) if trained_on else ~every.of(name)
+            probe, bias = train_probe(x[train], residue[train])
+            right[name] = ((x @ probe.T + bias).argmax(-1) == residue)[every.of(name)]
+    return probe, right
+
+
+def probe_bars(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, Estimate]:
+    """Share of the tokens of each class that the probe reads, as bars."""
+    bars = {name.replace(" ", "\n"): wilson(one) for name, one in right.items()}
+    return bars or {"none": Estimate(0.0, 0.0, 0.0, 0)}
+
+
+def mean_share(right: Mapping[str, Bool[Tensor, " item"]]) -> float:
+    """Mean over classes of that share; NaN if there is none."""
+    return float(np.mean([wilson(one).value for one in right.values()] or [np.nan]))
 
 
 def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:
@@ -195,28 +292,24 @@ def period_null(
 
 
 def mean_features(
-    x: Float[Tensor, "item d"], residue: Int[Tensor, " item"], domain: Int[Tensor, " item"]
+    x: Float[Tensor, "token d"], every: AllTokens, leave: str
 ) -> Float[Tensor, "10 d"]:
     """A direction for each residue without any training: the mean of its tokens, each taken
-    relative to the mean of its class. For models in which no SAE can be trained on numbers."""
-    centred = x.clone()
+    relative to the mean of its class, over all classes but `leave`. For models in which no SAE can
+    be trained on numbers."""
+    kept = ~every.of(leave)
+    centred, residue, domain = x[kept].clone(), every.index[kept] % 10, every.domain[kept]
     for d in domain.unique():
-        centred[domain == d] -= x[domain == d].mean(0)
+        centred[domain == d] -= x[kept][domain == d].mean(0)
     zero = torch.zeros(x.shape[1], dtype=x.dtype)
     return torch.stack(
         [centred[residue == r].mean(0) if (residue == r).any() else zero for r in range(10)]
     )
 
 
-def sized_features(
-    directions: Float[Tensor, "10 d"],
-    codes: Float[Tensor, "item 10"],
-    residue: Int[Tensor, " item"],
-) -> Float[Tensor, "10 d"]:
-    """The residues' features in the length that they have in tokens: unit `directions` times the
-    mean code of the residue's own tokens."""
-    size = torch.stack([codes[residue == r, r].mean() for r in range(10)])
-    return directions * size[:, None]
+def n_beyond(power: Float[Tensor, " neuron"], null: Null) -> int:
+    """How many neurons are beyond 95% of the best ones under the null."""
+    return int((power > np.quantile(null.draws, 0.95)).sum())
 
 
 # --- Vector arithmetic (Sec. 3.4) -----------------------------------------------------------------
@@ -250,3 +343,53 @@ def random_like(
     """Random directions of the same lengths."""
     drawn = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
     return torch.nn.functional.normalize(drawn, dim=-1) * features.norm(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Success of an exchange of features within one class."""
+
+    success: Estimate  # over the tokens that did not tune the scale
+    null: Null  # the same with random directions of the same lengths
+
+
+def against_random(
+    exchange: Callable[[str, Tensor, float], Tensor],
+    name: str,
+    features: Float[Tensor, "10 d_model"],
+    seed: int,
+    draws: int = 20,
+    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
+) -> Exchanged:
+    """Exchange features in the class `name` with the scale that works best on every other token,
+    and do the same with random features. `exchange(name, features, scale)` returns successes
+    [item target]."""
+
+    def success(f: Tensor) -> Tensor:
+        return tuned([exchange(name, f, scale) for scale in scales])
+
+    value = success(features)
+    value = value[~value.isnan()]
+    other = (random_like(features, rng(seed, name, i)) for i in range(draws))
+    null = np.array([float(success(f).nanmean()) for f in other])
+    return Exchanged(bootstrap(value, range(len(value)), rng(seed, "2.12", name)), Null(null))
+
+
+def mean_success(tested: Mapping[str, Exchanged]) -> float:
+    """Over classes; NaN if there is none."""
+    return float(np.mean([one.success.value for one in tested.values()] or [np.nan]))
+
+
+def exchange_table(tested: Mapping[str, Exchanged]) -> pd.DataFrame:
+    """A row for each class."""
+    rows = {
+        name: {
+            "success": one.success.value,
+            "low": one.success.low,
+            "high": one.success.high,
+            "random features, 95th pct.": float(np.quantile(one.null.draws, 0.95)),
+            "held-out tokens": str(one.success.n),
+        }
+        for name, one in tested.items()
+    }
+    return pd.DataFrame(rows).T

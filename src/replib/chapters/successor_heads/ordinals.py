@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
+from replib.metrics import rng
 from replib.prompts.pairs import PromptPairs
 
 ROMAN = "Roman numerals"  # kept apart: nothing is ever fitted or chosen on it
@@ -129,17 +131,52 @@ class AllTokens:
         return slice(int(at[0]), int(at[-1]) + 1)
 
 
-def all_tokens(classes: Mapping[str, OrdinalClass]) -> AllTokens:
-    """The tokens, places and successions of several classes in one row each."""
+def all_tokens(classes: Mapping[str, OrdinalClass], largest: int | None = None) -> AllTokens:
+    """The tokens, places and successions of several classes in one row each; with `largest`, only
+    places up to it."""
     sizes = torch.tensor([len(c) for c in classes.values()])
     start = sizes.cumsum(0) - sizes
+    index = torch.cat([c.index for c in classes.values()])
+    pairs = torch.cat([c.pairs + at for c, at in zip(classes.values(), start, strict=True)])
+    kept = torch.ones_like(index, dtype=torch.bool) if largest is None else index <= largest
+    new = kept.cumsum(0) - 1
     return AllTokens(
         names=tuple(classes),
-        tokens=torch.cat([c.tokens for c in classes.values()]),
-        index=torch.cat([c.index for c in classes.values()]),
-        domain=torch.arange(len(classes)).repeat_interleave(sizes),
-        pairs=torch.cat([c.pairs + at for c, at in zip(classes.values(), start, strict=True)]),
+        tokens=torch.cat([c.tokens for c in classes.values()])[kept],
+        index=index[kept],
+        domain=torch.arange(len(classes)).repeat_interleave(sizes)[kept],
+        pairs=new[pairs[kept[pairs].all(-1)]],
     )
+
+
+def overview(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass]
+) -> pd.DataFrame:
+    """A row for each class: words kept, successions, the first three tokens."""
+    rows = {}
+    for name, c in classes.items():
+        first = ", ".join(repr(tokenizer.decode([t])) for t in c.tokens[:3].tolist())
+        rows[name] = [f"{len(c)} of {len(WORDS[name])}", len(c.pairs), first]
+    columns = ["words kept", "successions", "the first three"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns)
+
+
+def counts(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass]
+) -> dict[str, int]:
+    """How much of the classes this tokenizer can write, and how many integers."""
+    return {
+        "n_classes": len(classes),
+        "integers": n_integers(tokenizer),
+        "n_tokens": sum(map(len, classes.values())),
+        "n_pairs": sum(len(c.pairs) for c in classes.values()),
+    }
+
+
+def counting(numbers: OrdinalClass) -> Int[Tensor, " n"]:
+    """The tokens of 1, 2, ... n, without a gap, n the largest multiple of ten that there is."""
+    n = int((torch.arange(len(numbers)) + 1 == numbers.index).sum())
+    return numbers.tokens[: n // 10 * 10]
 
 
 def _pairs(
@@ -205,6 +242,27 @@ def list_pairs(
         )
         rows.append((clean, corrupted, tokens[answer], tokens[foil], ordinal.words[answer]))
     return _pairs(tokenizer, f"lists of {ordinal.name}", tokens, rows)
+
+
+def every_list(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass], seed: int
+) -> dict[str, PromptPairs]:
+    """`list_pairs` of each class that has some."""
+    lists = {}
+    for name, c in classes.items():
+        pairs = list_pairs(tokenizer, c, rng(seed, "lists", name))
+        if pairs is not None:
+            lists[name] = pairs
+    return lists
+
+
+def side_by_side(
+    lists: Mapping[str, PromptPairs],
+) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"], list[str]]:
+    """The clean prompts of all classes, their answers, and a group for each answer."""
+    clean = torch.cat([pairs.clean for pairs in lists.values()])
+    answer = torch.cat([pairs.answer for pairs in lists.values()])
+    return clean, answer, [f"{name} {g}" for name, pairs in lists.items() for g in pairs.group]
 
 
 def numbered_pairs(

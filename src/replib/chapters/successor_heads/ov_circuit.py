@@ -12,18 +12,19 @@ a query head uses the value projection of its group.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replib.chapters.successor_heads.direct_effects import observe
-from replib.chapters.successor_heads.ordinals import OrdinalClass, all_tokens
-from replib.interventions.network import Network
-from replib.metrics import Estimate, Null, bootstrap
+from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass, all_tokens
+from replib.interventions.network import Head, Network
+from replib.metrics import Estimate, Null, bootstrap, head_label, rng, wilson
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -242,55 +243,139 @@ def shuffled_null(
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best of all heads, beside the best of all heads when successors are shuffled."""
+class Scores:
+    """What all heads favour when they are given one input, beside shuffled successors."""
 
-    row: int  # of the head with the best macro score; heads are counted layer by layer
-    macro: float
-    null: Null  # of the macro score
-    micro: float  # the best micro score, which may be another head's
-    micro_null: Null
+    said: Mapping[str, Int[Tensor, "head item"]]
+    hit: Mapping[str, Bool[Tensor, "head pair"]]
+    null: ShuffledNull
 
     @property
-    def null_q95(self) -> float:
-        """Its 95th percentile (`metrics.Null`)."""
-        return self.null.asdict()["q95"]
+    def macro(self) -> Float[Tensor, " head"]:
+        """Macro score of each head."""
+        return macro(self.hit)
 
     @property
-    def p(self) -> float:
-        """How often shuffled successors give the best head as high a macro score."""
-        return self.null.pvalue(self.macro)
+    def best(self) -> int:
+        """Row of the head with the best macro score, the first of several."""
+        return int(self.macro.argmax())
+
+    @property
+    def top(self) -> float:
+        """That score."""
+        return float(self.macro.max())
+
+    def best_null(self, what: str = "macro") -> Null:
+        """What the best of all heads reaches by chance; `what` is macro, micro or a class."""
+        return Null(self.null.best(what))
 
 
-def best_head(hit: Mapping[str, Bool[Tensor, "head pair"]], null: ShuffledNull) -> Best:
-    """The head with the best macro score; the first of several."""
-    score = macro(hit)
-    row = int(score.argmax())
-    nulls = (Null(null.best()), Null(null.best("micro")))
-    return Best(row, float(score[row]), nulls[0], float(micro(hit).max()), nulls[1])
+def compare(scores: Mapping[str, Scores], heads: Sequence[Head]) -> pd.DataFrame:
+    """The best head with each input, its scores and what shuffled successors give the best."""
+    rows = {}
+    for name, one in scores.items():
+        null = one.best_null()
+        rows[name] = {
+            "best head": head_label(heads[one.best]),
+            "macro": one.top,
+            "null, 95th pct.": null.asdict()["q95"],
+            "p": null.pvalue(one.top),
+            "best micro": float(micro(one.hit).max()),
+            "its null": one.best_null("micro").asdict()["q95"],
+        }
+    return pd.DataFrame(rows).T
 
 
-def upward_bias(
-    logits: Float[Tensor, "head item item"], ordinal: OrdinalClass
-) -> Float[Tensor, "head item"]:
-    """Mean logit of the items above the input less that of the items below, in standard deviations
-    of the row; the item itself and its successor left out (Gould et al., Sec. 3.5). NaN at ends."""
-    n = len(ordinal)
-    order = torch.arange(n)
-    z = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True).clamp_min(1e-12)
-    above = (order[None] > order[:, None] + 1).to(z)
-    below = (order[None] < order[:, None]).to(z)
-    return (z * above).sum(-1) / above.sum(-1) - (z * below).sum(-1) / below.sum(-1)
+@dataclass(frozen=True)
+class Trial:
+    """The chosen head and the runner-up on the successions that did not choose them."""
+
+    heldout: float  # macro score of the chosen head
+    second: float  # and of the runner-up
+    gap: Estimate  # their difference
+    heldout_q95: float  # of the chosen head, when successors are shuffled
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What claim 2.1 needs to know of it."""
+        return {"heldout": self.heldout, "heldout_q95": self.heldout_q95}
+
+    @property
+    def beaten(self) -> bool:
+        """Is the chosen head above its null?"""
+        return self.heldout > self.heldout_q95
 
 
-def error_steps(
-    said: Mapping[str, Int[Tensor, " item"]], classes: Mapping[str, OrdinalClass]
-) -> list[int]:
-    """How many places above the successor a head's wrong answers are, negative below it. The step
-    that wraps around (Sunday to Monday) has nothing above it and is left out."""
-    steps: list[int] = []
-    for name, ordinal in classes.items():
-        source, right = ordinal.pairs[: len(ordinal) - 1].T
-        far = said[name][source] - right
-        steps += far[far != 0].tolist()
-    return steps
+def retest(
+    scores: Scores,
+    classes: Mapping[str, OrdinalClass],
+    row: int,
+    runner_up: int,
+    seed: int,
+    draws: int = 1000,
+) -> Trial:
+    """Score two heads, by their rows, on the half of the successions that reports."""
+    report = half(scores.hit, 1)
+    mine, other = one_head(report, row), one_head(report, runner_up)
+    heldout, second = float(macro(mine)), float(macro(other))
+    gap = {name: mine[name].double() - other[name].double() for name in mine}
+    null = shuffled_null(scores.said, classes, rng(seed, "held out"), draws, which=1)
+    return Trial(
+        heldout,
+        second,
+        replace(macro_interval(gap, rng(seed, "2.3")), value=heldout - second),
+        float(np.quantile(null.macro[:, row], 0.95)),
+    )
+
+
+def by_class(scores: Scores, row: int, label: str) -> dict[str, dict[str, Estimate]]:
+    """A head's score in each class, and the 95th percentile of the best of all heads under the
+    null, as bars."""
+    bars = {}
+    for name, hit in scores.hit.items():
+        line = float(np.quantile(scores.null.best(name), 0.95))
+        bars[name.replace(" ", "\n")] = {
+            f"head {label}": wilson(hit[row]),
+            "best head under the null (95th pct.)": Estimate(line, line, line, len(hit[row])),
+        }
+    return bars
+
+
+def classes_above(scores: Scores, row: int) -> list[str]:
+    """The classes in which a head's score is above that percentile."""
+    line = {name: np.quantile(scores.null.best(name), 0.95) for name in scores.hit}
+    return [name for name, hit in scores.hit.items() if hit[row].double().mean() > line[name]]
+
+
+def key_of(name: str) -> str:
+    """A report's key for the best score with an input: best_embedding_MLP0_no_norms."""
+    return "_".join(["best", *name.replace(",", "").replace("+", "").split()])
+
+
+SUCCESSOR = "best on half of the tokens; above the null there, and on the other half"
+COPYING = "writes, of the words of a class, most to the one it reads, in over half of cases"
+
+
+def copying(
+    said: Mapping[str, Int[Tensor, "head item"]], heads: Sequence[Head]
+) -> list[tuple[int, int]]:
+    """The heads that favour the very word they read, as `COPYING` says (mean over classes)."""
+    share = macro({name: x == torch.arange(x.shape[-1]) for name, x in said.items()})
+    return [head for head, one in zip(heads, share, strict=True) if one > 0.5]
+
+
+def table(hits: Mapping[str, Mapping[str, Bool[Tensor, " pair"]]]) -> pd.DataFrame:
+    """Scores in each class: a row for each set of successes."""
+    rows = {n: {k: float(v.double().mean()) for k, v in hit.items()} for n, hit in hits.items()}
+    return pd.DataFrame(rows).T
+
+
+def ranks(
+    net: Network, head: Head, x: Float[Tensor, "token d_model"], every: AllTokens
+) -> Int[Tensor, " pair"]:
+    """Rank of each successor among all tokens of the vocabulary when a head reads its token, given
+    as x; 1 is the first."""
+    write = ov_writes(net, head[0], x)[:, head[1]]
+    logits = (write @ net.W_U.T)[every.pairs[:, 0]]
+    own = logits.gather(1, every.tokens[every.pairs[:, 1]][:, None])
+    return (logits > own).sum(-1) + 1

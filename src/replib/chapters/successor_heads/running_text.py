@@ -5,16 +5,19 @@ the words that the head attends to most.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.successor_heads.ordinals import ROMAN, WORDS, WRAPS
 from replib.errors import UsageError
+from replib.metrics import Estimate, wilson
+from replib.prompts.texts import public_domain_text
 
 
 def text_windows(
@@ -47,6 +50,16 @@ def text_windows(
             raise UsageError(f"text: a passage has only {len(ids)} of {n_tokens} tokens")
         rows.append(ids[:n_tokens])
     return torch.tensor(rows)
+
+
+def passages(
+    tokenizer: PreTrainedTokenizerBase,
+    n_windows: int,
+    n_tokens: int,
+    generator: np.random.Generator,
+) -> Int[Tensor, "window pos"]:
+    """`text_windows` of the World English Bible."""
+    return text_windows(tokenizer, public_domain_text(), n_windows, n_tokens, generator)
 
 
 KINDS = ("successorship", "copying", "greater-than", "acronym", "other")
@@ -109,6 +122,11 @@ class Positions:
     def __len__(self) -> int:
         return len(self.pos)
 
+    @property
+    def at(self) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Passage and position of each row."""
+        return self.prompt, self.pos
+
 
 def positions(
     windows: Int[Tensor, "window pos"], unknown: int | None = None, first: int = 4
@@ -139,3 +157,31 @@ def kinds_at(
             for t, p, some in zip(at.following, at.prompt, attended, strict=True)
         ]
     )
+
+
+def shares(
+    kinds: np.ndarray, prompt: Int[Tensor, " row"], won: Bool[Tensor, " row"]
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Share of each kind among the positions that a head wins, and among all; rows of one passage
+    go together. Where none is won, the first is 0 of 0."""
+    found = {}
+    for kind in KINDS:
+        fits, mine = torch.from_numpy(kinds == kind), Estimate(0.0, 0.0, 0.0, 0)
+        if won.any():
+            mine = wilson(fits[won], prompt[won].tolist())
+        found[kind] = mine, wilson(fits, prompt.tolist())
+    return found
+
+
+def bars(in_text: Mapping[str, tuple[Estimate, Estimate]], head: str) -> dict:
+    """Both shares of every kind that has a name, as bars."""
+    names = (f"positions that {head} wins", "all positions")
+    return {kind: dict(zip(names, in_text[kind], strict=True)) for kind in KINDS[:-1]}
+
+
+def numbers(in_text: Mapping[str, tuple[Estimate, Estimate]]) -> dict[str, int | Estimate]:
+    """How many positions there are, and won; and the shares among the latter of all kinds but
+    successorship, which is claim 2.15."""
+    won, everywhere = in_text["successorship"]
+    rest = {kind.replace("-", "_"): in_text[kind][0] for kind in KINDS[1:]}
+    return {"positions": everywhere.n, "wins": won.n, **rest}
