@@ -59,7 +59,9 @@ def test_the_modal_feature_of_a_residue_and_its_size():
     modal = ft.modal_features(ft.Sae(decoder, codes, torch.ones(2)), feature, residue, rows, 1)
     assert torch.equal(modal.directions, torch.eye(12)[2:])
     assert torch.allclose(modal.sized, torch.eye(12)[2:] * (1 + 3 + 0) / 3)
-    assert ft.coverage(feature, residue.numpy(), rng(0, "c"), 5).seeds.tolist() == [1.0, 2 / 3]
+    found = ft.coverage(feature, residue.numpy(), rng(0, "c"), 5)
+    assert found.seeds.tolist() == pytest.approx([1.0, 2 / 3])
+    assert found.excess == pytest.approx(5 / 6 - found.null.draws.mean())
     assert ft.middle(np.arange(101.0)).low == 2.5
 
 

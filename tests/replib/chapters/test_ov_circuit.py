@@ -107,8 +107,8 @@ def test_errors_are_above_or_below_and_wrapping_is_no_error():
 
 
 def test_the_half_that_reports_decides_and_the_null_is_its_own():
-    """Successions a-b, b-c, c-d, ...: the second, fourth and sixth report. Head 0 knows all seven
-    of them but the last, head 1 only the last."""
+    """Successions a-b, b-c, c-d, ...: the second, fourth and sixth report. Head 0 knows all six of
+    them but the last, head 1 only the last."""
     said = {"toy": torch.tensor([[1, 2, 3, 4, 5, 0, 0], [0, 0, 0, 0, 0, 6, 0]])}
     classes = {"toy": small_class(7)}
     null = ov.shuffled_null(said, classes, rng(0, "null"), 50)

@@ -184,8 +184,8 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
     return torch.cat([value.double() for value in values.values()], dim=-1).mean(-1)
 
 
-def one_head(values: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
-    """The values of one head."""
+def one_head(values: Mapping[str, Tensor], head: int | list[int]) -> dict[str, Tensor]:
+    """The values of one head, or of a list of heads."""
     return {name: value[head] for name, value in values.items()}
 
 
