@@ -172,9 +172,11 @@ def lines(
     band: tuple[Sequence[float], Sequence[float]] | None = None,
     mark: float | None = None,
     log: bool = False,
+    verticals: Mapping[str, float] | None = None,
 ) -> Picture:
-    """Several lines over one axis, told apart by marker and dash; an optional grey null band, and a
-    dashed line at the height `mark`. With `log`, x is logarithmic, its values are the ticks."""
+    """Several lines over one axis, told apart by marker and dash; an optional grey null band, a
+    dashed line at the height `mark`, and thin ones at the x of `verticals`, by what they mean. A
+    value that is NaN leaves its point out. With `log`, x is logarithmic, its values the ticks."""
     fig = Picture()
     ax = fig.subplots()
     if mark is not None:
@@ -189,14 +191,23 @@ def lines(
     said = {}
     for i, (name, y) in enumerate(series.items()):
         ax.plot(x, y, marker=MARKERS[i % 6], ls=dashes[i % 6], color=COLORS[i % 6], label=name)
-        top = int(np.nanargmax(y)) if np.isfinite(y).any() else 0
-        ends = f"{float(y[0]):.3g} at {x[0]:g} to {float(y[-1]):.3g} at {x[-1]:g}"
-        said[name] = f"from {ends}, largest {float(y[top]):.3g} at {x[top]:g}"
+        drawn = np.flatnonzero(np.isfinite(y))  # a point may be missing
+        if not len(drawn):
+            said[name] = "nothing"
+            continue
+        top = max(drawn, key=lambda at, y=y: float(y[at]))
+        first, last, top = (f"{float(y[at]):.3g} at {x[at]:g}" for at in (*drawn[[0, -1]], top))
+        said[name] = f"from {first} to {last}, largest {top}"
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(frameon=False, fontsize=9)
     what = f"{_named(ylabel)} over {' '.join(xlabel.split())}"
     fig.alt = f"Lines, {what}: {_list(said)}." + (" A grey band is the null." if band else "")
     fig.alt += "" if mark is None else f" A dashed line at {mark:g}."
+    for at in (verticals or {}).values():
+        ax.axvline(at, color="0.6", lw=1, ls=":")
+    if verticals:
+        places = (f"{' '.join(name.split())} at {at:.3g}" for name, at in verticals.items())
+        fig.alt += f" Vertical lines: {', '.join(places)}."
     return fig
 
 

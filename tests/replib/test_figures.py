@@ -9,6 +9,7 @@ from replib.prompts.ioi import ioi_pairs
 from replib.prompts.vocabulary import word_tokenizer
 
 HALF = Estimate(0.5, 0.25, 0.75, 8)
+NAN = float("nan")
 NULL = Null(torch.arange(20).double().numpy() / 100)
 
 
@@ -27,6 +28,12 @@ NULL = Null(torch.arange(20).double().numpy() / 100)
         (
             figures.lines([1.0, 2.0, 4.0], {"a": [0.0, 3.0, 2.0]}, "k", "loss", mark=0.0, log=True),
             ["loss over k: a from 0 at 1 to 2 at 4, largest 3 at 2", "A dashed line at 0."],
+        ),
+        (
+            figures.lines(
+                range(3), {"a": [NAN, 3.0, 2.0], "b": [NAN] * 3}, "k", "y", verticals={"best": 1}
+            ),
+            ["a from 3 at 1 to 2 at 2, largest 3 at 1; b nothing", "Vertical lines: best at 1."],
         ),
         (
             figures.head_maps({"s": torch.tensor([[0.5, -2.0]])}, {"s": [(0, 1)]}),
