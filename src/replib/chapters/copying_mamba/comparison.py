@@ -72,12 +72,10 @@ def lead(
 def shuffling_loss(plain: Scores, shuffled: Scores) -> float:
     """What shuffling the words takes away, as a share of what was copied in order, over all lengths
     and items; 1 where nothing was copied."""
-    return float(_lost(plain.area.mean().numpy(), shuffled.area.mean().numpy()))
+    return float(_lost(plain.area.mean().item(), shuffled.area.mean().item()))
 
 
-def _lost(
-    plain: Float[np.ndarray, "*any"], shuffled: Float[np.ndarray, "*any"]
-) -> Float[np.ndarray, "*any"]:
+def _lost(plain: np.ndarray | float, shuffled: np.ndarray | float) -> np.ndarray | float:
     return 1 - shuffled / np.maximum(plain, 1e-9)
 
 
@@ -90,7 +88,7 @@ def shuffling_lead(
     areas = [torch.stack([one.area for one in some], -1) for some in (plain, shuffled)]
     values = torch.stack(areas, -1)  # item model kind
 
-    def more(mean: Float[np.ndarray, "*draw model kind"]) -> Float[np.ndarray, "*draw"]:
+    def more(mean: Float[np.ndarray, "*draw model kind"]) -> np.ndarray | float:
         lost = _lost(mean[..., 0], mean[..., 1])
         return lost[..., 1] - lost[..., 0]
 
