@@ -1,6 +1,6 @@
 """Do 95% intervals cover in 95 of 100 cases, and do nulls give 5 false positives in 100?
 
-`make calibration` simulates every interval and every null of the library, and those that notebooks
+`make calibration` simulates every interval and every null of the library, and those that chapters
 make themselves, at the sizes that chapters have: data with a known truth, again and again. A few of
 these runs are in the tests.
 
@@ -11,8 +11,6 @@ other side is safe and called conservative. Where a method is known to miss what
 says why; then the fault must be there, so that this list stays true.
 """
 
-import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from trust import ROOT, TRUST, show, write_table
+from trust import TRUST, show, write_table
 
 from bookkit.book import atlas
 from replib import metrics as m
 from replib.chapters.factual_recall import scaling as knobs
 from replib.chapters.factual_recall.regression import logistic
+from replib.chapters.ioi_circuit_reuse import reuse
 from replib.chapters.successor_heads import mlp0_features as ft
 from replib.chapters.successor_heads import ov_circuit as su
 from replib.chapters.successor_heads.ordinals import OrdinalClass
+from replib.interventions.path_patching import PathPatch
 
 RUNS = 2000
 COLUMNS = ("method", "simulated", "says", "measured", "counts as it", "simulations", "as it says")
@@ -257,13 +257,6 @@ def _(g, n):
 K, N_LAYERS, N_HEADS = 6, 30, 9
 
 
-# The function of that name in the notebook.
-NOTEBOOK = json.loads((ROOT / "notebooks/ioi-circuit-reuse/ioi-circuit-reuse.ipynb").read_text())
-CODE = "".join(line for cell in NOTEBOOK["cells"] for line in cell["source"])
-known = {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
-exec(re.search(r"^def resampled\(.*?\n(?=\S)", CODE, re.DOTALL | re.MULTILINE)[0], known)
-
-
 def two_tasks(far: float) -> torch.Tensor:
     """True effects of all heads on two tasks of one stage: of the top heads, `far` stronger than
     all others, four of six are the same."""
@@ -282,13 +275,12 @@ def two_tasks(far: float) -> torch.Tensor:
     runs=500,
 )
 def _(g, _, far):
-    known["seed"] = int(g.integers(2**31))
-    tops = []
+    seed, tasks = int(g.integers(2**31)), []
     for effect in two_tasks(far):
         values = effect[..., None] + torch.from_numpy(g.normal(size=(N_LAYERS, N_HEADS, 50)))
-        patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
-        tops.append(known["resampled"]([patch], each(50), "task", 200))
-    drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
+        patch = PathPatch(values, clean=torch.zeros(50), corrupted=torch.ones(50))  # effect: values
+        tasks.append(reuse.task_heads([patch], each(50), seed, "task", 200))
+    drawn = [m.overlap(a, b) for a, b in zip(*(task.resampled for task in tasks), strict=True)]
     return np.quantile(drawn, [0.025, 0.975])
 
 
