@@ -165,14 +165,14 @@ def null_histogram(null: Null, observed: float, xlabel: str) -> Picture:
 
 
 def lines(
-    x: Sequence[float],
+    x: Sequence[int | float],
     series: Mapping[str, Sequence[float]],
     xlabel: str,
     ylabel: str,
     band: tuple[Sequence[float], Sequence[float]] | None = None,
     mark: float | None = None,
     log: bool = False,
-    verticals: Mapping[str, float] | None = None,
+    verticals: Mapping[str, int | float] | None = None,
 ) -> Picture:
     """Several lines over one axis, told apart by marker and dash; an optional grey null band, a
     dashed line at the height `mark`, and thin ones at the x of `verticals`, by what they mean. A
