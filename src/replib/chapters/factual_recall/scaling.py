@@ -16,6 +16,7 @@ from torch import Tensor
 from replib.errors import UsageError
 from replib.interventions.head_edits import HeadEdit, read, scale_head
 from replib.interventions.network import Head, Network
+from replib.metrics import head_label
 from replib.prompts.pairs import PromptPairs
 
 
@@ -70,24 +71,84 @@ def scale_heads(alphas: Mapping[Head, float]) -> HeadEdit:
     return HeadEdit(tuple(factors), "z", lambda old, site: factors[site.head] * old)
 
 
+def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) -> int:
+    """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
+    return max(range(len(alphas)), key=lambda i: (*score[i], -abs(alphas[i] - 1)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A head and the factor that was tuned for it."""
+
+    head: Head
+    alpha: float
+    score: tuple[float, float]  # on the tuning prompts: see `Outcomes.score`
+
+    def __str__(self) -> str:
+        return f"{head_label(self.head)}, α = {self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one head's factor does to the outcomes: the "edit" axis is that of the factors."""
+
+    head: Head
+    alphas: tuple[float, ...]  # from the smallest on; 1 is the unchanged model
+    outcomes: Outcomes
+
+    def tuned(self, wanted: str) -> Setting:
+        """The factor that makes the wanted first token win most often (`best_alpha`)."""
+        score = self.outcomes.score(wanted)
+        best = best_alpha(score, self.alphas)
+        return Setting(self.head, self.alphas[best], score[best])
+
+
 def scaling_curves(
-    net: Network, pairs: PromptPairs, heads: Sequence[Head], alphas: Sequence[float]
-) -> dict[Head, Outcomes]:
-    """For each head, the outcomes with its output times each of `alphas` at every position."""
-    curves: dict[Head, Outcomes] = {}
+    net: Network,
+    pairs: PromptPairs,
+    heads: Sequence[Head],
+    alphas: Sequence[float],
+    plain: Outcomes,
+) -> dict[Head, Curve]:
+    """For each head, the outcomes with its output times each of `alphas` at every position (Yu et
+    al., Sec. 6). `plain` are those of the unchanged model, which each curve has at 1."""
+    curves: dict[Head, Curve] = {}
     for layer in sorted({layer for layer, _ in heads}):  # together: what is below runs once
         some = [head for head in heads if head[0] == layer]
         edits = [scale_head(head, alpha) for head in some for alpha in alphas]
         found = first_token_outcomes(net, pairs, edits)
         for i, head in enumerate(some):
-            rows = slice(i * len(alphas), (i + 1) * len(alphas))
-            curves[head] = Outcomes(found.top[rows], found.probability[rows])
+            own = {alpha: i * len(alphas) + j for j, alpha in enumerate(alphas)}
+            order = sorted({**own, 1.0: len(edits)}.items())
+            rows = [row for _, row in order]
+            top = torch.cat([found.top, plain.top])[rows]
+            probability = torch.cat([found.probability, plain.probability])[rows]
+            curves[head] = Curve(head, tuple(a for a, _ in order), Outcomes(top, probability))
     return curves
 
 
-def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) -> int:
-    """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
-    return max(range(len(alphas)), key=lambda i: (*score[i], -abs(alphas[i] - 1)))
+@dataclass(frozen=True)
+class Gains:
+    """Shares of wanted first tokens, less that of the unchanged model, on the same prompts."""
+
+    chosen: float  # of the chosen head
+    own: Float[np.ndarray, " head"]  # of random heads, each with a factor of its own
+    same: Float[np.ndarray, " head"]  # of the same random heads with the chosen head's factor
+
+
+def gains_over_random(
+    net: Network, pairs: PromptPairs, chosen: Setting, random: Sequence[Setting], wanted: str
+) -> Gains:
+    """What a chosen head and its factor gain, and what random heads do. A factor of 1 gains 0."""
+    own = [(setting.head, setting.alpha) for setting in random]
+    same = [(setting.head, chosen.alpha) for setting in random]
+    unchanged = (chosen.head, 1.0)
+    scaled = [(chosen.head, chosen.alpha), *own, *same]
+    edits = list(dict.fromkeys([unchanged, *(edit for edit in scaled if edit[1] != 1)]))
+    found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in edits])
+    share = dict(zip(edits, found.share(wanted).tolist(), strict=True))
+    gain = np.array([share.get(edit, share[unchanged]) - share[unchanged] for edit in scaled])
+    return Gains(float(gain[0]), gain[1 : len(own) + 1], gain[len(own) + 1 :])
 
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
@@ -118,13 +179,3 @@ def matched_heads(
     others = [head for head in net.heads() if head not in exclude and head != like]
     shuffled = [others[i] for i in generator.permutation(len(others))]
     return sorted(shuffled, key=lambda head: abs(head[0] - like[0]))[:n]
-
-
-def per_group(
-    values: Float[Tensor, "*rest prompt"], groups: Sequence[str]
-) -> Float[Tensor, "*rest group"]:
-    """Means over the prompts of each group, groups in the order of their first prompt."""
-    names = list(dict.fromkeys(groups))
-    member = torch.tensor([names.index(group) for group in groups], device=values.device)
-    one_hot = torch.nn.functional.one_hot(member, len(names)).to(values)
-    return values @ (one_hot / one_hot.sum(0))
