@@ -93,8 +93,7 @@ def head_maps(
     height = 0.75 + 0.16 * max(n_heads, 5)
     fig = Picture(figsize=(7, height * len(scores)))
     axes = fig.subplots(len(scores), squeeze=False)
-    cmap = plt.get_cmap("RdBu_r").copy()
-    cmap.set_bad("0.88")
+    cmap = plt.get_cmap("RdBu_r").with_extremes(bad="0.88")
     said = {}
     for ax, (title, score) in zip(axes[:, 0], scores.items(), strict=True):
         values = score.numpy(force=True).T

@@ -32,6 +32,10 @@ class Estimate:
     high: float
     n: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.low, self.high
+
     def __iter__(self):  # TEMPORARY, for notebooks that are not rewritten yet
         return iter((self.value, (self.low, self.high)))
 

@@ -140,41 +140,43 @@ def templates(g: Generator, n: int, each: int) -> tuple:
 
 SHARES = product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992))
 case("wilson", "{} prompts, true share {}", *SHARES, truth=lambda n, p: p)(
-    lambda g, n, p: m.wilson(right(g, n, p))[1]
+    lambda g, n, p: m.wilson(right(g, n, p)).interval
 )
 TEMPLATES = "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"
 case("wilson, with groups", TEMPLATES, (5, 10, 50), (10, 10, 100), (20, 5, 100), truth=0.8)(
-    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2])[1]
+    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2]).interval
 )
 
 
 @case("wilson", "100 prompts of 10 templates, and others of the same ten", truth=0.0)
 def _(g):
     answers, _, shares = templates(g, 10, 10)
-    return np.subtract(m.wilson(answers)[1], shares.mean())
+    return np.subtract(m.wilson(answers).interval, shares.mean())
 
 
 case("seeds_mean", "{} seeds, normal", 3, 5, truth=1.0)(
-    lambda g, n: m.seeds_mean(g.normal(1.0, 0.3, size=n))[1]
+    lambda g, n: m.seeds_mean(g.normal(1.0, 0.3, size=n)).interval
 )
 case("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", truth=0.9)(
-    lambda g: m.seeds_mean(g.beta(9, 1, size=5))[1]
+    lambda g: m.seeds_mean(g.beta(9, 1, size=5)).interval
 )
 case("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", truth=0.9)(
-    lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float))[1]
+    lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float)).interval
 )
 SPREADS = "{} and {} seeds, normal, spreads 1 and {}"
 case("seeds_difference", SPREADS, (5, 5, 1), (5, 5, 4), (5, 3, 4), truth=-1.0)(
-    lambda g, n, k, spread: m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k))[1]
+    lambda g, n, k, spread: (
+        m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k)).interval
+    )
 )
 case("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", truth=0.4)(
-    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
+    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5))).interval
 )
 
 
-def bootstrap(g: Generator, values: Any) -> m.Interval:
+def bootstrap(g: Generator, values: Any) -> tuple[float, float]:
     """Of prompts that are each a group of its own."""
-    return m.bootstrap(torch.as_tensor(values), each(len(values)), g)[1]
+    return m.bootstrap(torch.as_tensor(values), each(len(values)), g).interval
 
 
 case("bootstrap", "{} prompts, normal", 12, 20, 100, truth=1.0)(
@@ -205,7 +207,7 @@ case("bootstrap", "{} prompts, skewed (exponential)", 20, 100, truth=1.0)(
 def _(g, n):
     groups = np.arange(n).repeat(5)
     values = g.normal(1.0, 1.0, size=n)[groups] + g.normal(size=5 * n)
-    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), g)[1]
+    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), g).interval
 
 
 @case("bootstrap", "relative loss of two models, 40 items right or wrong (claim 5.9)", truth=0.25)
@@ -217,7 +219,7 @@ def _(g):
         lost = 1 - mean[..., 1] / np.maximum(mean[..., 0], 1e-9)
         return lost[..., 1] - lost[..., 0]
 
-    return m.bootstrap(values, each(40), g, drops)[1]
+    return m.bootstrap(values, each(40), g, drops).interval
 
 
 @case("cluster_draws", "gap of the means of two sets of 40 and 50 cases (claim 4.3)", truth=0.2)

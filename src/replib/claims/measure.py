@@ -258,8 +258,11 @@ def _parts(value: Any, interval: Any, n: Any) -> tuple[Any, Any, Any]:
     """A value, its interval and its n; an Estimate's own where none are given besides."""
     if not _is_estimate(value):
         return value, interval, n
-    ends = (value.low, value.high) if interval is None else interval
-    return value.value, ends, value.n if n is None else n
+    return (
+        value.value,
+        value.interval if interval is None else interval,
+        value.n if n is None else n,
+    )
 
 
 def _spread(named: Mapping[str, Any]) -> dict[str, Any]:
