@@ -143,6 +143,7 @@ def bars(
         label = ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"))
         label.set(fontsize=9, ha="right", va="bottom")
         more += f" Chance is {chance:.3g}."
+    ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(len(labels)), labels, fontsize=9)
     ax.set(ylabel=ylabel, title=title)
     said = _list({name: _said(estimate) for name, estimate in values.items()})

@@ -1,70 +1,17 @@
-"""What a model answers, alone and when contradicted, and how often each outcome occurs.
+"""How often each outcome occurs among the answers, and what an edit gains.
 
-Answers are greedy continuations, scored by `facts.outcome` as in Yu, Merullo and Pavlick
-(2310.15910, Sec. 3). They can be asked for while some heads are scaled (Sec. 6). The labels of a
-set of prompts are a list of `facts.OUTCOMES`, in the order of the prompts.
+Labels are those of `asking.contradicted`: a list of `facts.OUTCOMES`, one a prompt.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from replib import metrics
 from replib.chapters.factual_recall import facts
-from replib.chapters.factual_recall.facts import Conflict, Fact, Template
-from replib.interventions.generation import continuations
-from replib.interventions.network import Head
+from replib.chapters.factual_recall.facts import Conflict
 from replib.metrics import Estimate
-
-Scales = Mapping[Head, float]  # the factor of each head that is scaled
-
-
-def _asked(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    answer_and_foil: Sequence[tuple[str, str | None]],
-    n_new: int,
-    scales: Scales | None = None,
-) -> list[str]:
-    """The outcome of each prompt's continuation, which ends when no more text can change it."""
-
-    def settled(i: int, text: str) -> bool:
-        return facts.settled(text, answer_and_foil[i][0])
-
-    said = continuations(model, prompts, n_new, scales, settled)
-    return [facts.outcome(text, *both) for text, both in zip(said, answer_and_foil, strict=True)]
-
-
-def known(
-    model: TransformerBridge, some: Sequence[Fact], template: Template, n_new: int
-) -> set[Fact]:
-    """The facts whose answer the model gives, within `n_new` tokens, when nothing was stated."""
-    prompts = [template.alone(fact) for fact in some]
-    labels = _asked(model, prompts, [(fact.answer, None) for fact in some], n_new)
-    return {fact for fact, label in zip(some, labels, strict=True) if label == "memorised"}
-
-
-def contradicted(
-    model: TransformerBridge,
-    conflicts: Sequence[Conflict],
-    template: Template,
-    n_new: int,
-    scales: Scales | None = None,
-) -> list[str]:
-    """The outcome of each conflict, read from `n_new` tokens. `scales`: heads whose output is
-    multiplied at every position, of the prompt and of the answer."""
-    prompts = [template.conflict(c.fact, c.foil) for c in conflicts]
-    return _asked(model, prompts, [(c.fact.answer, c.foil) for c in conflicts], n_new, scales)
-
-
-def about(some: set[Fact], conflicts: Sequence[Conflict], at_least: int = 8) -> list[Conflict]:
-    """The conflicts about these facts. Where they are fewer than `at_least`, all conflicts: then
-    everything can still be drawn, and the gates of the claims see to it that nothing is claimed."""
-    ours = [conflict for conflict in conflicts if conflict.fact in some]
-    return ours if len(ours) >= at_least else list(conflicts)
 
 
 def share(labels: Sequence[str], wanted: str) -> float:
@@ -80,28 +27,63 @@ def shares(labels: Sequence[str]) -> dict[str, Estimate]:
     }
 
 
+def shares_of(wanted: str, **labels: Sequence[str]) -> dict[str, float]:
+    """The share of one outcome in each of several lists of labels, by their names with _ for -."""
+    return {name.replace("-", "_"): share(some, wanted) for name, some in labels.items()}
+
+
 def gain(
     after: Sequence[str],
     before: Sequence[str],
     wanted: str,
-    groups: Sequence[Hashable],
+    conflicts: Sequence[Conflict],
     generator: np.random.Generator,
-) -> Estimate:
-    """Share of wanted outcomes after an edit less that before, on the same prompts, and its 95%
-    interval (`metrics.bootstrap`). `groups`: the subject of each prompt."""
+) -> Estimate | None:
+    """Share of wanted outcomes after an edit less that before, on the same conflicts, and its 95%
+    interval (`metrics.bootstrap`), in which those of one subject go together. None for none."""
+    if not conflicts:
+        return None
+    groups = [conflict.fact.subject for conflict in conflicts]
     change = [(a == wanted) - (b == wanted) for a, b in zip(after, before, strict=True)]
     return metrics.bootstrap(torch.tensor(change, dtype=torch.double), groups, generator)
 
 
-OTHER_WAY = {"in-context": "memorised", "memorised": "in-context"}
+OPPOSITE = {"in-context": "memorised", "memorised": "in-context"}
 
 
-def before_and_after(before: Sequence[str], after: Sequence[str], wanted: str) -> dict[str, Any]:
+def before_and_after(before: Sequence[str], after: Sequence[str], wanted: str) -> dict[str, float]:
     """Shares of the wanted outcome, of the opposite one and of neither, before and after an edit,
     by the names under which the claims file has them."""
-    names = {"": wanted, "opposite_": OTHER_WAY[wanted], "other_": "other"}
+    names = {"": wanted, "opposite_": OPPOSITE[wanted], "other_": "other"}
     return {
         f"{name}{when}": share(labels, outcome)
         for name, outcome in names.items()
         for when, labels in (("before", before), ("after", after))
     }
+
+
+def no_room(before: Sequence[str], wanted: str, most: float) -> str:
+    """Why nothing more can be gained: words for a claim that is not testable."""
+    return (
+        f"{share(before, wanted):.0%} of the answers are {wanted} before any edit, which leaves "
+        f"no room for more (at most {most:.0%} allowed)"
+    )
+
+
+def pooled(
+    conflicts: Mapping[str, Sequence[Conflict]], labels: Mapping[str, Mapping[str, Sequence[str]]]
+) -> tuple[list[Conflict], list[str], list[str]]:
+    """All relations together: the conflicts, and their labels with no edit and with heads scaled.
+    `labels`, by relation (none for one without conflicts), then "no edit" and "scaled"."""
+    together = [conflict for some in conflicts.values() for conflict in some]
+    before, after = (
+        [label for relation in conflicts if conflicts[relation] for label in labels[relation][name]]
+        for name in ("no edit", "scaled")
+    )
+    return together, before, after
+
+
+def counted(conflicts: Mapping[str, Sequence[Conflict]]) -> dict[str, int]:
+    """How many facts of each relation are known, and of how many relations any is."""
+    known = {f"known_{name.replace(' ', '_')}": len(some) for name, some in conflicts.items()}
+    return known | {"relations": sum(map(bool, known.values()))}

@@ -5,15 +5,18 @@ one forward pass from the head's layer on; greedy continuations are for the few 
 reported (`interventions.generation`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
+from replib.chapters.factual_recall.facts import OUTCOMES
 from replib.errors import UsageError
+from replib.interventions.generation import text_loss
 from replib.interventions.head_edits import HeadEdit, read, scale_head
 from replib.interventions.network import Head, Network
 from replib.metrics import head_label
@@ -33,6 +36,10 @@ class Outcomes:
         if wanted == "other":
             return (~self.top.any(-1)).double().mean(-1)
         return self.top[..., _column(wanted)].double().mean(-1)
+
+    def both(self, edit: int = 0) -> tuple[float, float]:
+        """The shares of memorised and of in-context outcomes."""
+        return float(self.share("memorised")[edit]), float(self.share("in-context")[edit])
 
     def score(self, wanted: str) -> list[tuple[float, float]]:
         """(share, mean probability) of the wanted outcome for each edit: alpha is tuned on the
@@ -84,8 +91,26 @@ class Setting:
     alpha: float
     score: tuple[float, float]  # on the tuning prompts: see `Outcomes.score`
 
+    @property
+    def edit(self) -> tuple[Head, float]:
+        return self.head, self.alpha
+
     def __str__(self) -> str:
         return f"{head_label(self.head)}, α = {self.alpha:g}"
+
+
+def described(edits: Iterable[tuple[Head, float]]) -> str:
+    """Heads and their factors in words."""
+    return ", ".join(f"{head_label(head)} α = {alpha:g}" for head, alpha in edits)
+
+
+def halfway_too(memory: Setting, in_context: Setting) -> list[dict[Head, float]]:
+    """Factors for two heads at once: each its own factor, or halfway from there to 1."""
+    return [
+        {memory.head: a, in_context.head: b}
+        for a in (memory.alpha, (1 + memory.alpha) / 2)
+        for b in (in_context.alpha, (1 + in_context.alpha) / 2)
+    ]
 
 
 @dataclass(frozen=True)
@@ -93,8 +118,12 @@ class Curve:
     """What one head's factor does to the outcomes: the "edit" axis is that of the factors."""
 
     head: Head
-    alphas: tuple[float, ...]  # from the smallest on; 1 is the unchanged model
+    alphas: tuple[float, ...]  # at 1 the model is unchanged
     outcomes: Outcomes
+
+    def shares(self) -> dict[str, list[float]]:
+        """Share of each outcome under each factor."""
+        return {name: self.outcomes.share(name).tolist() for name in OUTCOMES}
 
     def tuned(self, wanted: str) -> Setting:
         """The factor that makes the wanted first token win most often (`best_alpha`)."""
@@ -115,40 +144,85 @@ def scaling_curves(
     curves: dict[Head, Curve] = {}
     for layer in sorted({layer for layer, _ in heads}):  # together: what is below runs once
         some = [head for head in heads if head[0] == layer]
-        edits = [scale_head(head, alpha) for head in some for alpha in alphas]
-        found = first_token_outcomes(net, pairs, edits)
-        for i, head in enumerate(some):
-            own = {alpha: i * len(alphas) + j for j, alpha in enumerate(alphas)}
-            order = sorted({**own, 1.0: len(edits)}.items())
-            rows = [row for _, row in order]
-            top = torch.cat([found.top, plain.top])[rows]
-            probability = torch.cat([found.probability, plain.probability])[rows]
-            curves[head] = Curve(head, tuple(a for a, _ in order), Outcomes(top, probability))
+        scaled = [(head, alpha) for head in some for alpha in alphas if alpha != 1]
+        found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in scaled])
+        top = torch.cat([found.top, plain.top])
+        probability = torch.cat([found.probability, plain.probability])
+        row = {edit: i for i, edit in enumerate(scaled)} | {(h, 1.0): len(scaled) for h in some}
+        for head in some:
+            rows = [row[head, alpha] for alpha in alphas]
+            outcomes = Outcomes(top[rows], probability[rows])
+            curves[head] = Curve(head, tuple(alphas), outcomes)
     return curves
+
+
+def best_of_each(
+    curves: Mapping[Head, Curve], kinds: Mapping[str, Sequence[Head]], wanted: str
+) -> dict[str, Setting]:
+    """Of each kind of heads, the one that does most for the wanted outcome at its best factor."""
+    tuned = {kind: [curves[head].tuned(wanted) for head in heads] for kind, heads in kinds.items()}
+    return {kind: max(some, key=lambda setting: setting.score) for kind, some in tuned.items()}
+
+
+def loss_change(
+    model: TransformerBridge, usual: Float[Tensor, " pos"], head: Head, alpha: float
+) -> float:
+    """Mean loss on a neutral text (`generation.text_loss`, in nats a token) with the head's output
+    times the factor, less `usual`, that of the unchanged model."""
+    return float((text_loss(model, scales={head: alpha}) - usual).mean())
+
+
+def loss_curves(
+    model: TransformerBridge,
+    usual: Float[Tensor, " pos"],
+    settings: Mapping[str, Setting],
+    alphas: Sequence[float],
+) -> dict[str, list[float]]:
+    """`loss_change` of the head of each kind under each factor."""
+    return {
+        f"{kind} head {head_label(setting.head)}": [
+            loss_change(model, usual, setting.head, alpha) for alpha in alphas
+        ]
+        for kind, setting in settings.items()
+    }
 
 
 @dataclass(frozen=True)
 class Gains:
     """Shares of wanted first tokens, less that of the unchanged model, on the same prompts."""
 
-    chosen: float  # of the chosen head
+    edit: tuple[Head, float]  # the chosen head and its factor
+    chosen: float  # what it gains
     own: Float[np.ndarray, " head"]  # of random heads, each with a factor of its own
     same: Float[np.ndarray, " head"]  # of the same random heads with the chosen head's factor
+
+    def shown(self) -> dict[str, Sequence[float]]:
+        """As rows of points."""
+        random = {"random heads, own α": self.own, "random heads, same α": self.same}
+        return random | {"the chosen head": [self.chosen]}
+
+    def numbers(self) -> dict[str, float]:
+        """By the names under which the claims file has them."""
+        numbers = {"alpha": self.edit[1], "first_token_gain": self.chosen}
+        return numbers | {"same_alpha_max": float(self.same.max())}
+
+    def null(self) -> dict[str, float]:
+        return {"max": self.own.max(), "mean": self.own.mean(), "draws": len(self.own)}
 
 
 def gains_over_random(
     net: Network, pairs: PromptPairs, chosen: Setting, random: Sequence[Setting], wanted: str
 ) -> Gains:
     """What a chosen head and its factor gain, and what random heads do. A factor of 1 gains 0."""
-    own = [(setting.head, setting.alpha) for setting in random]
+    own = [setting.edit for setting in random]
     same = [(setting.head, chosen.alpha) for setting in random]
     unchanged = (chosen.head, 1.0)
-    scaled = [(chosen.head, chosen.alpha), *own, *same]
+    scaled = [chosen.edit, *own, *same]
     edits = list(dict.fromkeys([unchanged, *(edit for edit in scaled if edit[1] != 1)]))
     found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in edits])
     share = dict(zip(edits, found.share(wanted).tolist(), strict=True))
     gain = np.array([share.get(edit, share[unchanged]) - share[unchanged] for edit in scaled])
-    return Gains(float(gain[0]), gain[1 : len(own) + 1], gain[len(own) + 1 :])
+    return Gains(scaled[0], float(gain[0]), gain[1 : len(own) + 1], gain[len(own) + 1 :])
 
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
