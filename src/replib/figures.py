@@ -69,6 +69,8 @@ def style() -> None:
 
 
 def _said(estimate: Estimate) -> str:
+    if np.isnan(estimate.value):
+        return "not measured"
     return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
 
 
@@ -141,6 +143,7 @@ def bars(
         label = ax.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"))
         label.set(fontsize=9, ha="right", va="bottom")
         more += f" Chance is {chance:.3g}."
+    ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(len(labels)), labels, fontsize=9)
     ax.set(ylabel=ylabel, title=title)
     said = _list({name: _said(estimate) for name, estimate in values.items()})

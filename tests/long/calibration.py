@@ -26,7 +26,7 @@ from trust import TRUST, show, write_table
 
 from bookkit.book import atlas
 from replib import metrics as m
-from replib.chapters.factual_recall import scaling as knobs
+from replib.chapters.factual_recall import scaling
 from replib.chapters.factual_recall.regression import logistic
 from replib.chapters.ioi_circuit_reuse import reuse
 from replib.chapters.successor_heads import mlp0_features as ft
@@ -250,7 +250,7 @@ def _(g, n):
     y = g.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
     if y.all() or not y.any():
         return -np.inf, np.inf
-    low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).interval(0)
+    low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).effect(0).interval
     return (low, high) if np.isfinite(low) else (-np.inf, np.inf)
 
 
@@ -381,7 +381,7 @@ def _(g, _, n_heads, layers):
 def _(g):
     every = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
     effect = g.normal(size=(N_LAYERS, N_HEADS))
-    found = knobs.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
+    found = scaling.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
     return effect[12, 3] > max(effect[head] for head in found)
 
 

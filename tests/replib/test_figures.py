@@ -1,5 +1,7 @@
 """Figures show themselves, and say in words what is drawn."""
 
+import math
+
 import pytest
 import torch
 
@@ -19,6 +21,10 @@ NULL = Null(torch.arange(20).double().numpy() / 100)
         (
             figures.bars({"a\nb": HALF}, "share", chance=0.3, null=NULL),
             ["share: a b 0.5 (0.25 to 0.75)", "Chance is 0.3", "20 draws", "percentile 0.18"],
+        ),
+        (
+            figures.bars({"a": Estimate(math.nan, math.nan, math.nan, 0)}, "share"),
+            ["share: a not measured."],
         ),
         (figures.grouped_bars({"g": {"a": HALF}}, "x"), ["x. g: a 0.5 (0.25 to 0.75)"]),
         (
