@@ -74,6 +74,12 @@ def _said(estimate: Estimate) -> str:
     return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
 
 
+def _null(null: Null) -> tuple[np.ndarray, float]:
+    """Its draws, and the 95th percentile that claims are decided by (`Null.asdict`)."""
+    null = null if hasattr(null, "draws") else Null(np.asarray(null))  # TEMPORARY: plain draws
+    return null.draws, null.asdict()["q95"]
+
+
 def _named(label: str, title: str = "") -> str:
     return ", ".join(" ".join(text.split()) for text in (title, label) if text)
 
@@ -131,8 +137,8 @@ def bars(
         ax.vlines(i, low, high, color="black", lw=1.5)
     labels, more = list(values), ""
     if null is not None:
-        draws = getattr(null, "draws", null)
-        x, q95 = len(labels), np.quantile(draws, 0.95)
+        draws, q95 = _null(null)
+        x = len(labels)
         jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(draws))
         ax.plot(x + jitter, draws, "o", ms=2.5, color="0.45", alpha=0.5, mew=0)
         ax.hlines(q95, x - 0.35, x + 0.35, color="black", lw=1.5)
@@ -153,10 +159,9 @@ def bars(
 
 def null_histogram(null: Null, observed: float, xlabel: str) -> Picture:
     """What chance gives, and where the observed value stands."""
-    draws = getattr(null, "draws", null)
+    draws, q95 = _null(null)
     fig = Picture(figsize=(7, 2.8))
     ax = fig.subplots()
-    q95 = np.quantile(draws, 0.95)
     ax.hist(draws, bins=min(40, max(8, len(np.unique(draws)))), color="0.7", edgecolor="white")
     ax.axvline(q95, color="black", ls=":", lw=1.5, label="null, 95th pct.")
     ax.axvline(observed, color=COLORS[5], lw=2.5, label="observed")

@@ -20,7 +20,7 @@ NULL = Null(torch.arange(20).double().numpy() / 100)
     [
         (
             figures.bars({"a\nb": HALF}, "share", chance=0.3, null=NULL),
-            ["share: a b 0.5 (0.25 to 0.75)", "Chance is 0.3", "20 draws", "percentile 0.18"],
+            ["share: a b 0.5 (0.25 to 0.75)", "Chance is 0.3", "20 draws", "percentile 0.19"],
         ),
         (
             figures.bars({"a": Estimate(math.nan, math.nan, math.nan, 0)}, "share"),
