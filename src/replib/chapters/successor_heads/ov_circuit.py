@@ -364,8 +364,8 @@ def copying(
     return [head for head, one in zip(heads, share, strict=True) if one > 0.5]
 
 
-def table(hits: Mapping[str, Mapping[str, Bool[Tensor, " pair"]]]) -> pd.DataFrame:
-    """Scores in each class: a row for each set of successes."""
+def table(hits: Mapping[str, Mapping[str, Bool[Tensor, "1 pair"]]]) -> pd.DataFrame:
+    """Scores of one head in each class: a row for each set of successes."""
     rows = {n: {k: float(v.double().mean()) for k, v in hit.items()} for n, hit in hits.items()}
     return pd.DataFrame(rows).T
 
