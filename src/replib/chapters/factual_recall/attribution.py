@@ -88,11 +88,11 @@ class Replication:
 class Halves:
     """A_h in both halves of the selection split, and how often chance alone would do as much."""
 
-    effect: tuple[Float[Tensor, "layer head country"], ...]  # means over a country's prompts
+    effect: tuple[Float[Tensor, "layer head _country"], ...]  # means over a country's prompts
     p_value: tuple[Float[Tensor, "layer head"], ...]  # family-wise, over all heads
 
     @classmethod
-    def compare(cls, effect: Sequence[Float[Tensor, "layer head country"]], seed: int) -> "Halves":
+    def compare(cls, effect: Sequence[Float[Tensor, "layer head _country"]], seed: int) -> "Halves":
         """With p-values of `metrics.max_statistic_pvalues`: the labels memorised and in-context are
         swapped for whole countries, which turns the sign of A_h, and the strongest head of each
         draw is compared."""

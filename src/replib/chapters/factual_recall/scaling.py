@@ -198,7 +198,8 @@ class Gains:
 
     def shown(self) -> dict[str, Sequence[float]]:
         """As rows of points."""
-        random = {"random heads, own α": self.own, "random heads, same α": self.same}
+        random = {"random heads, own α": self.own.tolist()}
+        random |= {"random heads, same α": self.same.tolist()}
         return random | {"the chosen head": [self.chosen]}
 
     def numbers(self) -> dict[str, float]:
@@ -206,7 +207,8 @@ class Gains:
         numbers = {"alpha": self.edit[1], "first_token_gain": self.chosen}
         return numbers | {"same_alpha_max": float(self.same.max())}
 
-    def null(self) -> dict[str, float]:
+    def null(self) -> dict[str, float | int]:
+        """What the rules of 3.5 and 3.6 need of the random heads with factors of their own."""
         return {"max": self.own.max(), "mean": self.own.mean(), "draws": len(self.own)}
 
 
