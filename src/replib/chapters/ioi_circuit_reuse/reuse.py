@@ -112,7 +112,7 @@ def layer_null(a: TaskHeads, b: TaskHeads, n_heads: int, seed: int) -> Null:
 
 
 def by_threshold(
-    a: Sequence[PathPatch], b: Sequence[PathPatch], percents: Sequence[float], seed: int
+    a: Sequence[PathPatch], b: Sequence[PathPatch], percents: Sequence[int], seed: int
 ) -> tuple[dict[str, list[float]], tuple[list[float], list[float]]]:
     """The overlap of IOI's stages `a` with Colored Objects' `b` if other shares of the heads are
     kept, and the ceiling of `a`; and the 5th and 95th percentile of the null within layers."""
