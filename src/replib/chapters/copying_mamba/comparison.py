@@ -52,8 +52,8 @@ def scores(
     }
 
 
-def _scores(right: Sequence[Sequence[Bool[Tensor, " token"]]]) -> Scores:
-    """From what was right of each item, by length."""
+def _scores(right: Sequence[Sequence[Bool[Tensor, " _"]]]) -> Scores:
+    """From which tokens of each item were right, by length."""
     whole = [torch.stack([row.all() for row in rows]) for rows in right]
     tokens = [torch.stack([row.double().mean() for row in rows]) for rows in right]
     return Scores(torch.stack(whole).double(), torch.stack(tokens))

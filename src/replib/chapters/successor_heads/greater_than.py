@@ -58,7 +58,7 @@ def other_heads(bias: Mapping[str, Float[Tensor, "head item"]], row: int) -> Nul
 
 def errors(
     said: Mapping[str, Int[Tensor, " item"]], classes: Mapping[str, OrdinalClass]
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """How many wrong answers a head gives, and the share of them above the right one (one half if
     there is none). The step that wraps around (Sunday to Monday) has nothing above it and is left
     out."""

@@ -152,7 +152,7 @@ def cases(
     domain: Int[Tensor, " item"],
     one: Round,
     generator: np.random.Generator,
-) -> tuple[Int[Tensor, "case 3"], Int[Tensor, "case 3"]]:
+) -> tuple[Int[Tensor, "fit 3"], Int[Tensor, "rebuild 3"]]:
     """The triples to fit the maps on, and those to rebuild."""
     fit = triples(index, domain, one.seen, one.seen, one.seen, generator)
     return fit, triples(index, domain, one.held_out, one.seen, one.mates, generator)

@@ -330,7 +330,7 @@ def follows(
     return success
 
 
-def tuned(results: Sequence[Float[Tensor, "item target"]]) -> Float[Tensor, " item"]:
+def tuned(results: Sequence[Float[Tensor, "item target"]]) -> Float[Tensor, " odd_item"]:
     """Of the successes with several scales, one result a scale, those of the scale that works best
     on every other token (0, 2, ...): the mean of each token in between (NaN: no target)."""
     works = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
