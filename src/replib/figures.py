@@ -53,8 +53,6 @@ class Picture(Figure):
 
 def show(fig: Figure, alt: str) -> None:
     """Display a figure that a cell has drawn by itself with its alternative text."""
-    if isinstance(fig, Picture):  # TEMPORARY, for notebooks that are not rewritten yet
-        fig.alt = alt
     display(fig, metadata={"image/png": {"alt": alt}})
     plt.close(fig)
 
@@ -76,7 +74,6 @@ def _said(estimate: Estimate) -> str:
 
 def _null(null: Null) -> tuple[np.ndarray, float]:
     """Its draws, and the 95th percentile that claims are decided by (`Null.asdict`)."""
-    null = null if hasattr(null, "draws") else Null(np.asarray(null))  # TEMPORARY: plain draws
     return null.draws, null.asdict()["q95"]
 
 
@@ -132,9 +129,9 @@ def bars(
     """Bars with 95% intervals; a dashed line for chance; the null's draws as the last column."""
     fig = Picture(figsize=(7, 3.4))
     ax = fig.subplots()
-    for i, (value, (low, high)) in enumerate(values.values()):
-        ax.bar(i, value, color=COLORS[i % 6], hatch=HATCHES[i % 6], edgecolor="white", width=0.7)
-        ax.vlines(i, low, high, color="black", lw=1.5)
+    for i, e in enumerate(values.values()):
+        ax.bar(i, e.value, color=COLORS[i % 6], hatch=HATCHES[i % 6], edgecolor="white", width=0.7)
+        ax.vlines(i, e.low, e.high, color="black", lw=1.5)
     labels, more = list(values), ""
     if null is not None:
         draws, q95 = _null(null)
@@ -229,8 +226,8 @@ def grouped_bars(
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         at = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
-        value = [group[name][0] for group in groups.values()]
-        ends = np.array([group[name][1] for group in groups.values()])
+        value = [group[name].value for group in groups.values()]
+        ends = np.array([group[name].interval for group in groups.values()])
         ax.bar(at, value, width, color=COLORS[i], hatch=HATCHES[i], edgecolor="white", label=name)
         ax.vlines(at, ends[:, 0], ends[:, 1], color="black", lw=1.3)
     ax.axhline(0, color="black", lw=0.8)

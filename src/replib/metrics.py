@@ -37,12 +37,6 @@ class Estimate:
     def interval(self) -> tuple[float, float]:
         return self.low, self.high
 
-    def __iter__(self):  # TEMPORARY, for notebooks that are not rewritten yet
-        return iter((self.value, (self.low, self.high)))
-
-    def __getitem__(self, i: int):  # TEMPORARY
-        return (self.value, (self.low, self.high))[i]
-
 
 def rng(seed: int, *labels: object) -> np.random.Generator:
     """A generator of its own for each purpose (TransformerLens' seeding convention)."""

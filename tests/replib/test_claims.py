@@ -144,7 +144,7 @@ def test_the_reason_why_it_is_not_testable(load, rule, numbers, reason):
 def test_control_characters_in_notes_are_shown(load):
     claims = load()
     claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
-    claims.not_testable("1.10", "it said \x07")
+    claims.measure("1.10", None, otherwise="it said \x07")
     claims.report("share", 1, unit="\x85")
     claims.role("mover", [], "\x1b")
     measured = claims.results["1.8"].measured
@@ -209,10 +209,10 @@ def test_once_and_by_its_name(load):
     claims.role("mover", [], "a rule")
     for call, message in [
         (lambda: claims.measure("1.8", 0.3, **NUMBERS), "measured twice"),
-        (lambda: claims.not_testable("1.8", "no"), "measured twice"),
+        (lambda: claims.measure("1.8", None, otherwise="no"), "measured twice"),
         (lambda: claims.measure("1.18", 0.3), r"no claim '1.18'.*did you mean"),
         (lambda: claims.outcome("9"), "no claim '9'"),
-        (lambda: claims.not_testable("1.10", " "), "needs a reason"),
+        (lambda: claims.measure("1.10", None, otherwise=" "), "say in `otherwise` why"),
         (lambda: claims.report("accuracy", 0.5), "reported twice"),
         (lambda: claims.report("1.accuracy", 0.5), "a key is letters"),
         (lambda: claims.role("mover", [], "again"), "given twice"),
@@ -258,8 +258,6 @@ def test_no_value_means_not_testable(load):
     assert claims.measure("1.8", None, otherwise="no \x07 head", accuracy=1) == "not_testable"
     assert claims.results["1.8"].reason == "no \\u0007 head"
     assert claims.results["1.8"].measured is None
-    with pytest.raises(UsageError, match="has no value; say in `otherwise` why"):
-        claims.measure("1.10", None, otherwise=" ")
 
 
 def test_the_history_shows_every_change_in_full(load):
@@ -286,7 +284,7 @@ def test_html_is_escaped_everywhere(load):
     text = text.replace("accuracy above 0.4", bad).replace("A title", bad)
     claims = load(text)
     claims.measure("1.8", 0.3, unit=bad, note=bad, **NUMBERS)
-    claims.not_testable("1.10", bad)
+    claims.measure("1.10", None, otherwise=bad)
     bundle = claims.bundle({"name": bad, "sha256": None})
     for shown in (claims.table()._repr_html_(), bundle["text/html"]):
         assert "<script" not in shown

@@ -131,14 +131,6 @@ class Claims:
         self.results[claim] = Result(outcome, reason, measured, interval, count, null)
         return outcome
 
-    def not_testable(self, claim: str, reason: str) -> str:
-        """Say why this model cannot test a claim; nothing is measured for it."""
-        self._unmeasured(claim)
-        if not reason.strip():
-            raise UsageError(f"claim {claim}: not_testable needs a reason")
-        self.results[claim] = Result(outcome="not_testable", reason=visible(reason))
-        return "not_testable"
-
     def report(
         self, key: str, value: Any, *, interval: Any = None, n: Any = None, unit: str = ""
     ) -> None:
