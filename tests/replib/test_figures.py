@@ -37,7 +37,11 @@ NULL = Null(torch.arange(20).double().numpy() / 100)
         ),
         (
             figures.lines(
-                range(3), {"a": [NAN, 3.0, 2.0], "b": [NAN] * 3}, "k", "y", verticals={"best": 1}
+                [0.0, 1.0, 2.0],
+                {"a": [NAN, 3.0, 2.0], "b": [NAN] * 3},
+                "k",
+                "y",
+                verticals={"best": 1.0},
             ),
             ["a from 3 at 1 to 2 at 2, largest 3 at 1; b nothing", "Vertical lines: best at 1."],
         ),
