@@ -287,6 +287,7 @@ def scatter(
     ax.axhline(0, color="0.8", lw=0.8)
     ax.axvline(0, color="0.8", lw=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    x, y = x.cpu(), y.cpu()
     fig.alt = f"{len(x)} points, {_named(ylabel)} over {' '.join(xlabel.split())}"
     if kinds is None:
         ax.plot(x, y, "o", ms=4, color=COLORS[0], alpha=0.6, mew=0)
