@@ -180,8 +180,8 @@ def _check(
     if not error < (1e-4 if resid.dtype == torch.float32 else 5e-2):
         raise UsageError(
             f"this model's blocks ({type(net.model.original_model).__name__}) are not of a known "
-            f"layout (recomputed residual stream off by {float(error):.1e} of its norm): exact path "
-            "patching refuses it"
+            f"layout (recomputed residual stream off by {float(error):.1e} of its norm): exact "
+            "path patching refuses it"
         )
 
 
