@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
-from replib.prompts.tokens import check_text
+from replib.prompts.tokens import check_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ def assemble(
 ) -> PromptPairs:
     """Tokenize the pairs and turn character marks into token positions. UsageError, naming the row,
     if the two prompts differ in number of tokens, or one holds a word that the tokenizer does not
-    know or is nothing that its model can read (`check_text`)."""
+    know or is nothing that its model can read (`check_ids`)."""
     names = row_names or [f"prompt {i}" for i in range(len(pairs))]
     texts, corrupted_texts, answers, foils, _, groups, candidates = zip(*pairs, strict=True)
     clean, corrupted = tokenizer(list(texts)), tokenizer(list(corrupted_texts))
@@ -165,7 +165,7 @@ def assemble(
         for kind, text, ids in (("clean", pair.clean, a), ("corrupted", pair.corrupted, b)):
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
                 raise UsageError(f"{name}: the tokenizer does not know a word of {kind} {text!r}")
-            check_text(tokenizer, f"{name}: {kind}", text)
+            check_ids(tokenizer, f"{name}: {kind}", ids)
         if len(a) != len(b):
             sizes = f"clean has {len(a)} tokens and corrupted {len(b)}"
             raise UsageError(f"{name}: {sizes}; they must be equal")

@@ -2,7 +2,7 @@
 begins with what the tokenizer puts in front, and ends with its own last token."""
 
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers.processors import TemplateProcessing
@@ -98,7 +98,13 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def check_text(tokenizer: PreTrainedTokenizerBase, where: str, text: str, n_new: int = 0) -> None:
     """Refuse a text that the tokenizer's model cannot read, with `n_new` tokens after it, or that
     begins twice. `where` names the row and the column."""
-    ids = tokenizer(text).input_ids
+    check_ids(tokenizer, where, tokenizer(text).input_ids, n_new)
+
+
+def check_ids(
+    tokenizer: PreTrainedTokenizerBase, where: str, ids: Sequence[int], n_new: int = 0
+) -> None:
+    """The same for a text of which the tokens are known."""
     ready = _READY.get(tokenizer) or _Ready(Limits(len(tokenizer), None), _around(tokenizer)[0])
     start = {tokenizer.bos_token_id, *ready.first[:1]}
     if len(ids) > 1 and ids[0] in start and ids[1] in start:
