@@ -67,6 +67,12 @@ def library_files(notebook: str, *modules: str) -> list[Path]:
     return sorted({project.paths[name] for name, _ in project.reached(_code(notebook, modules))})
 
 
+def reached(notebook: str) -> set[str]:
+    """What a notebook reaches of this project, by names such as `replib.metrics.wilson`."""
+    found = _project().reached(_code(notebook))
+    return {f"{module}.{name}" for module, name in found if name}
+
+
 def _code(notebook: str, modules: Sequence[str] = ()) -> str:
     """The code cells of a notebook that parse, and the modules that it loads by name."""
     cells = json.loads(notebook)["cells"]

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from bookkit.project import list_papers
 from bookkit.records import read_record
 from bookkit.run.chapter import Chapter, Parameter, find_chapter, read_parameters, to_text
 from bookkit.run.execute import execute
-from bookkit.run.plan import changed_since, plan
+from bookkit.run.plan import NEEDS, changed_since, plan, prepare
 from replib.errors import UsageError
 from replib.files import find_root, sha256_file
-from replib.hashes import file_hash, notebook_hash
+from replib.hashes import file_hash, notebook_hash, reached
 from replib.models.sources import absolute_model, model_slug
+from replib.prompts.vocabulary import word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests"  # has notebooks/toy, so it is a project to the runner
@@ -363,3 +365,30 @@ def test_a_folder_with_a_model_is_taken_by_its_plain_name(tmp_path, monkeypatch)
         Path(name, file).touch()
     taken = [absolute_model(name) for name in ("mine", "runs", "tiny")]
     assert taken == [str(tmp_path / "mine"), "runs", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("paper", "needs"),
+    [
+        ("ioi-circuit-reuse", {"heads"}),
+        ("factual-recall", {"heads", "cache"}),
+        ("context-knob", {"cache"}),
+        ("copying-mamba", set()),
+    ],
+)
+def test_what_a_chapter_needs_of_a_model(paper, needs):
+    notebook = find_chapter(ROOT, paper).notebook
+    assert {what for what, by in NEEDS.items() if by in reached(notebook)} == needs
+
+
+def test_a_model_without_what_is_needed_is_refused_before_the_run(tmp_path):
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = str(tmp_path / "experts")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    run = plan(find_chapter(ROOT, "ioi-circuit-reuse"), folder, "smoke", {}, out=tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"a mixture of experts \(MixtralForCausalLM\)"):
+        prepare([run])
+    assert not (tmp_path / "runs").exists()

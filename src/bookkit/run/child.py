@@ -152,7 +152,7 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
     if name not in sources.KNOWN:
         found["architecture"] = sizing.architecture(folder)
-        _check_architecture(name, revision, question["calls"])
+        _check_architecture(name, revision, question["needs"])
     if against := parameters.get("against"):  # a second model
         from replib.models.load import prepare_model
 
@@ -161,8 +161,8 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _check_architecture(name: str, revision: str | None, calls: Sequence[str]) -> None:
-    """Refuse a model without what the notebook needs: what it `calls` needs heads, or a cache."""
+def _check_architecture(name: str, revision: str | None, needs: Sequence[str]) -> None:
+    """Refuse a model without what the notebook `needs` (bookkit.run.plan.NEEDS)."""
     from replib.interventions.generation import check_cache
     from replib.interventions.network import check_blocks
     from replib.models.load import skeleton
@@ -171,9 +171,9 @@ def _check_architecture(name: str, revision: str | None, calls: Sequence[str]) -
     if model is None:
         return
     try:
-        if "Network" in calls:
+        if "heads" in needs:
             check_blocks(model)
-        if "continuations" in calls:
+        if "cache" in needs:
             check_cache(model.original_model)
     except UsageError as error:
         raise UsageError(f"model {name}: {error}") from None

@@ -15,8 +15,14 @@ from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
 from replib.files import refuse_pointer
+from replib.hashes import reached
 from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
 
+# What a model must have for a notebook that reaches these, whether itself or through its chapter.
+NEEDS = {
+    "heads": "replib.interventions.network.Network",
+    "cache": "replib.interventions.generation.continuations",
+}
 OPTIONS = {"model_name": "--model", "device": "--device", "profile": "--profile"}
 
 
@@ -151,7 +157,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
             "paper": run.chapter.paper,
             "skip_missing": skip_missing,
             "parameters": run.parameters,
-            "calls": [f for f in ("Network", "continuations") if f"{f}(" in run.chapter.notebook],
+            "needs": [what for what, by in NEEDS.items() if by in reached(run.chapter.notebook)],
         }
         for run in runs
     ]
