@@ -18,8 +18,24 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from replib.errors import UsageError
 from replib.interventions.network import Head
+from replib.prompts.pairs import PromptPairs
 
-Interval = tuple[float, float]
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that was measured, and the ends of its 95% interval.
+
+    `n` is how many items it was measured on: prompts, seeds, heads.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.low, self.high
 
 
 def rng(seed: int, *labels: object) -> np.random.Generator:
@@ -31,12 +47,21 @@ def head_label(head: Head) -> str:
     return f"L{head[0]}H{head[1]}"
 
 
+def logit_diff(
+    logits: Float[Tensor, "prompt d_vocab"], pairs: PromptPairs
+) -> Float[Tensor, " prompt"]:
+    """`logit[answer] − logit[foil]` of each prompt, from a model's logits at END. In float32: the
+    difference of two large numbers would be coarse in bfloat16."""
+    rows = torch.arange(len(pairs))
+    return logits[rows, pairs.answer].float() - logits[rows, pairs.foil].float()
+
+
 # --- Proportions and means with intervals --------------------------------------------------------
 
 
 def wilson(
     successes: Bool[Tensor, " prompt"], groups: Sequence[Hashable] | None = None
-) -> tuple[float, Interval]:
+) -> Estimate:
     """A proportion and its 95% Wilson interval.
 
     Prompts of one group (template, entity) may go together: they count as fewer, by the design
@@ -51,10 +76,10 @@ def wilson(
     n, z = _effective(values, groups)
     share = float(values.mean())
     if z == math.inf:
-        return share, (0.0, 1.0)
+        return Estimate(share, 0.0, 1.0, len(values))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return share, (max(0.0, middle - half), min(1.0, middle + half))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), len(values))
 
 
 def _effective(
@@ -80,7 +105,7 @@ def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], in
     return member, len(names)
 
 
-def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
+def seeds_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """The mean over a few seeds and its 95% t interval, which covers new seeds. Seeds that agree
     exactly give an interval without width; so where a seed either learns or does not, five of them
     often miss the truth. Skewed values, such as shares near 1, are covered less than they should
@@ -90,21 +115,19 @@ def seeds_mean(values: Sequence[float] | np.ndarray) -> tuple[float, Interval]:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(array)}")
     mean, error = float(array.mean()), float(stats.sem(array))
     half = error * float(stats.t.ppf(0.975, len(array) - 1))
-    return mean, (mean - half, mean + half)
+    return Estimate(mean, mean - half, mean + half, len(array))
 
 
-def seeds_difference(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
-) -> tuple[float, Interval]:
+def seeds_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of a less mean of b, of separate seeds, and its 95% Welch interval."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(a)} and {len(b)}")
     value = float(a.mean() - b.mean())
     if np.ptp(a) == np.ptp(b) == 0:
-        return value, (value, value)
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    return value, (float(interval.low), float(interval.high))
+        return Estimate(value, value, value, len(a) + len(b))
+    ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return Estimate(value, float(ends.low), float(ends.high), len(a) + len(b))
 
 
 def cluster_draws(
@@ -127,7 +150,7 @@ def _group_draws(
     return member, generator.multinomial(n_groups, even, size=draws)
 
 
-def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> Interval:
+def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> tuple[float, float]:
     """The 95% percentile interval of bootstrap draws, expanded for few groups. Plain percentiles
     give too narrow an interval: the bootstrap's variance is (G − 1) / G of what it should be, and
     it has no t quantile. So percentiles further out are taken (Hesterberg 2015, Sec. 3.3). One
@@ -146,7 +169,7 @@ def bootstrap(
     generator: np.random.Generator,
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
     draws: int = 5000,
-) -> tuple[float, Interval]:
+) -> Estimate:
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
 
     `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
@@ -167,20 +190,19 @@ def bootstrap(
     np.add.at(sums, member, array)
     drawn = counts @ np.bincount(member)  # prompts in each resampling
     means = np.tensordot(counts, sums, axes=1) / drawn.reshape(-1, *[1] * (array.ndim - 1))
-    return float(of(array.mean(0))), percentiles(of(means), n_groups)
+    return Estimate(float(of(array.mean(0))), *percentiles(of(means), n_groups), len(array))
 
 
-def _difference(
-    values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable]
-) -> tuple[float, Interval]:
+def _difference(values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable]) -> Estimate:
     """Mean of paired differences -1, 0, 1 and its adjusted Wald interval."""
     n, z = _effective(values, groups)
+    share = float(values.mean())
     if z == math.inf:
-        return float(values.mean()), (-1.0, 1.0)
-    mean = float(values.mean()) * n / (n + 2)
+        return Estimate(share, -1.0, 1.0, len(values))
+    mean = share * n / (n + 2)
     variance = (float((values**2).mean()) * n + 2) / (n + 2) - mean**2
     half = z * math.sqrt(variance / (n + 2))
-    return float(values.mean()), (max(-1.0, mean - half), min(1.0, mean + half))
+    return Estimate(share, max(-1.0, mean - half), min(1.0, mean + half), len(values))
 
 
 # --- Heads ranked, tested, compared --------------------------------------------------------------

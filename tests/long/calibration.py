@@ -1,6 +1,6 @@
 """Do 95% intervals cover in 95 of 100 cases, and do nulls give 5 false positives in 100?
 
-`make calibration` simulates every interval and every null of the library, and those that notebooks
+`make calibration` simulates every interval and every null of the library, and those that chapters
 make themselves, at the sizes that chapters have: data with a known truth, again and again. A few of
 these runs are in the tests.
 
@@ -11,8 +11,6 @@ other side is safe and called conservative. Where a method is known to miss what
 says why; then the fault must be there, so that this list stays true.
 """
 
-import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from trust import ROOT, TRUST, show, write_table
+from trust import TRUST, show, write_table
 
 from bookkit.book import atlas
 from replib import metrics as m
-from replib.chapters.factual_recall import scaling as knobs
+from replib.chapters.factual_recall import scaling
 from replib.chapters.factual_recall.regression import logistic
+from replib.chapters.ioi_circuit_reuse import reuse
 from replib.chapters.successor_heads import mlp0_features as ft
 from replib.chapters.successor_heads import ov_circuit as su
 from replib.chapters.successor_heads.ordinals import OrdinalClass
+from replib.interventions.path_patching import PathPatch
 
 RUNS = 2000
 COLUMNS = ("method", "simulated", "says", "measured", "counts as it", "simulations", "as it says")
@@ -140,41 +140,43 @@ def templates(g: Generator, n: int, each: int) -> tuple:
 
 SHARES = product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992))
 case("wilson", "{} prompts, true share {}", *SHARES, truth=lambda n, p: p)(
-    lambda g, n, p: m.wilson(right(g, n, p))[1]
+    lambda g, n, p: m.wilson(right(g, n, p)).interval
 )
 TEMPLATES = "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"
 case("wilson, with groups", TEMPLATES, (5, 10, 50), (10, 10, 100), (20, 5, 100), truth=0.8)(
-    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2])[1]
+    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2]).interval
 )
 
 
 @case("wilson", "100 prompts of 10 templates, and others of the same ten", truth=0.0)
 def _(g):
     answers, _, shares = templates(g, 10, 10)
-    return np.subtract(m.wilson(answers)[1], shares.mean())
+    return np.subtract(m.wilson(answers).interval, shares.mean())
 
 
 case("seeds_mean", "{} seeds, normal", 3, 5, truth=1.0)(
-    lambda g, n: m.seeds_mean(g.normal(1.0, 0.3, size=n))[1]
+    lambda g, n: m.seeds_mean(g.normal(1.0, 0.3, size=n)).interval
 )
 case("seeds_mean", "5 seeds, shares near 1 (beta, mean 0.9)", truth=0.9)(
-    lambda g: m.seeds_mean(g.beta(9, 1, size=5))[1]
+    lambda g: m.seeds_mean(g.beta(9, 1, size=5)).interval
 )
 case("seeds_mean", "5 seeds, all or nothing, 9 in 10 learn", truth=0.9)(
-    lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float))[1]
+    lambda g: m.seeds_mean((g.random(5) < 0.9).astype(float)).interval
 )
 SPREADS = "{} and {} seeds, normal, spreads 1 and {}"
 case("seeds_difference", SPREADS, (5, 5, 1), (5, 5, 4), (5, 3, 4), truth=-1.0)(
-    lambda g, n, k, spread: m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k))[1]
+    lambda g, n, k, spread: (
+        m.seeds_difference(g.normal(size=n), g.normal(1, spread, size=k)).interval
+    )
 )
 case("seeds_difference", "5 and 5 seeds, all or nothing, 9 and 5 in 10 learn", truth=0.4)(
-    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5)))[1]
+    lambda g: m.seeds_difference(*((g.random(5) < p).astype(float) for p in (0.9, 0.5))).interval
 )
 
 
-def bootstrap(g: Generator, values: Any) -> m.Interval:
+def bootstrap(g: Generator, values: Any) -> tuple[float, float]:
     """Of prompts that are each a group of its own."""
-    return m.bootstrap(torch.as_tensor(values), each(len(values)), g)[1]
+    return m.bootstrap(torch.as_tensor(values), each(len(values)), g).interval
 
 
 case("bootstrap", "{} prompts, normal", 12, 20, 100, truth=1.0)(
@@ -205,7 +207,7 @@ case("bootstrap", "{} prompts, skewed (exponential)", 20, 100, truth=1.0)(
 def _(g, n):
     groups = np.arange(n).repeat(5)
     values = g.normal(1.0, 1.0, size=n)[groups] + g.normal(size=5 * n)
-    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), g)[1]
+    return m.bootstrap(torch.from_numpy(values), list(map(str, groups)), g).interval
 
 
 @case("bootstrap", "relative loss of two models, 40 items right or wrong (claim 5.9)", truth=0.25)
@@ -217,7 +219,7 @@ def _(g):
         lost = 1 - mean[..., 1] / np.maximum(mean[..., 0], 1e-9)
         return lost[..., 1] - lost[..., 0]
 
-    return m.bootstrap(values, each(40), g, drops)[1]
+    return m.bootstrap(values, each(40), g, drops).interval
 
 
 @case("cluster_draws", "gap of the means of two sets of 40 and 50 cases (claim 4.3)", truth=0.2)
@@ -233,9 +235,12 @@ def _(g):
 
 
 SUCCESSIONS = "classes of 7, 12, 26 and 100 successions, share right {}"
-case("macro_interval", SUCCESSIONS, 0.5, 0.9, truth=lambda p: p)(
-    lambda g, p: su.macro_interval({str(n): right(g, n, p) for n in (7, 12, 26, 100)}, g)
-)
+
+
+@case("macro_interval", SUCCESSIONS, 0.5, 0.9, truth=lambda p: p)
+def _(g, p):
+    found = su.macro_interval({str(n): right(g, n, p) for n in (7, 12, 26, 100)}, g)
+    return found.low, found.high
 
 
 @case("logistic", "{0} countries × 2 prompts, {0} cities, both clustered", 20, 60, truth=1.0)
@@ -245,18 +250,11 @@ def _(g, n):
     y = g.random(2 * n) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
     if y.all() or not y.any():
         return -np.inf, np.inf
-    low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).interval(0)
+    low, high = logistic(x, y, [list(map(str, country)), list(map(str, city))]).effect(0).interval
     return (low, high) if np.isfinite(low) else (-np.inf, np.inf)
 
 
 K, N_LAYERS, N_HEADS = 6, 30, 9
-
-
-# The function of that name in the notebook.
-NOTEBOOK = json.loads((ROOT / "notebooks/ioi-circuit-reuse/ioi-circuit-reuse.ipynb").read_text())
-CODE = "".join(line for cell in NOTEBOOK["cells"] for line in cell["source"])
-known = {"metrics": m, "rng": m.rng, "torch": torch, "k": K}
-exec(re.search(r"^def resampled\(.*?\n(?=\S)", CODE, re.DOTALL | re.MULTILINE)[0], known)
 
 
 def two_tasks(far: float) -> torch.Tensor:
@@ -277,13 +275,12 @@ def two_tasks(far: float) -> torch.Tensor:
     runs=500,
 )
 def _(g, _, far):
-    known["seed"] = int(g.integers(2**31))
-    tops = []
+    seed, tasks = int(g.integers(2**31)), []
     for effect in two_tasks(far):
         values = effect[..., None] + torch.from_numpy(g.normal(size=(N_LAYERS, N_HEADS, 50)))
-        patch = SimpleNamespace(clean=range(50), effect=lambda values=values: values)
-        tops.append(known["resampled"]([patch], each(50), "task", 200))
-    drawn = [m.overlap(a, b) for a, b in zip(*tops, strict=True)]
+        patch = PathPatch(values, clean=torch.zeros(50), corrupted=torch.ones(50))  # effect: values
+        tasks.append(reuse.task_heads([patch], each(50), seed, "task", 200))
+    drawn = [m.overlap(a, b) for a, b in zip(*(task.resampled for task in tasks), strict=True)]
     return np.quantile(drawn, [0.025, 0.975])
 
 
@@ -384,7 +381,7 @@ def _(g, _, n_heads, layers):
 def _(g):
     every = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
     effect = g.normal(size=(N_LAYERS, N_HEADS))
-    found = knobs.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
+    found = scaling.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
     return effect[12, 3] > max(effect[head] for head in found)
 
 

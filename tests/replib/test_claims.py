@@ -12,6 +12,7 @@ from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
+from replib.metrics import Estimate, Null
 
 ENTRY = """
   - id: {id}
@@ -143,7 +144,7 @@ def test_the_reason_why_it_is_not_testable(load, rule, numbers, reason):
 def test_control_characters_in_notes_are_shown(load):
     claims = load()
     claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
-    claims.not_testable("1.10", "it said \x07")
+    claims.measure("1.10", None, otherwise="it said \x07")
     claims.report("share", 1, unit="\x85")
     claims.role("mover", [], "\x1b")
     measured = claims.results["1.8"].measured
@@ -208,10 +209,10 @@ def test_once_and_by_its_name(load):
     claims.role("mover", [], "a rule")
     for call, message in [
         (lambda: claims.measure("1.8", 0.3, **NUMBERS), "measured twice"),
-        (lambda: claims.not_testable("1.8", "no"), "measured twice"),
+        (lambda: claims.measure("1.8", None, otherwise="no"), "measured twice"),
         (lambda: claims.measure("1.18", 0.3), r"no claim '1.18'.*did you mean"),
         (lambda: claims.outcome("9"), "no claim '9'"),
-        (lambda: claims.not_testable("1.10", " "), "needs a reason"),
+        (lambda: claims.measure("1.10", None, otherwise=" "), "say in `otherwise` why"),
         (lambda: claims.report("accuracy", 0.5), "reported twice"),
         (lambda: claims.report("1.accuracy", 0.5), "a key is letters"),
         (lambda: claims.role("mover", [], "again"), "given twice"),
@@ -235,6 +236,28 @@ def test_scalars_become_plain_numbers(load, scalar):
     assert [type(end) for end in result.interval] == [float] * 2 and result.interval == (0, 0.5)
     assert (type(result.n), result.n) == (int, 7)
     assert result.measured["flag"] is True
+
+
+def test_an_estimate_brings_its_interval_and_n(load):
+    claims, plain = load(), load()
+    gain, more = Estimate(0.3, 0.2, 0.4, 50), Estimate(0.5, 0.1, 0.9, 3)
+    null = Null(np.arange(100) / 1000)
+    claims.measure("1.8", gain, null=null, accuracy=more)
+    named = {"accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9}
+    plain.measure("1.8", 0.3, interval=(0.2, 0.4), n=50, null=null.asdict(), **named)
+    assert claims.results == plain.results
+    claims.report("x", gain)
+    plain.report("x", 0.3, interval=(0.2, 0.4), n=50)
+    assert claims.measurements == plain.measurements
+    with pytest.raises(UsageError, match="'a_low' is given twice"):
+        load().measure("1.8", gain, a=more, a_low=0.1)
+
+
+def test_no_value_means_not_testable(load):
+    claims = load()
+    assert claims.measure("1.8", None, otherwise="no \x07 head", accuracy=1) == "not_testable"
+    assert claims.results["1.8"].reason == "no \\u0007 head"
+    assert claims.results["1.8"].measured is None
 
 
 def test_the_history_shows_every_change_in_full(load):
@@ -261,7 +284,7 @@ def test_html_is_escaped_everywhere(load):
     text = text.replace("accuracy above 0.4", bad).replace("A title", bad)
     claims = load(text)
     claims.measure("1.8", 0.3, unit=bad, note=bad, **NUMBERS)
-    claims.not_testable("1.10", bad)
+    claims.measure("1.10", None, otherwise=bad)
     bundle = claims.bundle({"name": bad, "sha256": None})
     for shown in (claims.table()._repr_html_(), bundle["text/html"]):
         assert "<script" not in shown

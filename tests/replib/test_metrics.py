@@ -1,18 +1,29 @@
 """Statistics worked by hand; their error rates are in test_calibration.py."""
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 import torch
 
 from replib import metrics as m
 from replib.errors import UsageError
+from replib.prompts.ioi import ioi_pairs
+from replib.prompts.vocabulary import word_tokenizer
+
+
+def test_a_logit_difference_by_hand():
+    pairs = ioi_pairs(word_tokenizer(), 2, 0)
+    pairs = replace(pairs, answer=torch.tensor([2, 0]), foil=torch.tensor([1, 2]))
+    logits = torch.tensor([[1.0, 2.0, 7.0], [3.0, 5.0, 9.0]])
+    assert m.logit_diff(logits, pairs).tolist() == [7 - 2, 3 - 9]
 
 
 def test_wilson_of_eight_in_ten():
     # (p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n) with p = 0.8, n = 10, z = 1.96
-    share, (low, high) = m.wilson(torch.tensor([True] * 8 + [False] * 2))
-    assert share == 0.8
-    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    share = m.wilson(torch.tensor([True] * 8 + [False] * 2))
+    assert (share.value, share.n) == (0.8, 10)
+    assert share.interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
     with pytest.raises(UsageError, match="no prompts"):
         m.wilson(torch.tensor([], dtype=torch.bool))
 
@@ -28,7 +39,7 @@ def test_cluster_bootstrap_resamples_groups_not_rows():
 def test_bootstrap_statistic_acts_on_means():
     values = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
     gap = m.bootstrap(values, ["a", "b"], m.rng(0), lambda mean: mean[..., 1] - mean[..., 0])
-    assert gap == (2.0, (2.0, 2.0))
+    assert gap == m.Estimate(2.0, 2.0, 2.0, 2)
 
 
 def test_percentiles_are_expanded_for_few_groups():
@@ -43,38 +54,39 @@ def test_wilson_of_groups_that_agree_within():
     # 4 groups of 5, all right or all wrong: as good as 4 prompts, with the quantile of t
     right = torch.tensor([True, True, True, False]).repeat_interleave(5)
     group = ["a"] * 5 + ["b"] * 5 + ["c"] * 5 + ["d"] * 5
-    share, (low, high) = m.wilson(right, group)
+    share = m.wilson(right, group)
     # variance of the mean: 20 apart 0.1875 · 20 / 19 / 20 = 0.009868; summed by group
     # 4/3 · (3 · 1.25² + 3.75²) / 400 = 0.0625; n = 20 · 0.009868 / 0.0625 = 3.158
     # z = 1.95996 · t(0.975; 3) / t(0.975; 19) = 1.95996 · 3.18245 / 2.09302 = 2.98013
     n, z = 3.15789, 2.98013
     middle = (0.75 + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (0.75 * 0.25 / n + z**2 / (4 * n**2)) ** 0.5
-    assert (share, low, high) == pytest.approx((0.75, middle - half, middle + half), abs=1e-4)
+    assert share.interval == pytest.approx((middle - half, middle + half), abs=1e-4)
     alone = [str(i) for i in range(20)]
     assert m.wilson(right, alone) == m.wilson(right)
-    assert m.wilson(right, ["one"] * 20) == (0.75, (0.0, 1.0))
-    spread = m.wilson(right, ["a", "b", "c", "d"] * 5)[1]  # groups alike: no fewer than 20 prompts
-    assert spread[0] > low and spread[1] < high
+    assert m.wilson(right, ["one"] * 20) == m.Estimate(0.75, 0.0, 1.0, 20)
+    spread = m.wilson(right, ["a", "b", "c", "d"] * 5)  # groups alike: no fewer than 20 prompts
+    assert spread.low > share.low and spread.high < share.high
 
 
 def test_bootstrap_of_answers_is_wilsons_and_of_differences_is_not():
     right = torch.tensor([True, True, True, False, True])
     assert m.bootstrap(right, range(5), m.rng(0)) == m.wilson(right, range(5))
-    low, high = m.bootstrap(torch.ones(20) == 1, range(20), m.rng(0))[1]
+    low, high = m.bootstrap(torch.ones(20) == 1, range(20), m.rng(0)).interval
     assert 0.8 < low < 0.9 and high == 1.0  # 20 / (20 + 1.96²) = 0.839
     # a difference that happens never to be negative is still one
-    low, high = m.bootstrap(torch.tensor([1.0, 0, 0, 0, 0]), range(5), m.rng(0))[1]
+    low, high = m.bootstrap(torch.tensor([1.0, 0, 0, 0, 0]), range(5), m.rng(0)).interval
     assert low < 0 < high  # a share of 1 in 5 would be above 0
 
 
 def test_bootstrap_of_paired_differences_by_hand():
     # 8 prompts, 3 gained, 1 lost: with one more of each, mean 2 / 10, mean square 6 / 10
     values = torch.tensor([1.0, 1, 1, -1, 0, 0, 0, 0])
-    value, (low, high) = m.bootstrap(values, range(8), np.random.default_rng(0))
+    found = m.bootstrap(values, range(8), np.random.default_rng(0))
     half = 1.95996 * ((0.6 - 0.04) / 10) ** 0.5
-    assert (value, low, high) == pytest.approx((0.25, 0.2 - half, 0.2 + half), abs=1e-4)
-    low, high = m.bootstrap(torch.tensor([0.0, 0, -1, 1] * 5), ["a"] * 20, m.rng(0))[1]
+    assert found.interval == pytest.approx((0.2 - half, 0.2 + half), abs=1e-4)
+    assert found.value == 0.25
+    low, high = m.bootstrap(torch.tensor([0.0, 0, -1, 1] * 5), ["a"] * 20, m.rng(0)).interval
     assert (low, high) == (-1.0, 1.0)  # one group says nothing of others
 
 
@@ -150,13 +162,13 @@ def test_draws_depend_on_seed_and_purpose_only():
 
 def test_intervals_over_seeds_by_hand():
     # Mean 2, standard error 1 / sqrt(3), t(0.975; 2) = 4.3027.
-    value, (low, high) = m.seeds_mean([1.0, 2.0, 3.0])
-    assert (value, low, high) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+    mean = m.seeds_mean([1.0, 2.0, 3.0])
+    assert astuple(mean) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841, 3), abs=1e-4)
     # Equal sizes and variances: Welch is Student, t(0.975; 4) = 2.7764, error sqrt(2 / 3).
-    value, (low, high) = m.seeds_difference([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
-    assert (value, low, high) == pytest.approx((3, 3 - 2.2670, 3 + 2.2670), abs=1e-3)
-    assert m.seeds_difference([1.0, 1.0], [0.5, 0.5]) == (0.5, (0.5, 0.5))
-    assert m.seeds_mean([1.0, 1.0]) == (1.0, (1.0, 1.0))
+    more = m.seeds_difference([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
+    assert astuple(more) == pytest.approx((3, 3 - 2.2670, 3 + 2.2670, 6), abs=1e-3)
+    assert m.seeds_difference([1.0, 1.0], [0.5, 0.5]) == m.Estimate(0.5, 0.5, 0.5, 4)
+    assert m.seeds_mean([1.0, 1.0]) == m.Estimate(1.0, 1.0, 1.0, 2)
     with pytest.raises(UsageError, match="at least 2, got 1"):
         m.seeds_mean([1.0])
     with pytest.raises(UsageError, match="got 1 and 2"):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from replib.prompts.colored_objects import ask, colored_objects_pairs, make_ques
 from replib.prompts.files import colored_objects_from_file, pairs_from_file
 from replib.prompts.greater_than import greater_than_pairs
 from replib.prompts.ioi import ioi_pairs
-from replib.prompts.pairs import PromptPairs
+from replib.prompts.pairs import PromptPairs, first_of_groups, of_one_length
 from replib.prompts.vocabulary import _PIECE, word_tokenizer
 
 TASKS = {
@@ -359,6 +360,27 @@ def test_rows_are_picked_and_runs_exchanged_together():
     swapped = pairs.swapped()
     assert swapped.clean.equal(pairs.corrupted) and swapped.corrupted.equal(pairs.clean)
     assert (swapped.text, swapped.corrupted_text) == (pairs.corrupted_text, pairs.text)
+
+
+def test_the_first_of_each_group_come_group_by_group():
+    pairs = one()[[0, 1, 1, 0, 0]]
+    numbered = replace(pairs, text=tuple("01234"))  # groups x y y x x
+    picked = first_of_groups(numbered, 2, 2)
+    assert picked.text == ("0", "3", "1", "2") and picked.group == ("x", "x", "y", "y")
+    assert first_of_groups(numbered, 1, 9).text == ("0", "3", "4")
+
+
+def test_pairs_of_the_commonest_length():
+    pairs = ioi_pairs(WORD, 40, seed=0)
+    lengths = Counter(pairs.length.tolist())
+    assert len(lengths) > 1
+    width, most = lengths.most_common()[0]
+    some = of_one_length(pairs, 3)
+    assert len(some) == 3 and some.clean.shape == some.corrupted.shape == (3, width)
+    assert some.positions["END"].tolist() == [width - 1] * 3
+    first = [i for i, n in enumerate(pairs.length.tolist()) if n == width][:3]
+    assert some.text == tuple(pairs.text[i] for i in first)
+    assert len(of_one_length(pairs, 1000)) == most
 
 
 # --- A reader's own files ---------------------------------------------------------------------

@@ -3,9 +3,9 @@
     claims = Claims.load("ioi-circuit-reuse/claims.yaml")
     claims.table()                                    # what the paper says, how we shall decide
 
-    claims.measure("1.8", gain, interval=(low, high), n=len(prompts), null=null_summary)
-    claims.not_testable("1.6", "the model is at chance before any edit")
-    claims.report("ioi_accuracy", accuracy, interval=wilson, n=len(prompts))
+    claims.measure("1.8", gain, null=null, before=accuracy)   # metrics.Estimate and Null, numbers
+    claims.measure("1.6", None, otherwise="no head was confirmed")        # not testable
+    claims.report("ioi_accuracy", accuracy)
 
     claims.verdicts(model_info(model))                # last code cell, tag `claims`
 
@@ -77,25 +77,37 @@ class Claims:
         claim: str,
         value: Any,
         *,
+        otherwise: str = "",
         interval: Any = None,
         n: Any = None,
-        null: Mapping[str, Any] | None = None,
+        null: Any = None,
         unit: str = "",
         note: str = "",
         **named: Any,
     ) -> str:
         """Give a claim its numbers and decide it; returns the outcome.
 
-        Numbers are Python, numpy or torch scalars: `value` in `unit`, `interval` = (low, high)
-        around it, `n` items it was measured on, `null` = summary of the null distribution such as
-        {"mean": ..., "q95": ..., "draws": ...}, and any other number the rule or the page needs, by
-        name. The rule sees them as value, low, high, n, null_mean, ... and by their names.
+        `value` is a `metrics.Estimate`, which brings its interval and n, or a number: Python's, or
+        a numpy or torch scalar; then `interval` = (low, high) and `n` may be given besides. `unit`
+        is that of the value. `null` is a `metrics.Null`, or a summary of one such as {"mean": ...,
+        "q95": ..., "draws": ...}. Any other number that the rule or the page needs is given by
+        name; an Estimate NAME becomes NAME, NAME_low and NAME_high. The rule sees them as value,
+        low, high, n, null_mean, ... and by their names.
 
-        Outcome: not_testable if a number is not finite or the gate is false, else holds, fails or
-        unclear. UsageError: unknown claim, one measured before, a rule that uses a number which
-        was not given, a rule that both holds and fails.
+        Outcome: not_testable, for the reason `otherwise`, if `value` is None; not_testable if a
+        number is not finite or the gate is false, else holds, fails or unclear. UsageError: unknown
+        claim, one measured before, a rule that uses a number which was not given, a rule that both
+        holds and fails.
         """
         entry, where = self._unmeasured(claim), f"claim {claim}"
+        if value is None:
+            if not otherwise.strip():
+                raise UsageError(f"{where} has no value; say in `otherwise` why")
+            self.results[claim] = Result(outcome="not_testable", reason=visible(otherwise))
+            return "not_testable"
+        value, interval, n = _parts(value, interval, n)
+        named = _spread(named)
+        null = null.asdict() if hasattr(null, "asdict") else null
         for name in named:
             if name.startswith("null_"):
                 raise UsageError(f"{where}: {name!r} is a number of the null; give it in `null`")
@@ -119,23 +131,17 @@ class Claims:
         self.results[claim] = Result(outcome, reason, measured, interval, count, null)
         return outcome
 
-    def not_testable(self, claim: str, reason: str) -> str:
-        """Say why this model cannot test a claim; nothing is measured for it."""
-        self._unmeasured(claim)
-        if not reason.strip():
-            raise UsageError(f"claim {claim}: not_testable needs a reason")
-        self.results[claim] = Result(outcome="not_testable", reason=visible(reason))
-        return "not_testable"
-
     def report(
         self, key: str, value: Any, *, interval: Any = None, n: Any = None, unit: str = ""
     ) -> None:
-        """Store a number that the page shows and that is not a claim's own, under `key`."""
+        """Store a number that the page shows and that is not a claim's own, under `key`; an
+        Estimate brings its interval and n."""
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", key):
             raise UsageError(f"measurement {key!r}: a key is letters, digits and _")
         if key in self.measurements:
             raise UsageError(f"measurement {key} is reported twice")
         where = f"measurement {key}"
+        value, interval, n = _parts(value, interval, n)
         number, ends = _number(where, value), _interval(where, interval)
         self.measurements[key] = {
             "value": number,
@@ -176,14 +182,15 @@ class Claims:
         return entry
 
     def table(self) -> HtmlTable:
-        """The claims before anything is measured: statement, the paper's number, our rule."""
+        """The claims before anything is measured: a line each, whose rule, null and gate open."""
         rows = []
         for claim in self.claims:
             number = paper_number(claim.reported, **claim.source.model_dump())
             rule = _cell(claim.decision) + small_print("Null", claim.null)
             rule += small_print("Testable if", claim.gate_text)
-            rows.append((_cell(claim.id), _cell(claim.statement), number, rule))
-        return claims_table(("we decide",), rows, self.is_method, "claims")
+            opened = f"<summary>{_cell(claim.statement)}</summary>\n<p>{rule}</p>"
+            rows.append((_cell(claim.id), f"<details>{opened}</details>", number))
+        return claims_table((), rows, self.is_method, "claims")
 
     def history(self) -> HtmlTable:
         """What was changed after the claims were first written, with date and reason."""
@@ -231,6 +238,34 @@ class Claims:
         content = claim.model_dump(exclude={"null", "decision"})
         rule = {key: content.pop(key) for key in ("gate", "gate_text", "holds_if", "fails_if")}
         return {**content, **result, "decision_rule": {"text": claim.decision, **rule}}
+
+
+def _is_estimate(value: Any) -> bool:
+    return hasattr(value, "interval")  # its class needs torch, and the command line starts without
+
+
+def _parts(value: Any, interval: Any, n: Any) -> tuple[Any, Any, Any]:
+    """A value, its interval and its n; an Estimate's own where none are given besides."""
+    if not _is_estimate(value):
+        return value, interval, n
+    return (
+        value.value,
+        value.interval if interval is None else interval,
+        value.n if n is None else n,
+    )
+
+
+def _spread(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers by name, Estimates as three."""
+    numbers: dict[str, Any] = {}
+    for name, x in named.items():
+        more = {name: x}
+        if _is_estimate(x):
+            more = {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
+        if twice := more.keys() & (numbers.keys() | named.keys() - {name}):
+            raise UsageError(f"{min(twice)!r} is given twice, by itself and with its interval")
+        numbers |= more
+    return numbers
 
 
 def _plain(where: str, value: Any) -> int | float | bool:

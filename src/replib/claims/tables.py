@@ -40,7 +40,7 @@ def small_print(label: str, text: str | None) -> str:
 def paper_number(reported: str | None, mark: str, where: str | None) -> str:
     shown = "–" if reported is None else _cell(reported)
     places = [text for text in (mark, where) if text and text != "none"]
-    return shown + (f'<br><small class="source">{_cell(", ".join(places))}</small>')
+    return shown + (f' <small class="source">{_cell(", ".join(places))}</small>')
 
 
 def claims_table(head: Sequence[str], rows: list[Row], is_method: bool, kind: str) -> HtmlTable:

@@ -108,6 +108,14 @@ class PromptPairs:
         return replace(self, **tokens, text=self.corrupted_text, corrupted_text=self.text)
 
 
+def of_one_length(pairs: PromptPairs, n: int) -> PromptPairs:
+    """The first `n` of the pairs that have the commonest length (all of them if there are fewer),
+    without padding: END is the last position of every row."""
+    width = int(pairs.length.mode().values)
+    some = pairs[pairs.length == width][:n]
+    return replace(some, clean=some.clean[:, :width], corrupted=some.corrupted[:, :width])
+
+
 class Pair(NamedTuple):
     """One pair before tokenization; `marks` are character indices into `clean`."""
 
@@ -206,3 +214,12 @@ def assemble(
         group=groups,
         dropped=dict(dropped),
     )
+
+
+def first_of_groups(pairs: PromptPairs, n_groups: int, n_each: int) -> PromptPairs:
+    """The first `n_each` prompts of each of the first `n_groups` groups, group after group; fewer
+    where a group has fewer."""
+    members: dict[str, list[int]] = {}
+    for i, name in enumerate(pairs.group):
+        members.setdefault(name, []).append(i)
+    return pairs[[i for rows in list(members.values())[:n_groups] for i in rows[:n_each]]]

@@ -94,6 +94,13 @@ def test_without_scripts_the_plain_figure_is_pointed_at() -> None:
         slider({"Which?": {"a": [float("nan")]}}, ["first"], "Layer")
 
 
+@pytest.mark.parametrize(("values", "limits"), [([0.2, 0.5], [0, 1]), ([-0.5, 2.5], [-0.5, 2.5])])
+def test_a_slider_shows_zero_to_one_or_as_far_as_its_values_go(values, limits) -> None:
+    text = slider({"Which?": {"a": values}}, ["first", "second"], "Layer").data
+    script = BeautifulSoup(text, "html.parser").select_one("script")
+    assert json.loads(script.text)["limits"] == limits
+
+
 BIB = """@inproceedings{x2020, author={Ada van der Lovelace and M{\\"u}ller, J.},
 title={A {GPT} \\& more}, booktitle={Proc}, year={2020}, url={https://arxiv.org/abs/2001.00001}}"""
 

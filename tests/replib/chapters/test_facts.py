@@ -1,4 +1,4 @@
-"""Facts, their scoring, generation with scaled heads, knobs and regression, by worked examples."""
+"""Facts, their scoring, generation with scaled heads and regression, by worked examples."""
 
 import json
 
@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from replib.chapters.factual_recall import facts
-from replib.chapters.factual_recall import scaling as knobs
 from replib.chapters.factual_recall.facts import TEMPLATES, Fact
-from replib.chapters.factual_recall.planted import CONTEXT_HEAD, MEMORY_HEAD
 from replib.chapters.factual_recall.regression import logistic, standardised
 from replib.errors import UsageError
 from replib.interventions.generation import continuations, scaled_heads, text_loss
-from replib.interventions.network import Network
+from replib.metrics import Estimate
 from replib.models.load import load_model
 from replib.models.tiny import ARCHITECTURES, tiny_model
 
@@ -202,47 +200,6 @@ def test_scaling_proves_that_it_happened():
     assert not torch.equal(text_loss(model), text_loss(model, scales={(1, 0): -2.0}))
 
 
-# --- knobs ----------------------------------------------------------------------------------------
-
-
-def test_outcomes_and_the_best_factor():
-    top = torch.tensor([[[True, False], [False, True]], [[False, True], [False, False]]])
-    found = knobs.Outcomes(top, torch.tensor([[[0.9, 0.0], [0.2, 0.6]], [[0.1, 0.5], [0.1, 0.3]]]))
-    assert found.share("memorised").tolist() == [0.5, 0.0]
-    assert found.share("other").tolist() == [0.0, 0.5]
-    assert found.labels(1) == ["in-context", "other"]
-    assert found.score("in-context")[1] == pytest.approx((0.5, 0.4))
-    with pytest.raises(UsageError, match="choose memorised or in-context"):
-        found.share("right")
-    assert knobs.best_alpha([(0.5, 0.1), (0.5, 0.3), (0.4, 0.9)], [-2.0, 0.0, 3.0]) == 1
-    assert knobs.best_alpha([(0.5, 0.1), (0.5, 0.1)], [-2.0, 1.0]) == 1  # nearest to no change
-
-
-def test_tuning_prompts_are_balanced_and_means_are_over_groups():
-    means = knobs.per_group(torch.tensor([[1.0, 3.0, 10.0]]), ["b", "b", "a"])
-    assert means.tolist() == [[2.0, 10.0]]
-    labels = ["memorised", "memorised", "memorised", "in-context", "other", "in-context"]
-    assert knobs.tuning_rows(labels, list("aabcdb"), 4) == [0, 3, 2, 4]
-    assert knobs.tuning_rows(["memorised"] * 3, list("abc"), 2) == [0, 1]
-
-
-def test_random_heads_are_of_the_nearest_layers():
-    net = Network(tiny_model("gpt2"))
-    heads = knobs.matched_heads(net, (2, 1), 6, {(2, 0)}, np.random.default_rng(0))
-    assert {(2, 2), (2, 3)} < set(heads) and len(set(heads)) == 6
-    assert {layer for layer, _ in heads} <= {1, 2, 3}
-    assert (2, 1) not in heads and (2, 0) not in heads
-
-
-def test_two_planted_heads_scaled_at_once(planted):
-    model, conflicts = planted
-    pairs = facts.conflict_pairs(model.tokenizer, conflicts[:30], TEMPLATES[0])
-    plans = [{MEMORY_HEAD: 0.0, CONTEXT_HEAD: 0.0}, {MEMORY_HEAD: 0.0, CONTEXT_HEAD: 1.0}]
-    edits = [knobs.scale_heads(plan) for plan in plans]
-    found = knobs.first_token_outcomes(Network(model), pairs, edits)
-    assert found.share("other")[0] > 0.9 and found.share("in-context")[1] > 0.9
-
-
 # --- regression -----------------------------------------------------------------------------------
 
 
@@ -253,16 +210,16 @@ def test_logistic_regression_finds_the_coefficients_and_widens_for_clusters():
     alone = [str(i) for i in range(4000)]
     fit = logistic(x, y, [alone])
     assert fit.coefficient == pytest.approx([1.0, -0.5, 0.3], abs=0.15)
-    low, high = fit.interval(0)
-    assert 0.1 < high - low < 0.25
+    first = fit.effect(0)
+    assert 0.1 < first.high - first.low < 0.25 and first.n == 4000
     # every observation ten times over, as clusters: the same interval as without the copies
     copies = np.repeat(np.arange(400), 10)
     of_copies = logistic(x[copies], y[copies], [[str(i) for i in copies]])
     once = logistic(x[:400], y[:400], [alone[:400]], ridge=0.01)
-    assert of_copies.interval(0) == pytest.approx(once.interval(0), rel=0.02)
+    assert of_copies.effect(0).interval == pytest.approx(once.effect(0).interval, rel=0.02)
     # two kinds of clusters that are the same are one
     twice = logistic(x, y, [alone, alone])
-    assert twice.interval(0) == pytest.approx(fit.interval(0), rel=1e-6)
+    assert twice.effect(0).interval == pytest.approx(first.interval, rel=1e-6)
 
 
 def test_logistic_regression_at_its_edges():
@@ -271,6 +228,6 @@ def test_logistic_regression_at_its_edges():
     separated = logistic(100 * x, x[:, 0] > 0, [names])
     assert np.isnan(separated.coefficient).all()
     mixed = logistic(x, np.arange(20) % 3 == 0, [names])
-    assert mixed.coefficient[1] == 0 and mixed.interval(1) == (0.0, 0.0)
+    assert mixed.effect(1) == Estimate(0.0, 0.0, 0.0, 20)
     with pytest.raises(UsageError, match="both outcomes"):
         logistic(x, np.ones(20, dtype=bool), [names])

@@ -149,16 +149,43 @@ def test_the_planted_heads_are_found(planted, strings):
     assert previous[0, 1:5].diff().max() < 0
 
 
+def average(out):
+    out[:] = out.mean((0, 1))
+
+
+def without(model, strings, *part):
+    return m.accuracy_with(model, strings, part, average).mean().item()
+
+
+def test_an_edit_reaches_one_head_alone_and_leaves_no_trace(planted, strings):
+    shapes = []
+    copied = copying.teacher_forced(planted, strings)
+    right = m.accuracy_with(planted, strings, (COPY_LAYER, 3), lambda z: shapes.append(z.shape))
+    assert torch.equal(right, copied.double().mean(1))  # nothing was changed
+    without(planted, strings, COPY_LAYER, COPY_HEAD)
+    assert torch.equal(copying.teacher_forced(planted, strings), copied)
+    m.accuracy_with(planted, strings, (0, None), lambda out: shapes.append(out.shape))
+    n, length = strings.tokens.shape
+    assert shapes[0][:2] == shapes[1][:2] == (n, length)
+    assert shapes[1][2] == planted.cfg.d_model > shapes[0][2]  # a layer's output, a head's z
+
+
+def test_parts_are_heads_or_layers_and_the_best_head_is_the_largest_on_average(planted):
+    assert m.parts(planted)["L1H5"] == (COPY_LAYER, COPY_HEAD)
+    assert len(m.parts(planted)) == 2 * planted.cfg.n_heads
+    layers = {"layer 0": (0, None), "layer 1": (1, None), "layer 2": (2, None)}
+    assert m.parts(m.wrapped(build("mamba2", 0))) == layers
+    scores = torch.tensor([[[0.1, 0.2], [0.9, 0.0]], [[0.4, 0.6], [0.0, 0.3]]])
+    assert m.best_head(scores) == ((1, 0), pytest.approx(0.5))
+
+
 def test_ablation_finds_the_heads_that_copying_needs(planted, strings):
-    accuracy = {
-        head: m.mean_ablated_accuracy(planted, strings, *head).mean().item()
-        for head in m.heads(planted)
-    }
+    accuracy = {head: without(planted, strings, *head) for head in m.parts(planted).values()}
     assert accuracy[COPY_LAYER, COPY_HEAD] < 0.2
     assert all(accuracy[0, h] < 0.9 for h in (0, 1))  # the last token, the one before
     idle = [h for h in accuracy if h != (COPY_LAYER, COPY_HEAD) and h[1] >= 5]
     assert all(accuracy[head] > 0.99 for head in idle)
-    assert m.mean_ablated_accuracy(planted, strings, COPY_LAYER).mean() < 0.2
+    assert without(planted, strings, COPY_LAYER, None) < 0.2
 
 
 class Counter(torch.nn.Module):
@@ -173,10 +200,24 @@ class Counter(torch.nn.Module):
         return logits
 
 
+def test_a_spliced_copy_by_its_format():
+    cut = m.spliced(200, 16, 4, seeded())
+    places = set()
+    rows = zip(texts(cut), copying.to_text(cut.content), copying.to_text(cut.position), strict=True)
+    for text, content, position in rows:
+        x, written = text[1:].split("|")
+        assert len(set(x)) == 16 and len(written) == 8 and text[0] == "$"
+        assert written[:4] == x[:4] and position == x[8] != content
+        assert written[4:] + content in x and written[4:] != x[4:8]
+        places.add(x.index(written[4:]))
+    assert {0, 3, 9, 11} <= places  # before and behind the place where the copy is
+
+
 def test_the_planted_copier_follows_content_and_one_that_counts_position():
-    shares = m.follows(planted_copier(), 100, 16, 4, seeded()).double().mean(1)
-    assert shares[0] > 0.95 and shares.sum() == pytest.approx(1)
-    assert m.follows(Counter(), 100, 16, 4, seeded()).double().mean(1).tolist() == [0, 1, 0]
+    cut = m.spliced(100, 16, 4, seeded())
+    said = copying.next_token(planted_copier(), cut.tokens)
+    assert (said == cut.content).float().mean() > 0.95
+    assert torch.equal(copying.next_token(Counter(), cut.tokens), cut.position)
 
 
 def test_the_letter_moves_from_its_source_to_the_query_in_the_copy_layer(planted, strings):
@@ -190,11 +231,12 @@ def test_in_random_networks_nothing_is_found(name, strings):
     model = m.wrapped(build(name, seed=0))
     assert m.has_heads(model) == (name == "rope")
     assert m.moved(model, strings, letter=5).isnan().all()
-    assert m.follows(model.original_model, 100, 16, 4, seeded())[0].double().mean() < 0.2
+    cut = m.spliced(100, 16, 4, seeded())
+    said = copying.next_token(model.original_model, cut.tokens)
+    assert (said == cut.content).double().mean() < 0.2
     if name == "rope":
         assert m.lookup_scores(model, strings).mean(-1).max() < 0.2
-        for head in m.heads(model):
-            assert m.mean_ablated_accuracy(model, strings, *head).mean() < 0.2
+        assert all(without(model, strings, *head) < 0.2 for head in m.parts(model).values())
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
@@ -230,7 +272,7 @@ def test_what_there_is_not_is_refused(planted, strings):
     for refused, words in (
         (lambda: m.wiped(planted, strings, 0), "no state of fixed size"),
         (lambda: m.wrapped(build("lstm", 0)), "LSTM has no hooks"),
-        (lambda: m.follows(Counter(), 1, 11, 4, seeded()), "give 12 to 26"),
+        (lambda: m.spliced(1, 11, 4, seeded()), "give 12 to 26"),
         (lambda: planted_copier(0), "n_gram is 0"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -1,4 +1,4 @@
-"""Ordinal classes, successor scores, features: worked by hand, and a planted head that is found."""
+"""Ordinal classes, successor scores, direct effects: by hand, and a planted head that is found."""
 
 import math
 
@@ -6,21 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from replib.chapters.successor_heads import mlp0_features as ft
+from replib.chapters.successor_heads import direct_effects as de
+from replib.chapters.successor_heads import greater_than as gt
 from replib.chapters.successor_heads import ordinals as od
 from replib.chapters.successor_heads import ov_circuit as ov
-from replib.chapters.successor_heads.direct_effects import Rows, direct_drop, observe
-from replib.chapters.successor_heads.planted import (
-    _WIDTHS,
-    D_MODEL,
-    PLANTED_BOOSTER,
-    PLANTED_SUCCESSOR,
-)
+from replib.chapters.successor_heads import running_text as rt
+from replib.chapters.successor_heads.planted import PLANTED_BOOSTER, PLANTED_SUCCESSOR
 from replib.errors import UsageError
 from replib.interventions.network import Network
 from replib.metrics import rng
 from replib.models.load import load_model
-from replib.models.planted import make_slots
 from replib.models.tiny import ARCHITECTURES, tiny_model
 from replib.prompts.vocabulary import word_tokenizer
 
@@ -39,6 +34,12 @@ def small_class(n=4):
     steps = torch.arange(n)
     pairs = torch.stack([steps[:-1], steps[1:]], 1)
     return od.OrdinalClass("toy", tuple("abcdefg"[:n]), steps, steps + 1, pairs)
+
+
+def ov_logits(net, source, tokens):
+    """As in the notebook: of every head, layer by layer."""
+    writes = [ov.ov_writes(net, i, source.at(i), source.normed) for i in range(net.n_layers)]
+    return torch.cat([torch.einsum("thm,vm->htv", write, net.W_U[tokens]) for write in writes])
 
 
 # --- Scores ---------------------------------------------------------------------------------------
@@ -60,9 +61,12 @@ def test_a_score_by_hand():
 def test_interval_of_the_macro_score_adds_the_classes_errors():
     values = {"a": torch.tensor([True] * 8 + [False] * 2), "b": torch.tensor([True, False] * 5)}
     # Wilson: 0.8 (0.4902 to 0.9433) and 0.5 (0.2366 to 0.7634); mean 0.65
-    low, high = ov.macro_interval(values, np.random.default_rng(0))
-    assert low == pytest.approx(0.65 - math.hypot(0.3098, 0.2634) / 2, abs=1e-3)
-    assert high == pytest.approx(0.65 + math.hypot(0.1433, 0.2634) / 2, abs=1e-3)
+    found = ov.macro_interval(values, np.random.default_rng(0))
+    assert (found.value, found.n) == (pytest.approx(0.65), 20)
+    assert found.low == pytest.approx(0.65 - math.hypot(0.3098, 0.2634) / 2, abs=1e-3)
+    assert found.high == pytest.approx(0.65 + math.hypot(0.1433, 0.2634) / 2, abs=1e-3)
+    heads = {name: torch.stack([~value, value]) for name, value in values.items()}
+    assert ov.macro_interval(heads, np.random.default_rng(0), 1) == found
 
 
 def test_in_the_micro_null_every_succession_counts_the_same():
@@ -83,19 +87,69 @@ def test_the_null_takes_the_best_of_all_heads():
 
 def test_upward_bias_by_hand():
     logits = torch.tensor([[[0.0, 0.0, 2.0, 2.0]] * 4])
-    bias = ov.upward_bias(logits, small_class())[0]
+    bias = gt.upward_bias(logits, small_class())[0]
     # standard deviation 2/sqrt(3); item 0 has nothing below, items 2 and 3 nothing above
     assert bias.isnan().tolist() == [True, False, True, True]
     assert float(bias[1]) == pytest.approx(3**0.5)  # 2 (item 3) less 0 (item 0)
+    both = {"toy": torch.stack([bias, 1 + bias]), "twice": torch.stack([2 * bias, bias])}
+    assert gt.mean_bias(both).tolist() == pytest.approx([1.5 * 3**0.5, 3**0.5 + 0.5])
+    assert gt.other_heads(both, 0).draws.tolist() == pytest.approx([3**0.5 + 0.5])
+
+
+def test_errors_are_above_or_below_and_wrapping_is_no_error():
+    """It says d after a (two too high), d after b (one too high), b after c (two too low)."""
+    found = gt.errors({"toy": torch.tensor([3, 3, 1, 3])}, {"toy": small_class()})
+    assert found == {"errors": 3, "upward": pytest.approx(2 / 3)}
+    wraps = od.OrdinalClass(
+        "w", ("a", "b"), *(torch.arange(2),) * 2, torch.tensor([[0, 1], [1, 0]])
+    )
+    assert gt.errors({"w": torch.tensor([1, 1])}, {"w": wraps}) == {"errors": 0, "upward": 0.5}
+
+
+def test_the_half_that_reports_decides_and_the_null_is_its_own():
+    """Successions a-b, b-c, c-d, ...: the second, fourth and sixth report. Head 0 knows all six of
+    them but the last, head 1 only the last."""
+    said = {"toy": torch.tensor([[1, 2, 3, 4, 5, 0, 0], [0, 0, 0, 0, 0, 6, 0]])}
+    classes = {"toy": small_class(7)}
+    null = ov.shuffled_null(said, classes, rng(0, "null"), 50)
+    scores = ov.Scores(said, ov.hits(said, classes), null)
+    assert (scores.best, scores.top) == (0, pytest.approx(5 / 6))
+    trial = ov.retest(scores, classes, 0, 1, seed=0, draws=50)
+    assert (trial.heldout, trial.second) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert (trial.gap.value, trial.gap.n) == (pytest.approx(1 / 3), 3)
+    assert not trial.beaten and trial.heldout_q95 == pytest.approx(2 / 3)
+    assert ov.classes_above(scores, 0) == ["toy"] and ov.classes_above(scores, 1) == []
+    bar, line = ov.by_class(scores, 0, "L0H0")["toy"].values()
+    assert bar.value == pytest.approx(5 / 6) and line.value == np.quantile(null.best(), 0.95)
+    own = {"toy": torch.tensor([[0, 1, 2, 3, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0]])}
+    assert ov.copying(own, [(0, 0), (0, 1)]) == [(0, 0)]  # 4 of 7 are its own word, 3 are not
+
+
+def test_the_tokens_of_all_classes_side_by_side():
+    wide = od.OrdinalClass(
+        "wide", ("x", "y"), torch.tensor([8, 9]), torch.tensor([30, 31]), torch.tensor([[0, 1]])
+    )
+    every = od.all_tokens({"toy": small_class(3), "wide": wide})
+    assert every.tokens.tolist() == [0, 1, 2, 8, 9] and every.index.tolist() == [1, 2, 3, 30, 31]
+    assert every.domain.tolist() == [0, 0, 0, 1, 1]
+    assert every.pairs.tolist() == [[0, 1], [1, 2], [3, 4]]
+    assert every.of("wide").tolist() == [False] * 3 + [True] * 2 and not every.of("no").any()
+    assert every.span("wide") == slice(3, 5)
+    small = od.all_tokens({"wide": wide, "toy": small_class(3)}, largest=26)
+    assert small.tokens.tolist() == [0, 1, 2] and small.pairs.tolist() == [[0, 1], [1, 2]]
+    assert small.domain.tolist() == [1, 1, 1]
+    gap = torch.tensor([*range(1, 15), 16])  # 1 to 14, and 16
+    some = od.OrdinalClass("numbers", ("",) * 15, torch.arange(15), gap, torch.zeros(1, 2).long())
+    assert od.counting(some).tolist() == list(range(10))
 
 
 # --- The planted head, and random weights ---------------------------------------------------------
 
 
 def test_the_planted_head_is_the_best_whatever_it_is_given(net, classes):
-    tokens = ov.all_tokens(classes)
-    for name, source in ov.sources(net, tokens).items():
-        favoured = ov.predicted(ov.ov_logits(net, source, tokens), classes)
+    every = od.all_tokens(classes)
+    for name, source in ov.sources(net, every.tokens).items():
+        favoured = ov.predicted(ov_logits(net, source, every.tokens), classes)
         score = ov.macro(ov.hits(favoured, classes))
         assert divmod(int(score.argmax()), net.n_heads) == PLANTED_SUCCESSOR, name
         assert float(score.max()) > 0.95
@@ -103,6 +157,10 @@ def test_the_planted_head_is_the_best_whatever_it_is_given(net, classes):
         assert float(score[booster]) < 0.3
         null = ov.shuffled_null(favoured, classes, rng(0, name), draws=50)
         assert np.quantile(null.best(), 0.95) < 0.3
+    rank = ov.ranks(net, PLANTED_SUCCESSOR, ov.mlp0(net, every.tokens), every)
+    assert len(rank) == len(every.pairs) and (rank == 1).double().mean() > 0.95
+    booster = ov.ranks(net, PLANTED_BOOSTER, ov.mlp0(net, every.tokens), every)
+    assert booster.double().median() > 1
 
 
 def test_random_weights_over_the_planted_vocabulary_beat_no_null():
@@ -117,9 +175,9 @@ def test_random_weights_over_the_planted_vocabulary_beat_no_null():
                 p.copy_(noise if p.dim() > 1 else p + noise)
         net = Network(model)
         classes = od.ordinal_classes(model.tokenizer)
-        tokens = ov.all_tokens(classes)
+        tokens = od.all_tokens(classes).tokens
         source = ov.Source(ov.mlp0(net, tokens)[None], True)
-        favoured = ov.predicted(ov.ov_logits(net, source, tokens), classes)
+        favoured = ov.predicted(ov_logits(net, source, tokens), classes)
         null = ov.shuffled_null(favoured, classes, rng(seed, "null"), draws=100)
         beyond += float(ov.macro(ov.hits(favoured, classes)).max()) > np.quantile(null.best(), 0.95)
     assert beyond <= 1
@@ -130,7 +188,7 @@ def test_the_ov_circuit_is_what_heads_write_of_a_token_alone_and_of_parts_of_it(
     """Up to the biases, which two tokens have in common; grouped heads share values."""
     net = Network(tiny_model(arch, 0))
     block = net.blocks[1]
-    seen = observe(net, torch.arange(10, 13)[:, None])  # whoever is alone attends to itself
+    seen = de.observe(net, torch.arange(10, 13)[:, None])  # whoever is alone attends to itself
     x, z = seen.resid_pre[1, :, 0], seen.z[1, :, 0]
     found = ov.ov_writes(net, 1, block.ln1(x), normed=False)
     wrote = torch.einsum("thd,hdm->thm", z, block.W_O)
@@ -149,22 +207,33 @@ def test_direct_drop_is_the_loss_of_the_write_and_leaves_the_model_alone(arch):
     net = Network(tiny_model(arch, 0))
     tokens = torch.arange(10, 22).view(2, 6)
     before = net.model(tokens)
-    seen = observe(net, tokens)
+    seen = de.observe(net, tokens)
     assert torch.equal(before, net.model(tokens))
     assert torch.allclose(net.ln_final(seen.final) @ net.W_U.T, before, atol=1e-4)
     rows = seen.rows(torch.tensor([0, 1]), torch.tensor([5, 5]))
     answer = torch.tensor([3, 4])
-    same = Rows(rows.z[:, :1], rows.o_out[:, :1], rows.final[:1])
+    same = de.Rows(rows.z[:, :1], rows.o_out[:, :1], rows.final[:1])
     # A head that writes its own value again changes nothing.
-    assert direct_drop(net, same, same.z[:, 0], answer[:1]).abs().max() < 1e-4
+    assert de.direct_drop(net, same, same.z[:, 0], answer[:1]).abs().max() < 1e-4
     # By hand, for one head of the last layer, where nothing but the MLP comes after.
     block, change = net.blocks[3], torch.zeros_like(rows.z[3])
     change[:, 1] = -rows.z[3, :, 1]
     o_out = torch.einsum("rhd,hdm->rm", change, block.W_O) + rows.o_out[3]
     resid = rows.final - block.write(rows.o_out[3]) + block.write(o_out)
     clean, cut = (net.logits(r, answer[:, None])[:, 0] for r in (rows.final, resid))
-    drop = direct_drop(net, rows, torch.zeros_like(rows.z[:, 0]), answer)
+    drop = de.direct_drop(net, rows, torch.zeros_like(rows.z[:, 0]), answer)
     assert torch.allclose(drop[3, 1], clean - cut, atol=1e-4)
+    # The stream that the notebook's own step ends in is the same.
+    more = torch.einsum("rd,dm->rm", change[:, 1], block.W_O[1])
+    assert torch.allclose(de.changed_stream(net, rows, 3, more[:, None])[:, 0], resid, atol=1e-5)
+    lost = de.loss(net, rows.final, answer)
+    assert torch.allclose(lost, -before[:, 5].log_softmax(-1)[torch.arange(2), answer], atol=1e-4)
+    at = de.effects_at(net, seen.ends(), answer)
+    assert torch.equal(at.mean_z, rows.z.mean(1)) and torch.equal(seen.ends().z, rows.z)
+    assert at.winner.tolist() == [int(one.argmax()) for one in at.drop.flatten(0, 1).T]
+    second = at[torch.tensor([False, True])]
+    assert torch.equal(second.drop[..., 0], at.drop[..., 1]) and second.tokens.tolist() == [4]
+    assert torch.equal(second.mean_z, at.mean_z)
 
 
 # --- Prompts and text -----------------------------------------------------------------------------
@@ -196,80 +265,25 @@ def test_kinds_of_predictions():
         (" B", [" a"], "other"),  # the article is no letter
         (" NATO", [" North"], "acronym"),
     ):
-        assert od.kind_of(word, attended) == kind, word
+        assert rt.kind_of(word, attended) == kind, word
+
+
+def test_positions_of_passages_and_shares_of_their_kinds():
+    windows = torch.tensor([[5, 6, 7, 8], [1, 0, 3, 4]])
+    at = rt.positions(windows, unknown=0, first=0)  # whose next token is known
+    assert at.prompt.tolist() == [0, 0, 0, 1, 1] and at.pos.tolist() == [0, 1, 2, 1, 2]
+    assert at.following.tolist() == [6, 7, 8, 3, 4]
+    kinds = np.array(["successorship", "other", "copying", "other", "successorship"])
+    won = torch.tensor([True, True, False, False, False])
+    found = rt.shares(kinds, at.prompt, won)
+    assert [e.value for e in found["successorship"]] == [0.5, 0.4]
+    assert [e.value for e in found["copying"]] == [0.0, 0.2]
+    assert rt.numbers(found)["positions"] == 5 and rt.numbers(found)["wins"] == 2
+    none = rt.shares(kinds, at.prompt, won & False)
+    assert none["other"][0].n == 0 and none["other"][1] == found["other"][1]
 
 
 def test_a_tokenizer_without_ordinal_words_is_refused(monkeypatch):
     monkeypatch.setattr(od, "WORDS", {"days": od.WORDS["days"]})
     with pytest.raises(UsageError, match="writes none of them"):
         od.ordinal_classes(word_tokenizer())
-
-
-# --- Features -------------------------------------------------------------------------------------
-
-
-def test_modal_coverage_by_hand():
-    residue = np.array([0, 0, 0, 1, 1])
-    feature = np.array([[7, 7, 2, 5, 5], [1, 2, 3, 4, 5]])
-    assert ft.modal_coverage(feature, residue).tolist() == pytest.approx([5 / 6, 5 / 12])
-
-
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
-def test_training_takes_every_number_type_and_gives_it_back(kind):
-    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
-    saes = ft.train_saes(x.to(kind), 2, rng(0, "sae"), n_features=8, steps=30)
-    weight, bias = ft.train_probe(x.to(kind), torch.arange(40) % 10, steps=30)
-    assert {t.dtype for t in (saes.decoder, saes.codes, weight, bias)} == {kind}
-    usual, _ = ft.train_probe(x, torch.arange(40) % 10, steps=30)
-    assert usual.dtype == torch.float32
-    assert torch.allclose(weight.float(), usual, atol=0.02 * float(usual.abs().max()))
-
-
-def test_period_power_of_a_cosine_is_one():
-    n = torch.arange(100).double()
-    waves = torch.stack([torch.cos(2 * np.pi * n / period) for period in (10, 20)])
-    assert ft.period_power(waves).tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
-    # A neuron that is silent, and one of which only the last bits move.
-    still = torch.stack([torch.zeros(100), 7 + 1e-6 * waves[0], 7 + 1e-3 * waves[0]])
-    assert ft.period_power(still).tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
-    with pytest.raises(UsageError, match="does not divide"):
-        ft.period_power(torch.zeros(1, 99))
-
-
-def test_directions_in_which_only_rounding_varies_are_left_out():
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(20, 20, generator=generator))[0].T
-    x = torch.randn(50, 3, generator=generator) @ basis[:3]
-    x[:40] += 1e-7 * torch.randn(40, 20, generator=generator)
-    x[40:] += 5 * basis[4]  # where the first forty have nothing
-    found = ft.principal(x, 8, slice(40))
-    assert found.shape == (50, 3)
-    assert torch.allclose(found.norm(dim=1)[:40], (x - x[:40].mean(0)).norm(dim=1)[:40], atol=1e-4)
-    assert ft.principal(x, 2, slice(40)).shape == (50, 2)
-
-
-def test_index_and_domain_are_found_where_they_are_planted_and_not_when_shuffled():
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(8, 30, generator=generator), torch.randn(4, 30, generator=generator)
-    index, domain = torch.arange(8).repeat(4), torch.arange(4).repeat_interleave(8)
-    x = a[index] + b[domain]
-    held_out = torch.zeros(32, dtype=torch.bool)
-    held_out[::7] = True
-    split = ft.split_index_domain(x, index, domain, held_out, rng(0, "split"))
-    assert (split.near == split.target).double().mean() > 0.95
-    mixed = ft.shuffle_within(index, domain, rng(1, "shuffle"))
-    assert sorted(mixed[:8].tolist()) == list(range(8))
-    wrong = ft.split_index_domain(x, mixed, domain, held_out, rng(0, "split"))
-    assert (wrong.near == wrong.target).double().mean() < 0.6
-
-
-def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not(net, classes):
-    c = classes["letters"]
-    x = ov.mlp0(net, c.tokens)
-    features = make_slots(_WIDTHS, D_MODEL)["f_residue"].T
-    success = ft.exchange(net, PLANTED_SUCCESSOR, x, c, features, 1.0)
-    assert success[0].isnan().tolist() == [False, True] + [False] * 8  # A has residue 1
-    assert float(success[:8].nanmean()) > 0.9
-    noise = ft.random_like(features, rng(0, "noise"))
-    assert torch.allclose(noise.norm(dim=-1), features.norm(dim=-1), atol=1e-5)
-    assert float(ft.exchange(net, PLANTED_SUCCESSOR, x, c, noise, 1.0).nanmean()) < 0.2

@@ -1,18 +1,27 @@
 """Low-rank adapters merged into a model's weights, and taken out again without a trace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from IPython.display import Markdown
 from safetensors.torch import load
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from replib.chapters.context_knob.stored import WEIGHTS, check_adapter, code_sha256
+from replib.chapters.context_knob.stored import (
+    INTENT_FORMATS,
+    WEIGHTS,
+    check_adapter,
+    code_sha256,
+)
 from replib.errors import UsageError
+from replib.files import find_root
+from replib.models.bridge import model_info
+from replib.models.sources import MADE_IN_MEMORY
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,51 @@ def load_adapter(
         if name.endswith(".lora_A.weight")
     }
     return Adapter(folder, card, weights, config["lora_alpha"] / config["r"])
+
+
+def load_adapters(
+    model: TransformerBridge, model_name: str, seeds: Sequence[int]
+) -> dict[str, list[Adapter | None]]:
+    """The stored adapters of a model: for each intent format one a seed. A model made in memory has
+    none and stands for itself ([None]). Raises NotStored where one is missing."""
+    if model_name in MADE_IN_MEMORY:
+        return {name: [None] for name in INTENT_FORMATS}
+    root, sha256 = find_root(), model_info(model).sha256
+    return {
+        name: [load_adapter(root, model_name, sha256, name, seed) for seed in seeds]
+        for name in INTENT_FORMATS
+    }
+
+
+def validation_losses(
+    adapters: Mapping[str, Sequence[Adapter | None]],
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Training steps, and each adapter's loss at them on the validation relation, in nats a token;
+    one line of NaN where there is no adapter."""
+    cards = [one.card for some in adapters.values() for one in some if one]
+    if not cards:
+        return [0], {"no adapter": [float("nan")]}
+    steps = [step for step, _ in cards[0]["curve"]["validation"]]
+    return steps, {
+        f"{card['intent_format']}, seed {card['seed']}": [
+            loss for _, loss in card["curve"]["validation"]
+        ]
+        for card in cards
+    }
+
+
+def note(adapters: Mapping[str, Sequence[Adapter | None]]) -> Markdown:
+    """Were the adapters trained by the code as it is now?"""
+    some = [one for of_format in adapters.values() for one in of_format if one]
+    if not some:
+        text = "This model is made in memory: it has no adapter, and stands for itself."
+        return Markdown(text)
+    if stale := [one.folder.name for one in some if one.is_stale]:
+        return Markdown(
+            f"**Older than the code that trains them:** {', '.join(stale)}. Train them again to be "
+            "sure that they are what this code makes."
+        )
+    return Markdown("All adapters were trained by the code as it is now.")
 
 
 @contextmanager

@@ -6,9 +6,10 @@ Interchange and its learning (DAS) are TransformerLens' own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,39 +40,92 @@ def _attn(layer: int) -> str:
 
 
 @contextmanager
+def edited(
+    model: TransformerBridge,
+    layer: int,
+    change: Callable[..., Tensor],
+    *arguments: Any,
+    everywhere: bool = False,
+) -> Iterator[None]:
+    """While it is open, `change(h, *arguments)` takes the place of a layer's output h at the last
+    position of every forward pass: h is [row d_model], in float32. With `everywhere` all positions
+    are changed, and h is [row pos d_model].
+
+    Around `Prefilled.step` and `.continuations` this is every decoding step. Tensors among the
+    arguments go where h is. Raises UsageError for a layer that does not exist, RuntimeError where
+    no forward pass went through.
+    """
+    if not 0 <= layer < model.cfg.n_layers:
+        raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
+    fired = 0
+
+    def write(h: Float[Tensor, "row pos d_model"], hook: object) -> Tensor:
+        nonlocal fired
+        fired += 1
+        out, here = h.clone(), slice(None) if everywhere else -1
+        given = [x.to(h.device) if isinstance(x, Tensor) else x for x in arguments]
+        out[:, here] = change(h[:, here].float(), *given).to(h.dtype)
+        return out
+
+    with model.hooks(fwd_hooks=[(_resid(layer), write)]):
+        yield
+    if not fired:
+        raise RuntimeError(f"the edit of layer {layer} saw no forward pass")
+
+
 def steered(
     model: TransformerBridge,
     layer: int,
     direction: Float[Tensor, " d_model"],
     c: float | Float[Tensor, " row"],
     everywhere: bool = False,
-) -> Iterator[None]:
-    """While it is open, h <- h - u (u·h) + c u at a layer's output, u the unit `direction`, at the
-    last position of every forward pass (`everywhere`: at all positions).
-
-    Around `Prefilled.step` and `.continuations` this is every decoding step. `c` is one number, or
-    one for each row. Raises UsageError for a layer that does not exist, RuntimeError where no
-    forward pass went through.
-    """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UsageError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
+) -> AbstractContextManager[None]:
+    """`edited` with h <- h - u (u·h) + c u, u the unit `direction`; `c` is one number, or one for
+    each row."""
     u = direction / direction.norm()
-    fired = 0
+    values = torch.as_tensor(c).float().reshape(-1, *[1] * everywhere)  # row, or row pos
 
-    def write(h: Float[Tensor, "row pos d_model"], hook: object) -> Tensor:
-        nonlocal fired
-        fired += 1
-        v, out = u.to(h.device), h.clone()
-        here = slice(None) if everywhere else slice(-1, None)
-        old = h[:, here].float()
-        wanted = torch.as_tensor(c, device=h.device).float().reshape(-1, 1)
-        out[:, here] = (old + (wanted - old @ v)[..., None] * v).to(h.dtype)
-        return out
+    def set_coordinate(h: Tensor, u: Tensor, values: Tensor) -> Tensor:
+        return h + (values - h @ u)[..., None] * u
 
-    with model.hooks(fwd_hooks=[(_resid(layer), write)]):
-        yield
-    if not fired:
-        raise RuntimeError(f"steering of layer {layer} saw no forward pass")
+    return edited(model, layer, set_coordinate, u, values, everywhere=everywhere)
+
+
+def swept(
+    prompts: Prefilled,
+    direction: Float[Tensor, " d_model"],
+    values: Sequence[float],
+    *,
+    layer: int,
+    change: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Float[Tensor, "value row d_vocab"]:
+    """Logits at END of all prompts under change(h, direction, c) at a layer, `edited`, for c each
+    of the values in turn; in one batch."""
+    n, k = len(prompts), len(values)
+    c = torch.tensor(values).repeat_interleave(n)
+    with torch.no_grad(), edited(prompts.model, layer, change, direction, c):
+        return prompts.step(torch.arange(n).repeat(k)).cpu().unflatten(0, (k, n))
+
+
+def changed_logits(
+    prompts: Prefilled,
+    layer: int,
+    change: Callable[[Tensor, Tensor], Tensor],
+    base: Int[Tensor, " row"],
+    given: Float[Tensor, "row d_model"],
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at END of the prompts `base` when a layer's output h at the last token, [row d_model]
+    in the model's dtype, becomes change(h, given): `given` are `residuals` of other prompts."""
+    return intervened_logits(
+        prompts.model,
+        _resid(layer),
+        change,
+        base,
+        given,
+        prompts.step,
+        positions=torch.zeros_like(base),
+        batch_size=ROWS,
+    )
 
 
 def interchange(
@@ -81,19 +135,9 @@ def interchange(
     base: Int[Tensor, " row"],
     given: Float[Tensor, "row d_model"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits at END of the prompts `base` with their component along the direction, at a layer's
-    output at the last token, exchanged for that of `given` (`residuals` of the source prompts)."""
+    """`changed_logits` where only the component along the direction becomes that of `given`."""
     u = direction / direction.norm()
-    return intervened_logits(
-        prompts.model,
-        _resid(layer),
-        SubspaceInterchange(u[:, None]),
-        base,
-        given,
-        prompts.step,
-        positions=torch.zeros_like(base),
-        batch_size=ROWS,
-    )
+    return changed_logits(prompts, layer, SubspaceInterchange(u[:, None]), base, given)
 
 
 def learn_direction(

@@ -5,10 +5,11 @@ one per string.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
@@ -17,8 +18,9 @@ from replib.chapters.copying_mamba import strings as copying
 from replib.chapters.copying_mamba.strings import N_LETTERS, Strings
 from replib.errors import UsageError
 from replib.interventions.network import Head
+from replib.metrics import head_label
 
-FOLLOWS = ("content", "position", "neither")
+Part = tuple[int, int | None]  # a head, (layer, head), or a whole layer, (layer, None)
 
 
 def wrapped(network: nn.Module) -> TransformerBridge:
@@ -89,35 +91,50 @@ def _patterns(
     return found.transpose(1, 2)
 
 
-def mean_ablated_accuracy(
-    model: TransformerBridge, strings: Strings, layer: int, head: int | None = None
+def best_head(scores: Float[Tensor, "layer head string"]) -> tuple[Head, float]:
+    """The head with the largest score, mean over strings, and that score."""
+    mean = scores.mean(-1)
+    layer, head = divmod(int(mean.argmax()), mean.shape[1])
+    return (layer, head), float(mean.max())
+
+
+def parts(model: TransformerBridge) -> dict[str, Part]:
+    """By label, what can be taken out of a network: each attention head, or each whole layer of a
+    network without attention."""
+    layers = range(model.cfg.n_layers)
+    if not has_heads(model):
+        return {f"layer {layer}": (layer, None) for layer in layers}
+    heads = [(layer, head) for layer in layers for head in range(model.cfg.n_heads)]
+    return {head_label(head): head for head in heads}
+
+
+def accuracy_with(
+    model: TransformerBridge, strings: Strings, part: Part, edit: Callable[[Tensor], None]
 ) -> Float[Tensor, " string"]:
-    """Character accuracy with one head's output z, or a whole attention or state-space layer's
-    output (head None), set to its mean over all strings and positions."""
-
-    def average(out: Tensor) -> None:
-        part = out if head is None else out[:, :, head]
-        part[:] = part.mean((0, 1))
-
+    """Character accuracy of each string while `edit` changes the output of one part in place: a
+    head's z, or what a whole attention or state-space layer writes, [string pos d]. What it changes
+    is a copy; afterwards the model is as it was."""
+    layer, head = part
     whole = "hook_attn_out" if has_heads(model) else "hook_mixer_out"
     name = f"blocks.{layer}.{whole if head is None else 'attn.hook_z'}"
-    return _right_with(model, strings, name, average)
+    return _right_with(
+        model, strings, name, lambda out: edit(out if head is None else out[:, :, head])
+    )
 
 
-def heads(model: TransformerBridge) -> list[Head]:
-    return [(layer, h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)]
+@dataclass(frozen=True)
+class Spliced:
+    """Half-written copies whose last letters were replaced by a run from elsewhere in the string.
+    No letter of a string occurs twice, so that `content` and `position` differ."""
+
+    tokens: Int[Tensor, "string pos"]  # $, the string, |, the half-written copy
+    content: Int[Tensor, " string"]  # the letter that follows the run in the string
+    position: Int[Tensor, " string"]  # the letter at which the copy had arrived
 
 
-def follows(
-    network: nn.Module, n: int, length: int, run: int, generator: torch.Generator
-) -> Bool[Tensor, "3 string"]:
-    """What does the network say next when the copy suddenly goes on from another place?
-
-    The last `run` letters of a half-written copy are replaced by a run from elsewhere in the
-    string. Who looks up letters goes on there (content); who counts, where the copy was (position).
-    Rows as in `FOLLOWS`. No letter occurs twice, so that the two differ.
-    Raises UsageError for a string that is too short, or longer than the alphabet.
-    """
+def spliced(n: int, length: int, run: int, generator: torch.Generator) -> Spliced:
+    """`n` strings of `length` letters, copied half, whose last `run` letters come from elsewhere.
+    Raises UsageError for a string that is too short, or longer than the alphabet."""
     if not 2 * run + 4 <= length <= N_LETTERS:
         raise UsageError(
             f"a string of {length} letters: give {2 * run + 4} to {N_LETTERS}, all different"
@@ -127,17 +144,12 @@ def follows(
     elsewhere = torch.randint(0, half - run, (n,), generator=generator)
     later = torch.rand(n, generator=generator) < 0.5
     elsewhere = torch.where(later, half + 1 + elsewhere % (length - half - run - 1), elsewhere)
-    steps = torch.arange(run)
+    rows = torch.arange(n)
     written = x[:, :half].clone()
-    written[:, half - run :] = x[torch.arange(n)[:, None], elsewhere[:, None] + steps]
+    written[:, half - run :] = x[rows[:, None], elsewhere[:, None] + torch.arange(run)]
     bar = torch.full((n, 1), copying.SEPARATOR)
     tokens = torch.cat([torch.full((n, 1), copying.BOS), x, bar, written], 1)
-    with torch.no_grad():
-        out = network(tokens)
-    said = getattr(out, "logits", out)[:, -1].argmax(-1)
-    content = said == x[torch.arange(n), elsewhere + run]
-    position = said == x[:, half]
-    return torch.stack([content, position, ~content & ~position])
+    return Spliced(tokens, content=x[rows, elsewhere + run], position=x[:, half])
 
 
 def moved(

@@ -23,6 +23,7 @@ N_HEADS = 8  # of an attention layer
 TRANSFORMERS = ("rope", "nope", "alibi", "hard-alibi")
 # Names with a number are Mamba-2 with so many state dimensions.
 ARCHITECTURES = (*TRANSFORMERS, "mamba", "mamba2", "mamba2-no-conv", "lstm", "hybrid")
+WITH_STATE = ARCHITECTURES[len(TRANSFORMERS) :]  # one of fixed size, but for the hybrid
 SMALL_STATES = ("mamba2-16", "mamba2-4")
 LABELS: Mapping[str, str] = {
     "rope": "Transformer, RoPE",

@@ -109,6 +109,22 @@ def texts_to_copy(
     return items
 
 
+def books(lengths: Sequence[int], n_items: int, seed: int) -> dict[str, list[list[Item]]]:
+    """Phone books of each length, in both orders: "forward" and "reversed"."""
+    return {order: [phone_books(n, n_items, seed, order) for n in lengths] for order in ORDERS}
+
+
+def texts(
+    tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], n_items: int, seed: int
+) -> dict[str, list[list[Item]]]:
+    """Texts to copy of each length, and the same texts with shuffled words."""
+    kinds = {"text": False, "shuffled words": True}
+    return {
+        kind: [texts_to_copy(tokenizer, n, n_items, seed, shuffled=mixed) for n in lengths]
+        for kind, mixed in kinds.items()
+    }
+
+
 @cache
 def _words() -> list[str]:
     """A million words are read and divided once, not for every length."""
@@ -187,6 +203,18 @@ def right_if_another(items: Sequence[Item], place: int | None) -> list[float]:
     return [of(item) for item in items]
 
 
+def right_if_last(books: Sequence[Sequence[Item]]) -> list[float]:
+    """For books of each length, the share of digits that are right if the last other entry is said,
+    mean over items."""
+    shares = [right_if_another(items, -1) for items in books]
+    return [sum(some) / len(some) for some in shares]
+
+
 def loss_per_byte(model: TransformerBridge, text: str = NEUTRAL_TEXT) -> float:
     """Loss on a neutral text after its first token, in nats per byte (whatever the tokenizer)."""
     return float(text_loss(model, text).sum()) / len(text.encode())
+
+
+def perplexity(model: TransformerBridge) -> float:
+    """On the same text, a token; of use between models with one tokenizer only."""
+    return text_loss(model).mean().exp().item()

@@ -188,12 +188,19 @@ def teacher_forced(network: torch.nn.Module, strings: Strings) -> Bool[Tensor, "
 
 
 @torch.no_grad()
+def next_token(
+    network: torch.nn.Module, tokens: Int[Tensor, "string pos"]
+) -> Int[Tensor, " string"]:
+    """The most probable token after each of these."""
+    out = network(tokens)
+    return getattr(out, "logits", out)[:, -1].argmax(-1)
+
+
+@torch.no_grad()
 def free_running(network: torch.nn.Module, strings: Strings) -> Bool[Tensor, "string answer"]:
     """Is each token of the greedily decoded answer the one that belongs at its place? After an
     error the model goes on from what it said itself."""
     tokens = strings.tokens[:, : -strings.n_answer]
     for _ in range(strings.n_answer):
-        out = network(tokens)
-        said = getattr(out, "logits", out)[:, -1].argmax(-1)
-        tokens = torch.cat([tokens, said[:, None]], 1)
+        tokens = torch.cat([tokens, next_token(network, tokens)[:, None]], 1)
     return tokens[:, -strings.n_answer :] == strings.answers

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from replib.errors import UsageError
-from replib.metrics import Interval
+from replib.metrics import Estimate
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,17 @@ class Logistic:
     coefficient: Float[np.ndarray, " term"]
     covariance: Float[np.ndarray, "term term"]
     n_clusters: int  # of the kind that has fewer
+    n: int  # observations
 
-    def interval(self, term: int) -> Interval:
-        """The 95% interval of one coefficient, by t with a degree of freedom less than clusters."""
+    def effect(self, term: int) -> Estimate:
+        """One coefficient and its 95% interval, by t with a degree of freedom less than clusters;
+        the interval is NaN for one cluster."""
+        value = float(self.coefficient[term])
         if self.n_clusters < 2:
-            return math.nan, math.nan
+            return Estimate(value, math.nan, math.nan, self.n)
         error = float(np.sqrt(max(self.covariance[term, term], 0.0)))
         half = float(stats.t.ppf(0.975, self.n_clusters - 1)) * error
-        return float(self.coefficient[term]) - half, float(self.coefficient[term]) + half
+        return Estimate(value, value - half, value + half, self.n)
 
 
 def standardised(columns: Float[np.ndarray, "item term"]) -> Float[np.ndarray, "item term"]:
@@ -72,7 +75,9 @@ def logistic(
     fewest = min(len(set(kind)) for kind in clusters)
     coefficient, covariance = np.zeros(len(used)), np.zeros((len(used), len(used)))
     if np.abs(y - p).max() < 0.5:
-        return Logistic(np.full(len(used), np.nan), np.full(covariance.shape, np.nan), fewest)
+        return Logistic(
+            np.full(len(used), np.nan), np.full(covariance.shape, np.nan), fewest, len(y)
+        )
     scores = a * (y - p)[:, None]
 
     def meat(members: Sequence[str]) -> Float[np.ndarray, "term term"]:
@@ -86,4 +91,4 @@ def logistic(
         middle = middle - meat([f"{c}\0{d}" for c, d in zip(*clusters, strict=True)])
     coefficient[used] = beta
     covariance[np.ix_(used, used)] = bread @ middle @ bread
-    return Logistic(coefficient, covariance, fewest)
+    return Logistic(coefficient, covariance, fewest, len(y))

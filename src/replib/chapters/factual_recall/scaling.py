@@ -5,17 +5,21 @@ one forward pass from the head's layer on; greedy continuations are for the few 
 reported (`interventions.generation`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
+from replib.chapters.factual_recall.facts import OUTCOMES
 from replib.errors import UsageError
+from replib.interventions.generation import text_loss
 from replib.interventions.head_edits import HeadEdit, read, scale_head
 from replib.interventions.network import Head, Network
+from replib.metrics import head_label
 from replib.prompts.pairs import PromptPairs
 
 
@@ -32,6 +36,10 @@ class Outcomes:
         if wanted == "other":
             return (~self.top.any(-1)).double().mean(-1)
         return self.top[..., _column(wanted)].double().mean(-1)
+
+    def both(self, edit: int = 0) -> tuple[float, float]:
+        """The shares of memorised and of in-context outcomes."""
+        return float(self.share("memorised")[edit]), float(self.share("in-context")[edit])
 
     def score(self, wanted: str) -> list[tuple[float, float]]:
         """(share, mean probability) of the wanted outcome for each edit: alpha is tuned on the
@@ -70,24 +78,153 @@ def scale_heads(alphas: Mapping[Head, float]) -> HeadEdit:
     return HeadEdit(tuple(factors), "z", lambda old, site: factors[site.head] * old)
 
 
-def scaling_curves(
-    net: Network, pairs: PromptPairs, heads: Sequence[Head], alphas: Sequence[float]
-) -> dict[Head, Outcomes]:
-    """For each head, the outcomes with its output times each of `alphas` at every position."""
-    curves: dict[Head, Outcomes] = {}
-    for layer in sorted({layer for layer, _ in heads}):  # together: what is below runs once
-        some = [head for head in heads if head[0] == layer]
-        edits = [scale_head(head, alpha) for head in some for alpha in alphas]
-        found = first_token_outcomes(net, pairs, edits)
-        for i, head in enumerate(some):
-            rows = slice(i * len(alphas), (i + 1) * len(alphas))
-            curves[head] = Outcomes(found.top[rows], found.probability[rows])
-    return curves
-
-
 def best_alpha(score: Sequence[tuple[float, float]], alphas: Sequence[float]) -> int:
     """Index of the factor with the largest score; of equals, the nearest to 1 (no change)."""
     return max(range(len(alphas)), key=lambda i: (*score[i], -abs(alphas[i] - 1)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A head and the factor that was tuned for it."""
+
+    head: Head
+    alpha: float
+    score: tuple[float, float]  # on the tuning prompts: see `Outcomes.score`
+
+    @property
+    def edit(self) -> tuple[Head, float]:
+        return self.head, self.alpha
+
+    def __str__(self) -> str:
+        return f"{head_label(self.head)}, α = {self.alpha:g}"
+
+
+def described(edits: Iterable[tuple[Head, float]]) -> str:
+    """Heads and their factors in words."""
+    return ", ".join(f"{head_label(head)} α = {alpha:g}" for head, alpha in edits)
+
+
+def halfway_too(memory: Setting, in_context: Setting) -> list[dict[Head, float]]:
+    """Factors for two heads at once: each its own factor, or halfway from there to 1."""
+    return [
+        {memory.head: a, in_context.head: b}
+        for a in (memory.alpha, (1 + memory.alpha) / 2)
+        for b in (in_context.alpha, (1 + in_context.alpha) / 2)
+    ]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one head's factor does to the outcomes: the "edit" axis is that of the factors."""
+
+    head: Head
+    alphas: tuple[float, ...]  # at 1 the model is unchanged
+    outcomes: Outcomes
+
+    def shares(self) -> dict[str, list[float]]:
+        """Share of each outcome under each factor."""
+        return {name: self.outcomes.share(name).tolist() for name in OUTCOMES}
+
+    def tuned(self, wanted: str) -> Setting:
+        """The factor that makes the wanted first token win most often (`best_alpha`)."""
+        score = self.outcomes.score(wanted)
+        best = best_alpha(score, self.alphas)
+        return Setting(self.head, self.alphas[best], score[best])
+
+
+def scaling_curves(
+    net: Network,
+    pairs: PromptPairs,
+    heads: Sequence[Head],
+    alphas: Sequence[float],
+    plain: Outcomes,
+) -> dict[Head, Curve]:
+    """For each head, the outcomes with its output times each of `alphas` at every position (Yu et
+    al., Sec. 6). `plain` are those of the unchanged model, which each curve has at 1."""
+    curves: dict[Head, Curve] = {}
+    for layer in sorted({layer for layer, _ in heads}):  # together: what is below runs once
+        some = [head for head in heads if head[0] == layer]
+        scaled = [(head, alpha) for head in some for alpha in alphas if alpha != 1]
+        found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in scaled])
+        top = torch.cat([found.top, plain.top])
+        probability = torch.cat([found.probability, plain.probability])
+        row = {edit: i for i, edit in enumerate(scaled)} | {(h, 1.0): len(scaled) for h in some}
+        for head in some:
+            rows = [row[head, alpha] for alpha in alphas]
+            outcomes = Outcomes(top[rows], probability[rows])
+            curves[head] = Curve(head, tuple(alphas), outcomes)
+    return curves
+
+
+def best_of_each(
+    curves: Mapping[Head, Curve], kinds: Mapping[str, Sequence[Head]], wanted: str
+) -> dict[str, Setting]:
+    """Of each kind of heads, the one that does most for the wanted outcome at its best factor."""
+    tuned = {kind: [curves[head].tuned(wanted) for head in heads] for kind, heads in kinds.items()}
+    return {kind: max(some, key=lambda setting: setting.score) for kind, some in tuned.items()}
+
+
+def loss_change(
+    model: TransformerBridge, usual: Float[Tensor, " pos"], head: Head, alpha: float
+) -> float:
+    """Mean loss on a neutral text (`generation.text_loss`, in nats a token) with the head's output
+    times the factor, less `usual`, that of the unchanged model."""
+    return float((text_loss(model, scales={head: alpha}) - usual).mean())
+
+
+def loss_curves(
+    model: TransformerBridge,
+    usual: Float[Tensor, " pos"],
+    settings: Mapping[str, Setting],
+    alphas: Sequence[float],
+) -> dict[str, list[float]]:
+    """`loss_change` of the head of each kind under each factor."""
+    return {
+        f"{kind} head {head_label(setting.head)}": [
+            loss_change(model, usual, setting.head, alpha) for alpha in alphas
+        ]
+        for kind, setting in settings.items()
+    }
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Shares of wanted first tokens, less that of the unchanged model, on the same prompts."""
+
+    edit: tuple[Head, float]  # the chosen head and its factor
+    chosen: float  # what it gains
+    own: Float[np.ndarray, " head"]  # of random heads, each with a factor of its own
+    same: Float[np.ndarray, " head"]  # of the same random heads with the chosen head's factor
+
+    def shown(self) -> dict[str, Sequence[float]]:
+        """As rows of points."""
+        random = {"random heads, own α": self.own.tolist()}
+        random |= {"random heads, same α": self.same.tolist()}
+        return random | {"the chosen head": [self.chosen]}
+
+    def numbers(self) -> dict[str, float]:
+        """By the names under which the claims file has them."""
+        numbers = {"alpha": self.edit[1], "first_token_gain": self.chosen}
+        return numbers | {"same_alpha_max": float(self.same.max())}
+
+    def null(self) -> dict[str, float | int]:
+        """What the rules of 3.5 and 3.6 need of the random heads with factors of their own."""
+        return {"max": self.own.max(), "mean": self.own.mean(), "draws": len(self.own)}
+
+
+def gains_over_random(
+    net: Network, pairs: PromptPairs, chosen: Setting, random: Sequence[Setting], wanted: str
+) -> Gains:
+    """What a chosen head and its factor gain, and what random heads do. A factor of 1 gains 0."""
+    own = [setting.edit for setting in random]
+    same = [(setting.head, chosen.alpha) for setting in random]
+    unchanged = (chosen.head, 1.0)
+    scaled = [chosen.edit, *own, *same]
+    edits = list(dict.fromkeys([unchanged, *(edit for edit in scaled if edit[1] != 1)]))
+    found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in edits])
+    share = dict(zip(edits, found.share(wanted).tolist(), strict=True))
+    gain = np.array([share.get(edit, share[unchanged]) - share[unchanged] for edit in scaled])
+    return Gains(scaled[0], float(gain[0]), gain[1 : len(own) + 1], gain[len(own) + 1 :])
 
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
@@ -118,13 +255,3 @@ def matched_heads(
     others = [head for head in net.heads() if head not in exclude and head != like]
     shuffled = [others[i] for i in generator.permutation(len(others))]
     return sorted(shuffled, key=lambda head: abs(head[0] - like[0]))[:n]
-
-
-def per_group(
-    values: Float[Tensor, "*rest prompt"], groups: Sequence[str]
-) -> Float[Tensor, "*rest group"]:
-    """Means over the prompts of each group, groups in the order of their first prompt."""
-    names = list(dict.fromkeys(groups))
-    member = torch.tensor([names.index(group) for group in groups], device=values.device)
-    one_hot = torch.nn.functional.one_hot(member, len(names)).to(values)
-    return values @ (one_hot / one_hot.sum(0))

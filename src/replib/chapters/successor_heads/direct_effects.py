@@ -1,13 +1,18 @@
-"""What a head adds to the logits directly, and what is lost without it."""
+"""What a head adds to the logits directly, and what is lost without it (Gould et al., App. J)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replib.interventions.head_edits import Readout
 from replib.interventions.network import Head, Network, activations
+from replib.metrics import Estimate, bootstrap, head_label, rng, wilson
 from replib.models.finite import check_logits
+from replib.prompts.pairs import PromptPairs
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,10 @@ class Rows:
     z: Float[Tensor, "layer row head d_head"]
     o_out: Float[Tensor, "layer row d_model"]
     final: Float[Tensor, "row d_model"]
+
+    def __getitem__(self, some: Tensor) -> "Rows":
+        """Some of the rows, by number or by a mask."""
+        return Rows(self.z[:, some], self.o_out[:, some], self.final[some])
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,11 @@ class Observed:
     def rows(self, prompt: Int[Tensor, " row"], pos: Int[Tensor, " row"]) -> Rows:
         """Some positions of some prompts, side by side."""
         return Rows(self.z[:, prompt, pos], self.o_out[:, prompt, pos], self.final[prompt, pos])
+
+    def ends(self) -> Rows:
+        """The last position of every prompt."""
+        prompt = torch.arange(len(self.final))
+        return self.rows(prompt, torch.full_like(prompt, self.final.shape[1] - 1))
 
 
 def observe(
@@ -62,12 +76,12 @@ def observe(
     )
 
 
-def _without(
-    net: Network, rows: Rows, layer: int, mean_z: Float[Tensor, "head d_head"], heads: slice
+def changed_stream(
+    net: Network, rows: Rows, layer: int, change: Float[Tensor, "row head d_model"]
 ) -> Float[Tensor, "row head d_model"]:
-    """The final residual stream if a head had written its mean and nothing had reacted to it."""
+    """The final residual stream if one head of a layer had written that much more and no later
+    layer had reacted to it; for each of some heads by itself."""
     block = net.blocks[layer]
-    change = torch.einsum("rhd,hdm->rhm", mean_z[heads] - rows.z[layer][:, heads], block.W_O[heads])
     if block.ln1_post is not None:  # Gemma: the heads' sum is normalised before it is added
         o_out = rows.o_out[layer][:, None]
         change = block.ln1_post(o_out + change) - block.ln1_post(o_out)
@@ -88,30 +102,109 @@ def direct_drop(
     out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
     with torch.inference_mode():
         for at in torch.arange(len(tokens)).split(batch):
-            some = Rows(rows.z[:, at], rows.o_out[:, at], rows.final[at])
+            some = rows[at]
             unembed = net.W_U[tokens[at]].to(wide)
             clean = (net.ln_final(some.final).to(wide) * unembed).sum(-1)
             for layer in range(net.n_layers):
-                resid = _without(net, some, layer, mean_z[layer], slice(None))
+                more, W_O = mean_z[layer] - some.z[layer], net.blocks[layer].W_O
+                change = torch.einsum("rhd,hdm->rhm", more, W_O)
+                resid = changed_stream(net, some, layer, change)
                 logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
                 out[layer, :, at] = clean - logit
     check_logits(out, "the direct effects of heads", net.W_U.dtype)
     return out
 
 
-def direct_loss(
-    net: Network,
-    rows: Rows,
-    mean_z: Float[Tensor, "layer head d_head"],
-    tokens: Int[Tensor, " row"],
-    head: Head,
+@dataclass(frozen=True)
+class Effects:
+    """The direct effect of every head at some positions, against the head's mean over them."""
+
+    rows: Rows
+    mean_z: Float[Tensor, "layer head d_head"]
+    tokens: Int[Tensor, " row"]  # the right next token
+    drop: Float[Tensor, "layer head row"]  # of its logit, when the head writes its mean instead
+
+    @property
+    def winner(self) -> Int[Tensor, " row"]:
+        """The head with the largest drop, counted layer by layer."""
+        return self.drop.flatten(0, 1).argmax(0)
+
+    def __getitem__(self, some: Tensor) -> "Effects":
+        """At some of the rows; the mean stays that over all."""
+        return Effects(self.rows[some], self.mean_z, self.tokens[some], self.drop[..., some])
+
+
+def effects_at(net: Network, rows: Rows, tokens: Int[Tensor, " row"]) -> Effects:
+    """Mean-ablate the direct effect of each head in turn, at all rows (`direct_drop`)."""
+    mean_z = rows.z.mean(1)
+    return Effects(rows, mean_z, tokens, direct_drop(net, rows, mean_z, tokens))
+
+
+def loss(
+    net: Network, resid: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """How much the loss on each row's token rises (nats) under the same ablation of one head."""
+    """Cross-entropy of each row's token (nats), read from the final residual stream."""
+    return net.vocabulary(resid)[1] - net.logits(resid, tokens[:, None])[:, 0]
 
-    def loss(resid: Tensor) -> Tensor:
-        return net.vocabulary(resid)[1] - net.logits(resid, tokens[:, None])[:, 0]
 
-    layer, h = head
-    with torch.inference_mode():
-        resid = _without(net, rows, layer, mean_z[layer], slice(h, h + 1))[:, 0]
-        return loss(resid) - loss(rows.final)
+def continued(
+    said: Mapping[str, Readout], lists: Mapping[str, PromptPairs]
+) -> dict[str, dict[str, Estimate]]:
+    """Share of the lists of each class that the model continues rightly, as bars: its most probable
+    token, of all or of the class."""
+    bars = {}
+    for name, one in said.items():
+        first = one.logits[0].argmax(-1)  # of the class; 0: the successor
+        bars[name.replace(" ", "\n")] = {
+            "of all tokens": wilson(one.correct[0], lists[name].group),
+            "within its class": wilson(first == 0, lists[name].group),
+        }
+    return bars or {"none": {"of all tokens": Estimate(0.0, 0.0, 0.0, 0)}}
+
+
+# How the draws of each interval are labelled.
+_DRAWS = {"attribution": "dla", "lift": "lift", "attention": "attends", "nats": "nats"}
+
+
+def in_lists(
+    key: str, values: Mapping[str, Float[Tensor, " prompt"]], group: Sequence[str], seed: int
+) -> dict[str, Estimate]:
+    """Means of what a head does in lists, and intervals over lists: {key_what: its estimate}."""
+    return {
+        f"{key}_{what}": bootstrap(value, group, rng(seed, "lists", f"{_DRAWS[what]} {key}"))
+        for what, value in values.items()
+    }
+
+
+def table(found: Mapping[str, Estimate], named: Mapping[str, Head]) -> pd.DataFrame:
+    """A row for each of the heads, a column for each thing it does: mean and interval."""
+    rows: dict[str, dict[str, str]] = {}
+    for key, e in found.items():
+        who, what = key.rsplit("_", 1)
+        row = rows.setdefault(f"{who.replace('_', ' ')}: {head_label(named[who])}", {})
+        row[what] = f"{e.value:+.3f} ({e.low:+.3f} to {e.high:+.3f})"
+    return pd.DataFrame(rows).T
+
+
+def against_others(
+    wins: Float[Tensor, " head"], row: int, heads: Sequence[Head]
+) -> dict[str, object]:
+    """What claim 2.14 compares the wins of one head with: those of the others."""
+    return {
+        "other_share": torch.cat([wins[:row], wins[row + 1 :]]).max(),
+        "null": {"mean": 1 / len(heads), "draws": len(heads) - 1},
+        "note": f"most wins: {head_label(heads[wins.argmax()])}",
+    }
+
+
+def win_bars(
+    wins: Float[Tensor, " head"], row: int, heads: Sequence[Head], most: int = 6
+) -> dict[str, Estimate]:
+    """Share of prompts that a head wins, as bars: of the heads with most, and of `row`."""
+    top = wins.argsort(descending=True)[:most].tolist()
+    top = top if row in top else [*top[:-1], row]
+    bars = {}
+    for i in top:
+        name = head_label(heads[i]) + ("\n(the head)" if i == row else "")
+        bars[name] = Estimate(*[float(wins[i])] * 3, 0)
+    return bars

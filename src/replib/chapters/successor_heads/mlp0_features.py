@@ -1,115 +1,28 @@
-"""What the output of MLP0 is made of: index and domain, sparse features, probes, periods.
+"""What the output of MLP0 is made of: sparse features, probes, periods, and their arithmetic.
 
 The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each ordinal token. Every
-one comes with its control: shuffled indices, permuted residues, other moduli, random features.
+one comes with its control: permuted residues, other moduli, permuted numbers, random features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 
-from replib.chapters.successor_heads.ordinals import OrdinalClass
-from replib.chapters.successor_heads.ov_circuit import ov_writes
+from replib.chapters.successor_heads.index_domain import ROUNDING
+from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass
 from replib.errors import UsageError
-from replib.interventions.network import Head, Network
+from replib.metrics import Estimate, Null, bootstrap, rng, wilson
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
 MODULI = (7, 8, 9, 10, 11, 12)
-ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
-
-
-def principal(
-    x: Float[Tensor, "item d"], most: int, fitted_on: Tensor | slice = slice(None)
-) -> Float[Tensor, "item k"]:
-    """Coordinates in the directions of largest variance of `x[fitted_on]`, its mean taken out. At
-    most `most`, and only directions in which `x[fitted_on]` varies beyond rounding: other items may
-    reach far into the rest."""
-    centred = x - x[fitted_on].mean(0)
-    _, size, directions = torch.linalg.svd(centred[fitted_on], full_matrices=False)
-    return centred @ directions[:most][size[:most] > ROUNDING * size[0]].T
-
-
-# --- Index and domain (Sec. 3.1) ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """The held-out tokens, rebuilt. `near` is the item nearest to each rebuilt vector."""
-
-    target: Int[Tensor, " case"]
-    near: Int[Tensor, " case"]
-
-
-def split_index_domain(
-    x: Float[Tensor, "item d"],
-    index: Int[Tensor, " item"],
-    domain: Int[Tensor, " item"],
-    held_out: Tensor,
-    generator: np.random.Generator,
-    new_domain: int | None = None,
-    rank: int = 40,
-    per_target: int = 10,
-) -> Split:
-    """Fit maps pi_N, pi_D with x(i, d) ≈ pi_N x(i, d') + pi_D x(i', d), rebuild held-out tokens.
-
-    `held_out` tokens are neither targets nor sources of the fit. `new_domain`: a class that no map
-    has seen; its tokens are the targets, and give each other the domain part. A vector is decoded
-    as the token nearest to it (cosine), among all tokens, or those of the new domain.
-    """
-    n, d, train = index.numpy(), domain.numpy(), (~held_out).numpy()
-    if new_domain is not None:
-        train &= d != new_domain
-    y = principal(x.double(), min(rank, int(train.sum()) // 2), torch.from_numpy(train))
-
-    def cases(targets: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Rows (target, an item of the fit of another domain with its index, an `own` item of its
-        domain with another index)."""
-        rows = []
-        for t in targets:
-            same_index = np.flatnonzero(train & (n == n[t]) & (d != d[t]))
-            same_domain = np.flatnonzero(own & (d == d[t]) & (n != n[t]))
-            if len(same_index) and len(same_domain):
-                a = generator.choice(same_index, per_target)
-                b = generator.choice(same_domain, per_target)
-                rows += [(t, i, j) for i, j in zip(a, b, strict=True)]
-        return np.array(rows, dtype=int).reshape(-1, 3)
-
-    fit = cases(np.flatnonzero(train), train)
-    if not len(fit):
-        raise UsageError("index and domain: no two classes have an index in common")
-    inputs = torch.cat([y[fit[:, 1]], y[fit[:, 2]]], dim=-1)
-    gram = inputs.T @ inputs
-    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=y.dtype)
-    maps = torch.linalg.solve(gram + ridge, inputs.T @ y[fit[:, 0]])
-    own = train if new_domain is None else d == new_domain
-    test = cases(np.flatnonzero(held_out.numpy() if new_domain is None else own), own)
-    built = torch.cat([y[test[:, 1]], y[test[:, 2]]], dim=-1) @ maps
-    unit = torch.nn.functional.normalize
-    close = unit(built) @ unit(y).T
-    if new_domain is not None:
-        close[:, torch.from_numpy(~own)] = -2.0
-    return Split(torch.from_numpy(test[:, 0]), close.argmax(-1))
-
-
-def folds(n: int, k: int, generator: np.random.Generator) -> Int[np.ndarray, " item"]:
-    """The part, 0 to k − 1, in which each item is held out: at random, as equal as can be."""
-    return generator.permutation(np.arange(n) % k)
-
-
-def shuffle_within(
-    index: Int[Tensor, " item"], domain: Int[Tensor, " item"], generator: np.random.Generator
-) -> Int[Tensor, " item"]:
-    """The indices, permuted among the tokens of each class."""
-    out = index.clone()
-    for d in domain.unique():
-        at = (domain == d).nonzero()[:, 0].numpy()
-        out[at] = index[generator.permutation(at)]
-    return out
+TOO_FEW = "{} of the integers 0 to 199 are single tokens; at least 100 are needed"
 
 
 # --- Sparse features (Sec. 3.2) -------------------------------------------------------------------
@@ -122,6 +35,11 @@ class Sae:
     decoder: Float[Tensor, "seed feature d"]  # unit directions in the space of the inputs
     codes: Float[Tensor, "seed item feature"]
     explained: Float[Tensor, " seed"]  # share of the variance
+
+    @property
+    def active(self) -> float:
+        """How many features a token has, on average."""
+        return float((self.codes > 1e-3).sum(-1).double().mean())
 
 
 @one_thread()
@@ -171,6 +89,27 @@ def train_saes(
         return Sae((unit @ basis).to(kind), (codes * size).to(kind), 1 - left)
 
 
+def items(every: AllTokens, only: str = "") -> tuple[Int[Tensor, " item"], Int[Tensor, " item"]]:
+    """The tokens that have a successor, as rows of `every`, and their successors as tokens; of one
+    class `only`, or of all."""
+    pairs = every.pairs[every.of(only)[every.pairs[:, 0]]] if only else every.pairs
+    return pairs[:, 0], every.tokens[pairs[:, 1]]
+
+
+def most_important(drop: Float[Tensor, "seed item feature"]) -> Int[np.ndarray, "seed item"]:
+    """The feature whose removal lowers the successor's logit most (Sec. 3.2), from how far each
+    removal lowers it. Raises UsageError if that is not finite."""
+    check_logits(drop, "what features add to the logits")
+    return drop.argmax(-1).numpy()
+
+
+def examples(
+    index: Int[Tensor, " item"], feature: Int[np.ndarray, " item"], most: int = 12
+) -> pd.DataFrame:
+    """The most important feature of the first few numbers, in one dictionary."""
+    return pd.DataFrame({"number or index": index, "feature": feature}).head(most).T
+
+
 def modal_coverage(
     feature: Int[np.ndarray, "seed item"], residue: Int[np.ndarray, " item"]
 ) -> Float[np.ndarray, " seed"]:
@@ -184,11 +123,71 @@ def modal_coverage(
     return out
 
 
+def middle(values: Float[np.ndarray, " value"]) -> Estimate:
+    """The mean and the middle 95% of some values: how far they spread, not how well their mean is
+    known."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Modal coverage with one modulus."""
+
+    seeds: Float[np.ndarray, " seed"]
+    null: Null  # averaged over seeds, when the residues are permuted over the tokens
+
+    @property
+    def excess(self) -> float:
+        """How far it lies above that of permuted residues."""
+        return float(self.seeds.mean() - self.null.draws.mean())
+
+    @property
+    def bars(self) -> dict[str, Estimate]:
+        """Both, with the middle 95% of dictionaries and of permutations."""
+        return {"observed": middle(self.seeds), "residues permuted": middle(self.null.draws)}
+
+
+def coverage(
+    feature: Int[np.ndarray, "seed item"],
+    residue: Int[np.ndarray, " item"],
+    generator: np.random.Generator,
+    draws: int = 100,
+) -> Coverage:
+    """`modal_coverage` of the residues as they are, and permuted over the tokens."""
+    orders = (generator.permutation(residue) for _ in range(draws))
+    null = np.array([modal_coverage(feature, order).mean() for order in orders])
+    return Coverage(modal_coverage(feature, residue), Null(null))
+
+
+@dataclass(frozen=True)
+class Modal:
+    """The modal feature of each residue 0 to 9, the most frequent among its tokens."""
+
+    directions: Float[Tensor, "10 d"]  # of length 1
+    sized: Float[Tensor, "10 d"]  # times the mean code in the tokens of the residue
+
+
 def modal_features(
-    feature: Int[np.ndarray, " item"], residue: Int[np.ndarray, " item"]
-) -> Int[np.ndarray, " residue"]:
-    """The modal feature of each residue 0 to 9, in one dictionary."""
-    return np.array([np.bincount(feature[residue == r]).argmax() for r in range(10)])
+    sae: Sae,
+    feature: Int[np.ndarray, "seed item"],
+    residue: Int[Tensor, " item"],
+    item: Int[Tensor, " item"],
+    best: int,
+) -> Modal:
+    """In the dictionary of one seed, `best`. `feature`: the most important one of each item, whose
+    rows of the codes are `item`."""
+    own = [(residue == r).numpy() for r in range(10)]
+    modal = [int(np.bincount(feature[best][mine]).argmax()) for mine in own]
+    codes = sae.codes[best][item]
+    size = torch.stack([codes[mine, f].mean() for mine, f in zip(own, modal, strict=True)])
+    directions = sae.decoder[best][modal]
+    return Modal(directions, directions * size[:, None])
+
+
+def coverage_bars(coverages: Mapping[int, Coverage]) -> dict[str, dict[str, Estimate]]:
+    """Of several moduli."""
+    return {f"mod {m}": one.bars for m, one in coverages.items()}
 
 
 # --- Probe, neurons (Sec. 3.3) --------------------------------------------------------------------
@@ -216,6 +215,59 @@ def train_probe(
     return weight.to(kind), (bias - weight @ mean).to(kind)
 
 
+def cosines(a: Float[Tensor, "10 d"], b: Float[Tensor, "10 d"]) -> Float[Tensor, "10 10"]:
+    """Cosine of each direction of `a` with each of `b`, after the mean of the ten is taken out."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
+
+
+def mismatched(
+    cosine: Float[Tensor, "10 10"], generator: np.random.Generator, draws: int = 200
+) -> Null:
+    """Mean cosine when the directions of the columns are permuted over the rows."""
+    orders = (generator.permutation(10) for _ in range(draws))
+    return Null(np.array([float(cosine[torch.arange(10), order].mean()) for order in orders]))
+
+
+def chance_pvalue(right: Bool[Tensor, " item"], chance: float = 0.1) -> float:
+    """How often guessing would be right as often as this (binomial, one-sided)."""
+    return stats.binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
+
+
+def against_guessing(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, float]:
+    """How often guessing would be as often right, for all classes together; and in how many single
+    classes that is below 1%."""
+    p = {name: chance_pvalue(one) for name, one in right.items()}
+    pooled = chance_pvalue(torch.cat(list(right.values())))
+    return {"p": pooled, "classes_above": sum(value < 0.01 for value in p.values())}
+
+
+def read_by_probe(
+    x: Float[Tensor, "token d"], every: AllTokens, trained_on: str = ""
+) -> tuple[Float[Tensor, "10 d"] | None, dict[str, Bool[Tensor, " item"]]]:
+    """Is the residue of each token read by a probe that is trained on another class, `trained_on`,
+    or else on all classes but the one it reads? Returns the last probe, and an answer for each
+    token of the classes that are read: none if there is only one class."""
+    residue, probe, right = every.index % 10, None, {}
+    for name in every.names if len(every.names) > 1 else ():
+        if name != trained_on:
+            train = every.of(trained_on) if trained_on else ~every.of(name)
+            probe, bias = train_probe(x[train], residue[train])
+            right[name] = ((x @ probe.T + bias).argmax(-1) == residue)[every.of(name)]
+    return probe, right
+
+
+def probe_bars(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, Estimate]:
+    """Share of the tokens of each class that the probe reads, as bars."""
+    bars = {name.replace(" ", "\n"): wilson(one) for name, one in right.items()}
+    return bars or {"none": Estimate(0.0, 0.0, 0.0, 0)}
+
+
+def mean_share(right: Mapping[str, Bool[Tensor, " item"]]) -> float:
+    """Mean over classes of that share; NaN if there is none."""
+    return float(np.mean([wilson(one).value for one in right.values()] or [np.nan]))
+
+
 def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:
     """Share of a neuron's Fourier power, over n consecutive numbers, that has period 10. The
     constant part is left out; 0 for a neuron that varies by no more than rounding. Raises
@@ -240,77 +292,49 @@ def period_null(
 
 
 def mean_features(
-    x: Float[Tensor, "item d"], residue: Int[Tensor, " item"], domain: Int[Tensor, " item"]
+    x: Float[Tensor, "token d"], every: AllTokens, leave: str
 ) -> Float[Tensor, "10 d"]:
     """A direction for each residue without any training: the mean of its tokens, each taken
-    relative to the mean of its class. For models in which no SAE can be trained on numbers."""
-    centred = x.clone()
+    relative to the mean of its class, over all classes but `leave`. For models in which no SAE can
+    be trained on numbers."""
+    kept = ~every.of(leave)
+    centred, residue, domain = x[kept].clone(), every.index[kept] % 10, every.domain[kept]
     for d in domain.unique():
-        centred[domain == d] -= x[domain == d].mean(0)
+        centred[domain == d] -= x[kept][domain == d].mean(0)
     zero = torch.zeros(x.shape[1], dtype=x.dtype)
     return torch.stack(
         [centred[residue == r].mean(0) if (residue == r).any() else zero for r in range(10)]
     )
 
 
-def most_important(
-    net: Network,
-    head: Head,
-    sae: Sae,
-    items: Int[Tensor, " chosen"],
-    successors: Int[Tensor, " chosen"],
-) -> Int[np.ndarray, "seed chosen"]:
-    """For some tokens, the feature whose removal lowers the successor's logit most (Sec. 3.2).
-    Through the head's effective OV circuit with the input's norm held at its scale, in which a
-    feature's part is its code times what the head makes of its direction."""
-    layer, h = head
-    effect = ov_writes(net, layer, sae.decoder, direction=True)[..., h, :]
-    drop = torch.einsum("sif,sfm,im->sif", sae.codes[:, items], effect, net.W_U[successors])
-    check_logits(drop, "what features add to the logits")
-    return drop.argmax(-1).numpy()
+def n_beyond(power: Float[Tensor, " neuron"], null: Null) -> int:
+    """How many neurons are beyond 95% of the best ones under the null."""
+    return int((power > np.quantile(null.draws, 0.95)).sum())
 
 
 # --- Vector arithmetic (Sec. 3.4) -----------------------------------------------------------------
 
 
-def exchange(
-    net: Network,
-    head: Head,
-    x: Float[Tensor, "item d_model"],
-    ordinal: OrdinalClass,
-    features: Float[Tensor, "10 d_model"],
-    scale: float,
+def follows(
+    said: Float[Tensor, "item target item"], ordinal: OrdinalClass
 ) -> Float[Tensor, "item target"]:
-    """x − scale·f[own residue] + scale·f[target]: does the head then say the target's successor? 1
-    if the winner within the class has the residue after the target's, 0 if not, NaN for the token's
-    own residue and for residues that no token of the class follows."""
-    layer, h = head
-    residue, target = ordinal.index % 10, torch.arange(10)
-    moved = x[:, None] - scale * features[residue][:, None] + scale * features[None]
-    writes = ov_writes(net, layer, moved)[..., h, :]
-    said = torch.einsum("itm,vm->itv", writes, net.W_U[ordinal.tokens])
+    """Do these logits of a class say the successor of the target residue? 1 if the winner within
+    the class has the residue after the target's, 0 if not, NaN for the token's own residue and for
+    residues that no token of the class follows. Raises UsageError for logits that are not finite.
+    """
     check_logits(said, "the logits after an exchange of features")
-    winner = said.argmax(-1)
-    success = (residue[winner] == (target + 1) % 10).double()
-    success[torch.arange(len(x)), residue] = torch.nan
+    residue, target = ordinal.index % 10, torch.arange(10)
+    success = (residue[said.argmax(-1)] == (target + 1) % 10).double()
+    success[torch.arange(len(said)), residue] = torch.nan
     success[:, ~torch.isin((target + 1) % 10, residue)] = torch.nan
     return success
 
 
-def tuned_exchange(
-    net: Network,
-    head: Head,
-    x: Float[Tensor, "item d_model"],
-    ordinal: OrdinalClass,
-    features: Float[Tensor, "10 d_model"],
-    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
-) -> tuple[float, Float[Tensor, " item"]]:
-    """The scale that works best on every other token (0, 2, ...), and with it the success of the
-    tokens in between."""
-    results = [exchange(net, head, x, ordinal, features, scale) for scale in scales]
-    tuned = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
-    best = int(np.argmax(tuned))
-    return scales[best], results[best][1::2].nanmean(-1)
+def tuned(results: Sequence[Float[Tensor, "item target"]]) -> Float[Tensor, " odd_item"]:
+    """Of the successes with several scales, one result a scale, those of the scale that works best
+    on every other token (0, 2, ...): the mean of each token in between (NaN: no target)."""
+    works = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
+    return results[int(np.argmax(works))][1::2].nanmean(-1)
 
 
 def random_like(
@@ -319,3 +343,53 @@ def random_like(
     """Random directions of the same lengths."""
     drawn = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
     return torch.nn.functional.normalize(drawn, dim=-1) * features.norm(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Success of an exchange of features within one class."""
+
+    success: Estimate  # over the tokens that did not tune the scale
+    null: Null  # the same with random directions of the same lengths
+
+
+def against_random(
+    exchange: Callable[[str, Tensor, float], Tensor],
+    name: str,
+    features: Float[Tensor, "10 d_model"],
+    seed: int,
+    draws: int = 20,
+    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
+) -> Exchanged:
+    """Exchange features in the class `name` with the scale that works best on every other token,
+    and do the same with random features. `exchange(name, features, scale)` returns successes
+    [item target]."""
+
+    def success(f: Tensor) -> Tensor:
+        return tuned([exchange(name, f, scale) for scale in scales])
+
+    value = success(features)
+    value = value[~value.isnan()]
+    other = (random_like(features, rng(seed, name, i)) for i in range(draws))
+    null = np.array([float(success(f).nanmean()) for f in other])
+    return Exchanged(bootstrap(value, range(len(value)), rng(seed, "2.12", name)), Null(null))
+
+
+def mean_success(tested: Mapping[str, Exchanged]) -> float:
+    """Over classes; NaN if there is none."""
+    return float(np.mean([one.success.value for one in tested.values()] or [np.nan]))
+
+
+def exchange_table(tested: Mapping[str, Exchanged]) -> pd.DataFrame:
+    """A row for each class."""
+    rows = {
+        name: {
+            "success": one.success.value,
+            "low": one.success.low,
+            "high": one.success.high,
+            "random features, 95th pct.": float(np.quantile(one.null.draws, 0.95)),
+            "held-out tokens": str(one.success.n),
+        }
+        for name, one in tested.items()
+    }
+    return pd.DataFrame(rows).T

@@ -6,18 +6,19 @@ a tokenizer writes as one token with its leading space; digits, which some token
 to a space, may also stand without it.
 """
 
-import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from replib.errors import UsageError
+from replib.metrics import rng
 from replib.prompts.pairs import PromptPairs
 
 ROMAN = "Roman numerals"  # kept apart: nothing is ever fitted or chosen on it
@@ -109,6 +110,75 @@ def ordinal_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, OrdinalClas
     return classes
 
 
+@dataclass(frozen=True, eq=False)
+class AllTokens:
+    """The tokens of some classes side by side, one class after the other."""
+
+    names: tuple[str, ...]  # of the classes
+    tokens: Int[Tensor, " token"]
+    index: Int[Tensor, " token"]  # place in its class, from 1: `index % 10` is its residue
+    domain: Int[Tensor, " token"]  # its class: names[domain]
+    pairs: Int[Tensor, "pair 2"]  # (token, its successor), positions in `tokens`
+
+    def of(self, name: str) -> Bool[Tensor, " token"]:
+        """Which tokens are of that class: none if it is not among the classes."""
+        wanted = torch.tensor([name == mine for mine in self.names])
+        return wanted[self.domain]
+
+    def span(self, name: str) -> slice:
+        """Where the tokens of a class stand."""
+        at = self.of(name).nonzero()[:, 0]
+        return slice(int(at[0]), int(at[-1]) + 1)
+
+
+def all_tokens(classes: Mapping[str, OrdinalClass], largest: int | None = None) -> AllTokens:
+    """The tokens, places and successions of several classes in one row each; with `largest`, only
+    places up to it."""
+    sizes = torch.tensor([len(c) for c in classes.values()])
+    start = sizes.cumsum(0) - sizes
+    index = torch.cat([c.index for c in classes.values()])
+    pairs = torch.cat([c.pairs + at for c, at in zip(classes.values(), start, strict=True)])
+    kept = torch.ones_like(index, dtype=torch.bool) if largest is None else index <= largest
+    new = kept.cumsum(0) - 1
+    return AllTokens(
+        names=tuple(classes),
+        tokens=torch.cat([c.tokens for c in classes.values()])[kept],
+        index=index[kept],
+        domain=torch.arange(len(classes)).repeat_interleave(sizes)[kept],
+        pairs=new[pairs[kept[pairs].all(-1)]],
+    )
+
+
+def overview(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass]
+) -> pd.DataFrame:
+    """A row for each class: words kept, successions, the first three tokens."""
+    rows = {}
+    for name, c in classes.items():
+        first = ", ".join(repr(tokenizer.decode([t])) for t in c.tokens[:3].tolist())
+        rows[name] = [f"{len(c)} of {len(WORDS[name])}", len(c.pairs), first]
+    columns = ["words kept", "successions", "the first three"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns)
+
+
+def counts(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass]
+) -> dict[str, int]:
+    """How much of the classes this tokenizer can write, and how many integers."""
+    return {
+        "n_classes": len(classes),
+        "integers": n_integers(tokenizer),
+        "n_tokens": sum(map(len, classes.values())),
+        "n_pairs": sum(len(c.pairs) for c in classes.values()),
+    }
+
+
+def counting(numbers: OrdinalClass) -> Int[Tensor, " n"]:
+    """The tokens of 1, 2, ... n, without a gap, n the largest multiple of ten that there is."""
+    n = int((torch.arange(len(numbers)) + 1 == numbers.index).sum())
+    return numbers.tokens[: n // 10 * 10]
+
+
 def _pairs(
     tokenizer: PreTrainedTokenizerBase,
     task: str,
@@ -174,6 +244,27 @@ def list_pairs(
     return _pairs(tokenizer, f"lists of {ordinal.name}", tokens, rows)
 
 
+def every_list(
+    tokenizer: PreTrainedTokenizerBase, classes: Mapping[str, OrdinalClass], seed: int
+) -> dict[str, PromptPairs]:
+    """`list_pairs` of each class that has some."""
+    lists = {}
+    for name, c in classes.items():
+        pairs = list_pairs(tokenizer, c, rng(seed, "lists", name))
+        if pairs is not None:
+            lists[name] = pairs
+    return lists
+
+
+def side_by_side(
+    lists: Mapping[str, PromptPairs],
+) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"], list[str]]:
+    """The clean prompts of all classes, their answers, and a group for each answer."""
+    clean = torch.cat([pairs.clean for pairs in lists.values()])
+    answer = torch.cat([pairs.answer for pairs in lists.values()])
+    return clean, answer, [f"{name} {g}" for name, pairs in lists.items() for g in pairs.group]
+
+
 def numbered_pairs(
     tokenizer: PreTrainedTokenizerBase, n_prompts: int, generator: np.random.Generator
 ) -> PromptPairs | None:
@@ -198,84 +289,3 @@ def numbered_pairs(
         )
         rows.append((clean, corrupted, digits[first + 3], digits[first + 1], f"from {first}"))
     return _pairs(tokenizer, "numbered lists", digits[1:], rows)
-
-
-def text_windows(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    n_windows: int,
-    n_tokens: int,
-    generator: np.random.Generator,
-) -> Int[Tensor, "window pos"]:
-    """Passages from the start of a sentence, each of `n_tokens`. One half is drawn at random from
-    the whole text, the other among passages in which a number word or ordinal word is followed by
-    its successor soon after: plain samples hold next to none."""
-    sentences = np.array([0] + [m.end() for m in re.finditer(r"[.!?]['\"]? (?=[A-Z'\"])", text)])
-    sentences = sentences[sentences < len(text) - 8 * n_tokens]
-    rich = []
-    for name in ("number words", "ordinal words"):
-        for a, b in zip(WORDS[name], WORDS[name][1:], strict=False):
-            rich += [m.start() for m in re.finditer(rf"\b{a}\b[^.]{{1,40}}\b{b}\b", text)]
-    rich = np.unique(sentences[np.searchsorted(sentences, sorted(rich), "right") - 1])
-    starts = np.concatenate(
-        [
-            generator.choice(sentences, n_windows - n_windows // 2, replace=False),
-            generator.choice(rich, n_windows // 2, replace=len(rich) < n_windows // 2),
-        ]
-    )
-    rows = []
-    for start in starts:
-        ids = tokenizer(text[start : start + 12 * n_tokens]).input_ids
-        if len(ids) < n_tokens:
-            raise UsageError(f"text: a passage has only {len(ids)} of {n_tokens} tokens")
-        rows.append(ids[:n_tokens])
-    return torch.tensor(rows)
-
-
-KINDS = ("successorship", "copying", "greater-than", "acronym", "other")
-
-
-def places(word: str) -> dict[str, int]:
-    """The classes a word of running text belongs to, with its place: case is free, but a letter,
-    a Roman numeral or a prefix must be in capitals as in the class ("a" is an article)."""
-    found = {name: some.get(_as_in(name, word.strip())) for name, some in _PLACES.items()}
-    return {name: place for name, place in found.items() if place is not None}
-
-
-def _as_in(name: str, word: str) -> str:
-    exact = name in ("letters", ROMAN, "day prefixes", "month prefixes")
-    return word if exact else word.lower()
-
-
-_PLACES = {
-    name: {_as_in(name, word): i for i, word in enumerate(words, 1)}
-    for name, words in WORDS.items()
-}
-
-
-def kind_of(next_word: str, attended: list[str]) -> str:
-    """What a prediction of `next_word` from the words attended to would be (KINDS, first match).
-
-    A rule of ours for the four behaviours of Gould et al., Sec. 4: *successorship* if the next
-    word follows one of them in a class; *copying* if it is one of them; *greater-than* if it comes
-    later in the class of one of them; *acronym* if it is in capitals and begins with the initial
-    of one of them, a capitalised word.
-    """
-    word = next_word.strip()
-    here = places(word)
-    later = False
-    for other in attended:
-        for name, place in places(other).items():
-            if name in here:
-                step = here[name] - place
-                if step == 1 or (name in WRAPS and step == 1 - len(WORDS[name])):
-                    return "successorship"
-                later |= step > 1
-    if word and word in {other.strip() for other in attended}:
-        return "copying"
-    if later:
-        return "greater-than"
-    initials = {o.strip()[0] for o in attended if len(o.strip()) > 1 and o.strip()[0].isupper()}
-    if word.isalpha() and word.isupper() and word[0] in initials:
-        return "acronym"
-    return "other"

@@ -12,18 +12,19 @@ a query head uses the value projection of its group.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replib.chapters.successor_heads.direct_effects import observe
-from replib.chapters.successor_heads.ordinals import OrdinalClass
-from replib.interventions.network import Network
-from replib.metrics import Interval, bootstrap
+from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass, all_tokens
+from replib.interventions.network import Head, Network
+from replib.metrics import Estimate, Null, bootstrap, head_label, rng, wilson
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -36,6 +37,10 @@ class Source:
 
     x: Float[Tensor, "layer token d_model"]
     normed: bool
+
+    def at(self, layer: int) -> Float[Tensor, "token d_model"]:
+        """What the heads of a layer are given."""
+        return self.x[layer if len(self.x) > 1 else 0]
 
 
 def embed(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -65,8 +70,8 @@ def mlp0_neurons(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "
 
 def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
     """Five ways to give a head a token in isolation; the first is the paper's. "own residual": what
-    the head's layer receives when the model reads the token after a beginning-of-text token (or
-    end-of-text, or nothing, if the tokenizer has no other)."""
+    the head's layer receives when the model reads the token after the tokenizer's own first token
+    (or a beginning-of-text token, or end-of-text, or nothing, if it has no other)."""
     x = embed(net, tokens)
     tokenizer = net.model.tokenizer
     found = {
@@ -75,7 +80,7 @@ def sources(net: Network, tokens: Int[Tensor, " token"]) -> dict[str, Source]:
         "embedding + MLP0": Source((x + mlp0(net, tokens))[None], True),
         "embedding + MLP0, no norms": Source((x + mlp0(net, tokens, False))[None], False),
     }
-    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ids = (*tokenizer("").input_ids[:1], tokenizer.bos_token_id, tokenizer.eos_token_id)
     first = next((torch.tensor([t]) for t in ids if t is not None), torch.tensor([]).long())
     rows = torch.stack([torch.cat([first.to(tokens), t[None]]) for t in tokens])
     found["own residual"] = Source(observe(net, rows).resid_pre[:, :, -1], True)
@@ -94,6 +99,36 @@ def _linear(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     return (norm(u / size) - norm(torch.zeros_like(u[..., :1, :]))) * size
 
 
+def head_values(
+    net: Network,
+    layer: int,
+    x: Float[Tensor, "*token d_model"],
+    normed: bool = True,
+    direction: bool = False,
+) -> Float[Tensor, "*token head d_head"]:
+    """W_V x: what each head of a layer takes from x, before its output matrix. Grouped heads have
+    the values of their group. `direction`: x is not an input but a part of one, so that the norm in
+    front is linear too."""
+    block = net.blocks[layer]
+    with torch.no_grad():
+        if normed:
+            x = _linear(block.ln1, x) if direction else block.ln1(x)
+        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
+        return v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
+
+
+def before_readout(
+    net: Network, layer: int, out: Float[Tensor, "*token head d_model"], normed: bool = True
+) -> Float[Tensor, "*token head d_model"]:
+    """What heads write, ready for the unembedding: through the norms behind them, without their
+    division and bias (without the norms altogether unless `normed`)."""
+    post = net.blocks[layer].ln1_post
+    with torch.no_grad():
+        if not normed:
+            return out
+        return _linear(net.ln_final, out if post is None else _linear(post, out))
+
+
 def ov_writes(
     net: Network,
     layer: int,
@@ -101,50 +136,24 @@ def ov_writes(
     normed: bool = True,
     direction: bool = False,
 ) -> Float[Tensor, "*token head d_model"]:
-    """What each head of a layer would add, ready for the unembedding, if it attended to x alone.
-    `direction`: x is not an input but a part of one, so that the norm in front is linear too."""
-    block = net.blocks[layer]
+    """W_O W_V x: what each head of a layer would add, ready for the unembedding, if it attended to
+    x alone (`head_values`, W_O, `before_readout`)."""
+    v = head_values(net, layer, x, normed, direction)
     with torch.no_grad():
-        if normed:
-            x = _linear(block.ln1, x) if direction else block.ln1(x)
-        v = block.heads_of(block.v(x) - block.v(torch.zeros_like(x[..., :1, :])))
-        v = v.repeat_interleave(block.n_heads // v.shape[-2], dim=-2)
-        out = torch.einsum("...hd,hdm->...hm", v, block.W_O)
-        if normed:
-            out = out if block.ln1_post is None else _linear(block.ln1_post, out)
-            out = _linear(net.ln_final, out)
-        return out
-
-
-def ov_logits(
-    net: Network, source: Source, targets: Int[Tensor, " target"]
-) -> Float[Tensor, "head token target"]:
-    """Effective OV circuit of every head (layer by layer) on the `targets` only."""
-    rows = []
-    for layer in range(net.n_layers):
-        x = source.x[layer if len(source.x) > 1 else 0]
-        writes = ov_writes(net, layer, x, source.normed)
-        rows.append(torch.einsum("thm,vm->htv", writes, net.W_U[targets]))
-        check_logits(rows[-1], f"logits through the OV circuits of layer {layer}")
-    return torch.cat(rows)
+        out = torch.einsum("...hd,hdm->...hm", v, net.blocks[layer].W_O)
+    return before_readout(net, layer, out, normed)
 
 
 def predicted(
-    logits: Float[Tensor, "head token target"], classes: Mapping[str, OrdinalClass]
+    logits: Float[Tensor, "head token token"], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, Int[Tensor, "head item"]]:
-    """For each class, the item of it that each head favours, for each of its items; tokens and
-    targets of the logits are `all_tokens` of the classes."""
-    out, at = {}, 0
-    for name, ordinal in classes.items():
-        own = slice(at, at + len(ordinal))
-        out[name] = logits[:, own, own].argmax(-1)
-        at += len(ordinal)
-    return out
-
-
-def all_tokens(classes: Mapping[str, OrdinalClass]) -> Int[Tensor, " token"]:
-    """The tokens of the classes, one class after the other."""
-    return torch.cat([ordinal.tokens for ordinal in classes.values()])
+    """For each class, the item of it that each head favours, for each of its items. The logits are
+    those of all tokens (`ordinals.all_tokens`) when each of them is read. Raises UsageError for
+    logits that are not finite."""
+    check_logits(logits, "the logits of ordinal tokens")
+    every = all_tokens(classes)
+    spans = {name: every.span(name) for name in classes}
+    return {name: logits[:, own, own].argmax(-1) for name, own in spans.items()}
 
 
 # --- Scores and their null ------------------------------------------------------------------------
@@ -175,15 +184,26 @@ def micro(values: Mapping[str, Tensor]) -> Float[Tensor, "*head"]:
     return torch.cat([value.double() for value in values.values()], dim=-1).mean(-1)
 
 
-def macro_interval(values: Mapping[str, Tensor], generator: np.random.Generator) -> Interval:
-    """95% interval of `macro` for one head, as if the successions were drawn from more of a class.
-    Each class has an interval of its own (`metrics.bootstrap`); the distances of its ends from its
-    mean add up as independent errors do (MOVER: Zou and Donner 2008)."""
+def one_head(values: Mapping[str, Tensor], head: int | list[int]) -> dict[str, Tensor]:
+    """The values of one head, or of a list of heads."""
+    return {name: value[head] for name, value in values.items()}
+
+
+def macro_interval(
+    values: Mapping[str, Tensor], generator: np.random.Generator, head: int | None = None
+) -> Estimate:
+    """`macro` of one head (row `head` of the values, or all there is) and its 95% interval, as if
+    the successions were drawn from more of a class; n counts successions. Each class has an
+    interval of its own (`metrics.bootstrap`); the distances of its ends from its mean add up as
+    independent errors do (MOVER: Zou and Donner 2008)."""
+    score = macro(values)
+    if head is not None:
+        values, score = one_head(values, head), score[head]
     each = [bootstrap(value, range(len(value)), generator) for value in values.values()]
-    below = math.hypot(*(mean - low for mean, (low, _) in each)) / len(each)
-    above = math.hypot(*(high - mean for mean, (_, high) in each)) / len(each)
-    mean = float(np.mean([mean for mean, _ in each]))
-    return mean - below, mean + above
+    below = math.hypot(*(e.value - e.low for e in each)) / len(each)
+    above = math.hypot(*(e.high - e.value for e in each)) / len(each)
+    mean = float(np.mean([e.value for e in each]))
+    return Estimate(float(score), mean - below, mean + above, sum(e.n for e in each))
 
 
 @dataclass(frozen=True)
@@ -222,14 +242,140 @@ def shuffled_null(
     return ShuffledNull(per_class, stacked.mean(0), np.tensordot(weights, stacked, axes=1))
 
 
-def upward_bias(
-    logits: Float[Tensor, "head item item"], ordinal: OrdinalClass
-) -> Float[Tensor, "head item"]:
-    """Mean logit of the items above the input less that of the items below, in standard deviations
-    of the row; the item itself and its successor left out (Gould et al., Sec. 3.5). NaN at ends."""
-    n = len(ordinal)
-    order = torch.arange(n)
-    z = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True).clamp_min(1e-12)
-    above = (order[None] > order[:, None] + 1).to(z)
-    below = (order[None] < order[:, None]).to(z)
-    return (z * above).sum(-1) / above.sum(-1) - (z * below).sum(-1) / below.sum(-1)
+@dataclass(frozen=True)
+class Scores:
+    """What all heads favour when they are given one input, beside shuffled successors."""
+
+    said: Mapping[str, Int[Tensor, "head item"]]
+    hit: Mapping[str, Bool[Tensor, "head pair"]]
+    null: ShuffledNull
+
+    @property
+    def macro(self) -> Float[Tensor, " head"]:
+        """Macro score of each head."""
+        return macro(self.hit)
+
+    @property
+    def best(self) -> int:
+        """Row of the head with the best macro score, the first of several."""
+        return int(self.macro.argmax())
+
+    @property
+    def top(self) -> float:
+        """That score."""
+        return float(self.macro.max())
+
+    def best_null(self, what: str = "macro") -> Null:
+        """What the best of all heads reaches by chance; `what` is macro, micro or a class."""
+        return Null(self.null.best(what))
+
+
+def compare(scores: Mapping[str, Scores], heads: Sequence[Head]) -> pd.DataFrame:
+    """The best head with each input, its scores and what shuffled successors give the best."""
+    rows = {}
+    for name, one in scores.items():
+        null = one.best_null()
+        rows[name] = {
+            "best head": head_label(heads[one.best]),
+            "macro": one.top,
+            "null, 95th pct.": null.asdict()["q95"],
+            "p": null.pvalue(one.top),
+            "best micro": float(micro(one.hit).max()),
+            "its null": one.best_null("micro").asdict()["q95"],
+        }
+    return pd.DataFrame(rows).T
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The chosen head and the runner-up on the successions that did not choose them."""
+
+    heldout: float  # macro score of the chosen head
+    second: float  # and of the runner-up
+    gap: Estimate  # their difference
+    heldout_q95: float  # of the chosen head, when successors are shuffled
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What claim 2.1 needs to know of it."""
+        return {"heldout": self.heldout, "heldout_q95": self.heldout_q95}
+
+    @property
+    def beaten(self) -> bool:
+        """Is the chosen head above its null?"""
+        return self.heldout > self.heldout_q95
+
+
+def retest(
+    scores: Scores,
+    classes: Mapping[str, OrdinalClass],
+    row: int,
+    runner_up: int,
+    seed: int,
+    draws: int = 1000,
+) -> Trial:
+    """Score two heads, by their rows, on the half of the successions that reports."""
+    report = half(scores.hit, 1)
+    mine, other = one_head(report, row), one_head(report, runner_up)
+    heldout, second = float(macro(mine)), float(macro(other))
+    gap = {name: mine[name].double() - other[name].double() for name in mine}
+    null = shuffled_null(scores.said, classes, rng(seed, "held out"), draws, which=1)
+    return Trial(
+        heldout,
+        second,
+        replace(macro_interval(gap, rng(seed, "2.3")), value=heldout - second),
+        float(np.quantile(null.macro[:, row], 0.95)),
+    )
+
+
+def by_class(scores: Scores, row: int, label: str) -> dict[str, dict[str, Estimate]]:
+    """A head's score in each class, and the 95th percentile of the best of all heads under the
+    null, as bars."""
+    bars = {}
+    for name, hit in scores.hit.items():
+        line = float(np.quantile(scores.null.best(name), 0.95))
+        bars[name.replace(" ", "\n")] = {
+            f"head {label}": wilson(hit[row]),
+            "best head under the null (95th pct.)": Estimate(line, line, line, len(hit[row])),
+        }
+    return bars
+
+
+def classes_above(scores: Scores, row: int) -> list[str]:
+    """The classes in which a head's score is above that percentile."""
+    line = {name: np.quantile(scores.null.best(name), 0.95) for name in scores.hit}
+    return [name for name, hit in scores.hit.items() if hit[row].double().mean() > line[name]]
+
+
+def key_of(name: str) -> str:
+    """A report's key for the best score with an input: best_embedding_MLP0_no_norms."""
+    return "_".join(["best", *name.replace(",", "").replace("+", "").split()])
+
+
+SUCCESSOR = "best on half of the tokens; above the null there, and on the other half"
+COPYING = "writes, of the words of a class, most to the one it reads, in over half of cases"
+
+
+def copying(
+    said: Mapping[str, Int[Tensor, "head item"]], heads: Sequence[Head]
+) -> list[tuple[int, int]]:
+    """The heads that favour the very word they read, as `COPYING` says (mean over classes)."""
+    share = macro({name: x == torch.arange(x.shape[-1]) for name, x in said.items()})
+    return [head for head, one in zip(heads, share, strict=True) if one > 0.5]
+
+
+def table(hits: Mapping[str, Mapping[str, Bool[Tensor, "1 pair"]]]) -> pd.DataFrame:
+    """Scores of one head in each class: a row for each set of successes."""
+    rows = {n: {k: float(v.double().mean()) for k, v in hit.items()} for n, hit in hits.items()}
+    return pd.DataFrame(rows).T
+
+
+def ranks(
+    net: Network, head: Head, x: Float[Tensor, "token d_model"], every: AllTokens
+) -> Int[Tensor, " pair"]:
+    """Rank of each successor among all tokens of the vocabulary when a head reads its token, given
+    as x; 1 is the first."""
+    write = ov_writes(net, head[0], x)[:, head[1]]
+    logits = (write @ net.W_U.T)[every.pairs[:, 0]]
+    own = logits.gather(1, every.tokens[every.pairs[:, 1]][:, None])
+    return (logits > own).sum(-1) + 1
