@@ -68,7 +68,7 @@ def library_files(notebook: str, *modules: str) -> list[Path]:
 
 
 def reached(notebook: str) -> set[str]:
-    """What a notebook reaches of this project, by names such as `replib.metrics.wilson`."""
+    """What a notebook reaches of this project, by names such as `replib.metrics.proportion`."""
     found = _project().reached(_code(notebook))
     return {f"{module}.{name}" for module, name in found if name}
 

@@ -59,7 +59,7 @@ def logit_diff(
 # --- Proportions and means with intervals --------------------------------------------------------
 
 
-def wilson(
+def proportion(
     successes: Bool[Tensor, " prompt"], groups: Sequence[Hashable] | None = None
 ) -> Estimate:
     """A proportion and its 95% Wilson interval.
@@ -173,13 +173,13 @@ def bootstrap(
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
 
     `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
-    and no (bool) gets the interval of `wilson`. A mean of differences that are all -1, 0 or 1 gets
+    and no (bool) gets the interval of `proportion`. A mean of differences that are all -1, 0 or 1 gets
     the adjusted Wald interval: one +1 and one -1 are added to the sample (after Agresti and Min
     2005), because resampling tells too little where few prompts differ. The interval is still too
     narrow where values are skewed and groups few.
     """
     if statistic is None and values.dtype == torch.bool:
-        return wilson(values, groups)
+        return proportion(values, groups)
     array = values.double().numpy(force=True)
     if statistic is None and array.ndim == 1 and np.isin(array, (-1.0, 0.0, 1.0)).all():
         return _difference(array, groups)

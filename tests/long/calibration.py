@@ -139,19 +139,19 @@ def templates(g: Generator, n: int, each: int) -> tuple:
 
 
 SHARES = product((20, 100), (0.5, 0.9, 0.95, 0.98, 0.992))
-case("wilson", "{} prompts, true share {}", *SHARES, truth=lambda n, p: p)(
-    lambda g, n, p: m.wilson(right(g, n, p)).interval
+case("proportion", "{} prompts, true share {}", *SHARES, truth=lambda n, p: p)(
+    lambda g, n, p: m.proportion(right(g, n, p)).interval
 )
 TEMPLATES = "{2} prompts of {0} templates that correlate by 0.1, true share 0.8"
-case("wilson, with groups", TEMPLATES, (5, 10, 50), (10, 10, 100), (20, 5, 100), truth=0.8)(
-    lambda g, n, size, _: m.wilson(*templates(g, n, size)[:2]).interval
+case("proportion, with groups", TEMPLATES, (5, 10, 50), (10, 10, 100), (20, 5, 100), truth=0.8)(
+    lambda g, n, size, _: m.proportion(*templates(g, n, size)[:2]).interval
 )
 
 
-@case("wilson", "100 prompts of 10 templates, and others of the same ten", truth=0.0)
+@case("proportion", "100 prompts of 10 templates, and others of the same ten", truth=0.0)
 def _(g):
     answers, _, shares = templates(g, 10, 10)
-    return np.subtract(m.wilson(answers).interval, shares.mean())
+    return np.subtract(m.proportion(answers).interval, shares.mean())
 
 
 case("seeds_mean", "{} seeds, normal", 3, 5, truth=1.0)(

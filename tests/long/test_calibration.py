@@ -11,7 +11,7 @@ from replib.chapters.successor_heads import ov_circuit as successors
 RUNS = 200  # of what costs milliseconds
 # One or two of each kind, those whose simulation costs little.
 QUICK = [
-    *(("wilson", f"{n} prompts, true share {p}") for n in (20, 100) for p in (0.5, 0.98)),
+    *(("proportion", f"{n} prompts, true share {p}") for n in (20, 100) for p in (0.5, 0.98)),
     ("seeds_mean", "5 seeds, normal"),
     ("seeds_difference", "5 and 3 seeds, normal, spreads 1 and 4"),
     ("bootstrap", "20 prompts, normal"),
@@ -44,7 +44,7 @@ def test_every_interval_and_null_has_a_case():
         if "generator" in inspect.signature(function).parameters
         or inspect.signature(function).return_annotation in INTERVALS
     }
-    assert {"wilson", "bootstrap", "spearman", "macro_interval", "shuffled_null"} <= made
+    assert {"proportion", "bootstrap", "spearman", "macro_interval", "shuffled_null"} <= made
     missing = {name for name in made if not any(case.method.startswith(name) for case in CASES)}
     assert missing == set()
     assert len({(case.method, case.simulated) for case in CASES}) == len(CASES)

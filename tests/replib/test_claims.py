@@ -143,15 +143,71 @@ def test_the_reason_why_it_is_not_testable(load, rule, numbers, reason):
 
 def test_control_characters_in_notes_are_shown(load):
     claims = load()
-    claims.measure("1.8", 0.3, unit="\x1b", note="a token: \0\ud800\nand é\xa0", **NUMBERS)
+    claims.measure("1.8", 0.3, note="a token: \0\ud800\nand é\xa0", **NUMBERS)
     claims.measure("1.10", None, otherwise="it said \x07")
     claims.report("share", 1, unit="\x85")
     claims.role("mover", [], "\x1b")
     measured = claims.results["1.8"].measured
     assert measured["note"] == "a token: \\u0000\\ud800\nand é\xa0"
-    assert measured["unit"] == "\\u001b" and claims.results["1.10"].reason == "it said \\u0007"
+    assert claims.results["1.10"].reason == "it said \\u0007"
     assert claims.measurements["share"]["unit"] == "\\u0085"
     assert claims.heads["mover"]["rule"] == "\\u001b"
+
+
+def shares(smallest=""):
+    text = claims_text(fails_if="high < smallest_effect", null="null")
+    return text.replace("    null:", f"    unit: share\n{smallest}    null:")
+
+
+SMALLEST = "    smallest_effect: {value: 0.1, reason: a third of the 44 points}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "message"),
+    [
+        (0.9, {"interval": (0.8, 1.02)}, "claim 1.8 is a share, but its interval is 0.8 to 1.02"),
+        (Estimate(0.1, -0.01, 0.2, 9), {}, "is a share, but its interval is -0.01 to 0.2"),
+        (0.9, {"interval": (0.9, 0.9)}, "claim 1.8: the interval has no width, 0.9 to 0.9"),
+        (0.9, {"more": Estimate(2.0, 2.0, 2.0, 5)}, "claim 1.8: more: the interval has no width"),
+    ],
+)
+def test_impossible_numbers_are_refused(load, value, more, message):
+    claims = load(shares(SMALLEST).replace("low > null_q95", "low > 0.3"))
+    with pytest.raises(UsageError, match=message):
+        claims.measure("1.8", value, **({"accuracy": 0.5, "n": 9} | more))
+    assert claims.measure("1.8", 0.9, interval=(0.8, 1.0), accuracy=0.5) == "holds"
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [((0.0, 0.09), "fails"), ((0.0, 0.2), "unclear"), ((0.4, 0.6), "holds")],
+)
+def test_fails_is_evidence_that_the_effect_is_smaller_than_matters(load, interval, outcome):
+    claims = load(shares(SMALLEST).replace("low > null_q95", "low > 0.3"))
+    claims.measure("1.8", 0.5, interval=interval, accuracy=0.5)
+    assert claims.outcome("1.8") == outcome
+    rule = claims.bundle({"name": "tiny", "sha256": None})[MIME]["claims"][0]["decision_rule"]
+    assert rule["smallest_effect"] == {"value": 0.1, "reason": "a third of the 44 points"}
+    assert "0.1: a third of the 44 points" in claims.table()._repr_html_()
+
+
+def test_a_smallest_effect_and_a_rule_that_uses_it_go_together(load):
+    for text in (shares(), claims_text().replace("    null:", f"{SMALLEST}    null:")):
+        with pytest.raises(UsageError, match="smallest_effect and a rule that uses it go together"):
+            load(text)
+
+
+def test_a_claim_across_models_is_decided_elsewhere(load):
+    text = claims_text().replace("    null:", "    across: [share]\n    null:", 1)
+    claims = load(text)
+    with pytest.raises(UsageError, match="decided across models; report share"):
+        claims.measure("1.8", 0.3, **NUMBERS)
+    with pytest.raises(UsageError, match="'share' was not reported"):
+        claims.bundle({"name": "tiny", "sha256": None})
+    claims.report("share", 0.5)
+    entry = claims.bundle({"name": "tiny", "sha256": None})[MIME]["claims"][0]
+    assert entry["outcome"] == "not_attempted" and entry["across"] == ["share"]
+    assert entry["reason"] == "decided on the page across models, from their records"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +339,7 @@ def test_html_is_escaped_everywhere(load):
     text = text.replace("49.6%", bad).replace("Ten points", bad).replace("Sec. 5", bad)
     text = text.replace("accuracy above 0.4", bad).replace("A title", bad)
     claims = load(text)
-    claims.measure("1.8", 0.3, unit=bad, note=bad, **NUMBERS)
+    claims.measure("1.8", 0.3, note=bad, **NUMBERS)
     claims.measure("1.10", None, otherwise=bad)
     bundle = claims.bundle({"name": bad, "sha256": None})
     for shown in (claims.table()._repr_html_(), bundle["text/html"]):
@@ -293,8 +349,8 @@ def test_html_is_escaped_everywhere(load):
 
 
 def test_the_bundle_holds_everything(load):
-    claims = load()
-    claims.measure("1.8", 0.3, unit="points", note="a note", **NUMBERS)
+    claims = load(claims_text().replace("    null:", "    unit: points\n    null:"))
+    claims.measure("1.8", 0.3, note="a note", **NUMBERS)
     claims.report("ioi", 0.9, interval=(0.8, 1.0), n=10, unit="share")
     claims.role("mover", [(2, 1), (0, 3), (2, 1)], "attends to the name")
     claims.role("memory", [], "none passed")

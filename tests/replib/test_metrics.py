@@ -19,13 +19,13 @@ def test_a_logit_difference_by_hand():
     assert m.logit_diff(logits, pairs).tolist() == [7 - 2, 3 - 9]
 
 
-def test_wilson_of_eight_in_ten():
+def test_proportion_of_eight_in_ten():
     # (p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n) with p = 0.8, n = 10, z = 1.96
-    share = m.wilson(torch.tensor([True] * 8 + [False] * 2))
+    share = m.proportion(torch.tensor([True] * 8 + [False] * 2))
     assert (share.value, share.n) == (0.8, 10)
     assert share.interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
     with pytest.raises(UsageError, match="no prompts"):
-        m.wilson(torch.tensor([], dtype=torch.bool))
+        m.proportion(torch.tensor([], dtype=torch.bool))
 
 
 def test_cluster_bootstrap_resamples_groups_not_rows():
@@ -50,11 +50,11 @@ def test_percentiles_are_expanded_for_few_groups():
     assert np.isnan(m.percentiles(draws, 1)).all()
 
 
-def test_wilson_of_groups_that_agree_within():
+def test_proportion_of_groups_that_agree_within():
     # 4 groups of 5, all right or all wrong: as good as 4 prompts, with the quantile of t
     right = torch.tensor([True, True, True, False]).repeat_interleave(5)
     group = ["a"] * 5 + ["b"] * 5 + ["c"] * 5 + ["d"] * 5
-    share = m.wilson(right, group)
+    share = m.proportion(right, group)
     # variance of the mean: 20 apart 0.1875 · 20 / 19 / 20 = 0.009868; summed by group
     # 4/3 · (3 · 1.25² + 3.75²) / 400 = 0.0625; n = 20 · 0.009868 / 0.0625 = 3.158
     # z = 1.95996 · t(0.975; 3) / t(0.975; 19) = 1.95996 · 3.18245 / 2.09302 = 2.98013
@@ -63,15 +63,15 @@ def test_wilson_of_groups_that_agree_within():
     half = z / (1 + z**2 / n) * (0.75 * 0.25 / n + z**2 / (4 * n**2)) ** 0.5
     assert share.interval == pytest.approx((middle - half, middle + half), abs=1e-4)
     alone = [str(i) for i in range(20)]
-    assert m.wilson(right, alone) == m.wilson(right)
-    assert m.wilson(right, ["one"] * 20) == m.Estimate(0.75, 0.0, 1.0, 20)
-    spread = m.wilson(right, ["a", "b", "c", "d"] * 5)  # groups alike: no fewer than 20 prompts
+    assert m.proportion(right, alone) == m.proportion(right)
+    assert m.proportion(right, ["one"] * 20) == m.Estimate(0.75, 0.0, 1.0, 20)
+    spread = m.proportion(right, ["a", "b", "c", "d"] * 5)  # groups alike: no fewer than 20 prompts
     assert spread.low > share.low and spread.high < share.high
 
 
 def test_bootstrap_of_answers_is_wilsons_and_of_differences_is_not():
     right = torch.tensor([True, True, True, False, True])
-    assert m.bootstrap(right, range(5), m.rng(0)) == m.wilson(right, range(5))
+    assert m.bootstrap(right, range(5), m.rng(0)) == m.proportion(right, range(5))
     low, high = m.bootstrap(torch.ones(20) == 1, range(20), m.rng(0)).interval
     assert 0.8 < low < 0.9 and high == 1.0  # 20 / (20 + 1.96²) = 0.839
     # a difference that happens never to be negative is still one

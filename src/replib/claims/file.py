@@ -1,12 +1,23 @@
 """The claims file of a paper: one claim as the file has it, and the file read with every check."""
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from replib.claims.rules import parse_rule
-from replib.claims.schema import ClaimId, Slug, Source, Strict, Words, fit
+from replib.claims.rules import names_in, parse_rule
+from replib.claims.schema import (
+    ClaimId,
+    Key,
+    Slug,
+    SmallestEffect,
+    Source,
+    Strict,
+    Text,
+    Words,
+    fit,
+)
 from replib.errors import UsageError, did_you_mean
 from replib.files import read_text, read_yaml, sha256_text
 
@@ -22,8 +33,8 @@ class Claim(Strict):
     """One statement of the paper, with the rule that decides it; all texts are as in the file.
 
     `gate`, `holds_if` and `fails_if` are expressions over the numbers measured for the claim:
-    value, low, high, n, null_<name> and every named number; comparison, and/or/not, + - * /,
-    min, max, abs. A false gate means that the model cannot test the claim.
+    value, low, high, n, null_<name>, smallest_effect and every named number; comparison,
+    and/or/not, + - * /, min, max, abs. A false gate means that the model cannot test the claim.
     """
 
     id: ClaimId
@@ -36,6 +47,20 @@ class Claim(Strict):
     holds_if: Words
     fails_if: Words
     decision: Words  # the rule in words
+    unit: Text = ""  # of the value; "share" is checked: it and its interval lie in 0 to 1
+    smallest_effect: SmallestEffect | None = None
+    # The numbers that each model reports, if the claim compares models: it is decided from their
+    # records, on the page across models, and on no page of one model.
+    across: list[Key] | None = None
+
+    @field_validator("smallest_effect", mode="before")
+    @classmethod
+    def _read_number(cls, given: Any) -> Any:
+        """All scalars of a claims file are texts; this one is a number."""
+        if isinstance(given, dict) and isinstance(given.get("value"), str):
+            with contextlib.suppress(ValueError):
+                return {**given, "value": float(given["value"])}
+        return given
 
     @model_validator(mode="after")
     def _is_sound(self) -> "Claim":
@@ -49,6 +74,9 @@ class Claim(Strict):
         for rule in ("gate", "holds_if", "fails_if"):
             if (expression := getattr(self, rule)) is not None:
                 parse_rule(rule, expression)
+        used = names_in(self.holds_if) | names_in(self.fails_if)
+        if (self.smallest_effect is None) == ("smallest_effect" in used):
+            raise ValueError("smallest_effect and a rule that uses it go together")
         return self
 
 

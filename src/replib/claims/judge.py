@@ -28,6 +28,8 @@ def decide_claim(
     numbers |= nulls | dict(zip(("low", "high"), interval or (), strict=False))
     if n is not None:
         numbers["n"] = n
+    if claim.smallest_effect is not None:
+        numbers["smallest_effect"] = claim.smallest_effect.value
     for rule in ("gate", "holds_if", "fails_if"):
         if unknown := sorted(names_in(getattr(claim, rule) or "true") - set(numbers)):
             raise UsageError(

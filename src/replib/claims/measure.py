@@ -18,7 +18,7 @@ import keyword
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,32 +81,33 @@ class Claims:
         interval: Any = None,
         n: Any = None,
         null: Any = None,
-        unit: str = "",
         note: str = "",
         **named: Any,
     ) -> str:
         """Give a claim its numbers and decide it; returns the outcome.
 
         `value` is a `metrics.Estimate`, which brings its interval and n, or a number: Python's, or
-        a numpy or torch scalar; then `interval` = (low, high) and `n` may be given besides. `unit`
-        is that of the value. `null` is a `metrics.Null`, or a summary of one such as {"mean": ...,
-        "q95": ..., "draws": ...}. Any other number that the rule or the page needs is given by
+        a numpy or torch scalar; then `interval` = (low, high) and `n` may be given besides.
+        `null` is a `metrics.Null`, or a summary of one such as {"mean": ..., "q95": ..., "draws":
+        ...}. Any other number that the rule or the page needs is given by
         name; an Estimate NAME becomes NAME, NAME_low and NAME_high. The rule sees them as value,
         low, high, n, null_mean, ... and by their names.
 
         Outcome: not_testable, for the reason `otherwise`, if `value` is None; not_testable if a
         number is not finite or the gate is false, else holds, fails or unclear. UsageError: unknown
         claim, one measured before, a rule that uses a number which was not given, a rule that both
-        holds and fails.
+        holds and fails, an interval without width, a share outside 0 to 1.
         """
         entry, where = self._unmeasured(claim), f"claim {claim}"
+        if entry.across is not None:
+            raise UsageError(f"{where} is decided across models; report {', '.join(entry.across)}")
         if value is None:
             if not otherwise.strip():
                 raise UsageError(f"{where} has no value; say in `otherwise` why")
             self.results[claim] = Result(outcome="not_testable", reason=visible(otherwise))
             return "not_testable"
         value, interval, n = _parts(value, interval, n)
-        named = _spread(named)
+        named = _spread(where, named)
         null = null.asdict() if hasattr(null, "asdict") else null
         for name in named:
             if name.startswith("null_"):
@@ -118,8 +119,9 @@ class Claims:
         if null is not None and entry.null is None:
             raise UsageError(f"{where}: measured against a null that the claims file does not name")
         measured = {"value": _number(f"{where}: value", value)}
-        measured |= {"unit": visible(unit), "note": visible(note)}
+        measured |= {"unit": visible(entry.unit), "note": visible(note)}
         interval, count = _interval(where, interval), _count(where, n)
+        _check_possible(where, interval, entry.unit == "share")
         measured |= {key: _number(f"{where}: {key}", number) for key, number in named.items()}
         if null is not None:
             null = {key: _number(f"{where}: null {key}", x) for key, x in null.items()}
@@ -186,7 +188,11 @@ class Claims:
         rows = []
         for claim in self.claims:
             number = paper_number(claim.reported, **claim.source.model_dump())
-            rule = _cell(claim.decision) + small_print("Null", claim.null)
+            rule = _cell(claim.decision)
+            if claim.smallest_effect is not None:
+                text = f"{claim.smallest_effect.value}: {claim.smallest_effect.reason}"
+                rule += small_print("Smallest effect of interest", text)
+            rule += small_print("Null", claim.null)
             rule += small_print("Testable if", claim.gate_text)
             opened = f"<summary>{_cell(claim.statement)}</summary>\n<p>{rule}</p>"
             rows.append((_cell(claim.id), f"<details>{opened}</details>", number))
@@ -231,12 +237,21 @@ class Claims:
 
     def _entry(self, claim: Claim) -> dict[str, Any]:
         result = asdict(self.results.get(claim.id, Result()))
+        if claim.across is not None:
+            if missing := [key for key in claim.across if key not in self.measurements]:
+                raise UsageError(f"claim {claim.id}: {missing[0]!r} was not reported")
+            result["reason"] = "decided on the page across models, from their records"
         if claim.null is not None or result["null"] is not None:
             result["null"] = {"description": claim.null} | (result["null"] or {})
         if result["interval"] is not None:
             result["interval"] = list(result["interval"])
-        content = claim.model_dump(exclude={"null", "decision"})
-        rule = {key: content.pop(key) for key in ("gate", "gate_text", "holds_if", "fails_if")}
+        content = claim.model_dump(exclude={"null", "decision", "unit"})
+        keys = ("gate", "gate_text", "holds_if", "fails_if", "smallest_effect")
+        rule = {key: content.pop(key) for key in keys}
+        if claim.smallest_effect is None:
+            del rule["smallest_effect"]
+        if claim.across is None:
+            del content["across"]
         return {**content, **result, "decision_rule": {"text": claim.decision, **rule}}
 
 
@@ -255,13 +270,27 @@ def _parts(value: Any, interval: Any, n: Any) -> tuple[Any, Any, Any]:
     )
 
 
-def _spread(named: Mapping[str, Any]) -> dict[str, Any]:
+def _check_possible(
+    where: str, interval: Sequence[float | None] | None, is_share: bool = False
+) -> None:
+    """Nothing measured on a sample is known without error, and no share leaves 0 to 1."""
+    if interval is None or None in interval:
+        return
+    low, high = interval
+    if low == high:
+        raise UsageError(f"{where}: the interval has no width, {low} to {high}")
+    if is_share and not 0 <= low <= high <= 1:
+        raise UsageError(f"{where} is a share, but its interval is {low:.3g} to {high:.3g}")
+
+
+def _spread(where: str, named: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers by name, Estimates as three."""
     numbers: dict[str, Any] = {}
     for name, x in named.items():
         more = {name: x}
         if _is_estimate(x):
             more = {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
+            _check_possible(f"{where}: {name}", x.interval)
         if twice := more.keys() & (numbers.keys() | named.keys() - {name}):
             raise UsageError(f"{min(twice)!r} is given twice, by itself and with its interval")
         numbers |= more

@@ -16,7 +16,17 @@ _SYNTAX = (*_SYNTAX, ast.Name, ast.Load, ast.Constant, *OPERATORS)
 TRUTH = {"true": True, "false": False}
 # What `claims.<id>.<name>` means in a record besides the named numbers.
 _FIELDS = ("value", "low", "high", "n", "unit", "note", "outcome", "reason", "scope", "reported")
-RESERVED = {*_FIELDS, "null", "id", "statement", "measured", "interval", "source", "decision_rule"}
+RESERVED = {
+    *_FIELDS,
+    "smallest_effect",
+    "null",
+    "id",
+    "statement",
+    "measured",
+    "interval",
+    "source",
+    "decision_rule",
+}
 RESERVED |= {*OUTCOMES, *FUNCTIONS, *TRUTH}
 
 

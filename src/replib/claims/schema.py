@@ -75,6 +75,13 @@ class Source(Strict):
     where: Text | None  # section or figure
 
 
+class SmallestEffect(Strict):
+    """Less would not matter, and why; "fails" is evidence that the effect is smaller than this."""
+
+    value: Number
+    reason: Words
+
+
 class Rule(Strict):
     """How a claim was decided: in words, and as expressions over its numbers."""
 
@@ -83,6 +90,7 @@ class Rule(Strict):
     gate_text: Text | None
     holds_if: Text
     fails_if: Text
+    smallest_effect: SmallestEffect | None = None
 
 
 def _free(name: str) -> str:
@@ -119,6 +127,7 @@ class MeasuredClaim(Strict):
     n: Count | None
     null: Null | None
     decision_rule: Rule
+    across: list[Key] | None = None  # what is compared, if the claim compares models
     outcome: Literal[OUTCOMES]
     reason: Text
     scope: Literal["replication", "transfer", "method"]

@@ -36,7 +36,7 @@ claims:
      gate_text: accuracy of at least one half, holds_if: low > null_q95, fails_if: high < null_q95,
      decision: The interval lies above the null.}
   - {id: "1.2", statement: Nothing else changes, reported: null,
-     source: {mark: none, where: null}, null: null, gate: null, gate_text: null,
+     source: {mark: none, where: null}, null: null, gate: null, gate_text: null, unit: nats,
      holds_if: value < 0.1, fails_if: value > 0.2, decision: Below a tenth.}
   - {id: "1.10", statement: It is the largest, reported: "0.69",
      source: {mark: second-hand, where: Sec. 5}, null: null, gate: null, gate_text: null,
@@ -149,7 +149,7 @@ def make_run(root: Path, model: str, gain: float, **roles: list[tuple[int, int]]
     claims = Claims.load(root / "notebooks" / f"{PAPER}/claims.yaml")
     null = {"mean": 0.01, "q95": 0.05}
     claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
-    claims.measure("1.2", 0.15, unit="nats")
+    claims.measure("1.2", 0.15)
     claims.measure("1.10", None, otherwise="too small")
     for role, heads in roles.items():
         claims.role(role, heads, f"rule of {role}")

@@ -95,11 +95,11 @@ def first_workable(
     """
     variants = iter(variants)
     paper = read_unedited(net, next(variants))
-    tried = {paper.variant.name: metrics.wilson(paper.listed)}
+    tried = {paper.variant.name: metrics.proportion(paper.listed)}
     if tried[paper.variant.name].low > 1 / paper.variant.n_objects:
         return paper, tried
     for variant in variants:
-        share = metrics.wilson(prefers_answer(read(net, variant.choose))[0])
+        share = metrics.proportion(prefers_answer(read(net, variant.choose))[0])
         tried[variant.name] = share
         if share.low > 1 / variant.n_objects:
             return read_unedited(net, variant), tried
@@ -125,7 +125,7 @@ def prefers_answer(said: Readout) -> Bool[Tensor, "edit prompt"]:
 def accuracies(net: Network, tasks: Mapping[str, PromptPairs]) -> dict[str, Estimate]:
     """The share of each task's prompts on which the answer has a higher logit than the foil."""
     said = {name: read(net, pairs).logit_diff[0] for name, pairs in tasks.items()}
-    return {name: metrics.wilson(logit_diff > 0) for name, logit_diff in said.items()}
+    return {name: metrics.proportion(logit_diff > 0) for name, logit_diff in said.items()}
 
 
 def labelled(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replib.interventions.head_edits import Readout
 from replib.interventions.network import Head, Network, activations
-from replib.metrics import Estimate, bootstrap, head_label, rng, wilson
+from replib.metrics import Estimate, bootstrap, head_label, proportion, rng
 from replib.models.finite import check_logits
 from replib.prompts.pairs import PromptPairs
 
@@ -156,8 +156,8 @@ def continued(
     for name, one in said.items():
         first = one.logits[0].argmax(-1)  # of the class; 0: the successor
         bars[name.replace(" ", "\n")] = {
-            "of all tokens": wilson(one.correct[0], lists[name].group),
-            "within its class": wilson(first == 0, lists[name].group),
+            "of all tokens": proportion(one.correct[0], lists[name].group),
+            "within its class": proportion(first == 0, lists[name].group),
         }
     return bars or {"none": {"of all tokens": Estimate(0.0, 0.0, 0.0, 0)}}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from replib.chapters.successor_heads.index_domain import ROUNDING
 from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass
 from replib.errors import UsageError
-from replib.metrics import Estimate, Null, bootstrap, rng, wilson
+from replib.metrics import Estimate, Null, bootstrap, proportion, rng
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
@@ -259,13 +259,13 @@ def read_by_probe(
 
 def probe_bars(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, Estimate]:
     """Share of the tokens of each class that the probe reads, as bars."""
-    bars = {name.replace(" ", "\n"): wilson(one) for name, one in right.items()}
+    bars = {name.replace(" ", "\n"): proportion(one) for name, one in right.items()}
     return bars or {"none": Estimate(0.0, 0.0, 0.0, 0)}
 
 
 def mean_share(right: Mapping[str, Bool[Tensor, " item"]]) -> float:
     """Mean over classes of that share; NaN if there is none."""
-    return float(np.mean([wilson(one).value for one in right.values()] or [np.nan]))
+    return float(np.mean([proportion(one).value for one in right.values()] or [np.nan]))
 
 
 def period_power(activation: Float[Tensor, "neuron n"]) -> Float[Tensor, " neuron"]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from replib.chapters.successor_heads.direct_effects import observe
 from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass, all_tokens
 from replib.interventions.network import Head, Network
-from replib.metrics import Estimate, Null, bootstrap, head_label, rng, wilson
+from replib.metrics import Estimate, Null, bootstrap, head_label, proportion, rng
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -335,7 +335,7 @@ def by_class(scores: Scores, row: int, label: str) -> dict[str, dict[str, Estima
     for name, hit in scores.hit.items():
         line = float(np.quantile(scores.null.best(name), 0.95))
         bars[name.replace(" ", "\n")] = {
-            f"head {label}": wilson(hit[row]),
+            f"head {label}": proportion(hit[row]),
             "best head under the null (95th pct.)": Estimate(line, line, line, len(hit[row])),
         }
     return bars

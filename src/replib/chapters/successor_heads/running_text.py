@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.successor_heads.ordinals import ROMAN, WORDS, WRAPS
 from replib.errors import UsageError
-from replib.metrics import Estimate, wilson
+from replib.metrics import Estimate, proportion
 from replib.prompts.texts import public_domain_text
 
 
@@ -168,8 +168,8 @@ def shares(
     for kind in KINDS:
         fits, mine = torch.from_numpy(kinds == kind), Estimate(0.0, 0.0, 0.0, 0)
         if won.any():
-            mine = wilson(fits[won], prompt[won].tolist())
-        found[kind] = mine, wilson(fits, prompt.tolist())
+            mine = proportion(fits[won], prompt[won].tolist())
+        found[kind] = mine, proportion(fits, prompt.tolist())
     return found
 
 
