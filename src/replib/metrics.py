@@ -173,7 +173,7 @@ def bootstrap(
     """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
 
     `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
-    and no (bool) gets the interval of `proportion`. A mean of differences that are all -1, 0 or 1 gets
+    and no (bool) gets the interval of `proportion`. A mean of differences, all -1, 0 or 1, gets
     the adjusted Wald interval: one +1 and one -1 are added to the sample (after Agresti and Min
     2005), because resampling tells too little where few prompts differ. The interval is still too
     narrow where values are skewed and groups few.
