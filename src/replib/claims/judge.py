@@ -55,7 +55,12 @@ def decide_claim(
 
 
 def judge(entry: Mapping[str, Any]) -> str | None:
-    """The outcome that the rule of a record's claim gives for its numbers; None: none measured."""
+    """The outcome that the rule of a record's claim gives for its numbers; None: none measured.
+    Of one whose outcome differs between two runs it is unclear."""
+    if both := entry.get("unstable"):
+        runs = [{**entry, "unstable": None, **both[name]} for name in ("first", "second")]
+        outcomes = [judge(run) or run["outcome"] for run in runs]
+        return "unclear" if outcomes == [run["outcome"] for run in runs] else outcomes[0]
     if entry["measured"] is None:
         return None
     rule = dict(entry["decision_rule"])

@@ -140,6 +140,7 @@ def write_run(
         "calibration": None,
         "peak_memory_mb": 900.0,
         "started": "2026-01-02T03:04:05Z",
+        "numerics": {"threads": 2, "instructions": "all", "processor": "the builder's"},
     }
     write_record(folder / "record.json", usual | record)
 
