@@ -101,7 +101,7 @@ def unite(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
         apart = [key for key in SAME if first[key] != second[key]] or ["numerics, which are equal"]
         raise UsageError(f"the second run of {first['paper']} is another's: {words(apart)}")
     again = {key: second[key] for key in ("numerics", "wall_time_s", "started")}
-    said = [in_words(Numerics(**record["numerics"])) for record in (first, second)]
+    said = [in_words(record["numerics"]) for record in (first, second)]
     pairs = zip(first["claims"], second["claims"], strict=True)
     return {**first, "again": again, "claims": [_united(*pair, said) for pair in pairs]}
 

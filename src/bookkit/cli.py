@@ -277,7 +277,7 @@ def _certify_one(folder: Path) -> bool:
         run = second_run(chapter, record)
         path = run.folder / "record.json"  # it may be there, from a certification that was stopped
         if not path.is_file() or not is_second(record, read_record(path)):
-            (run,) = prepare([run])
+            (run,) = prepare([run], skip_missing=False)
             if not _run_one(run):
                 return False
         second = read_record(path)

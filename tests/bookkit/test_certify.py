@@ -97,4 +97,4 @@ def test_other_numerics_are_other_threads_and_older_instructions(
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     usual = numerics.usual()
     assert (usual.threads, usual.instructions) == (3, "ATEN_CPU_CAPABILITY=avx2")
-    assert numerics.in_words(first) == "1 thread, all instructions"
+    assert numerics.in_words(first.model_dump()) == "1 thread, all instructions"

@@ -7,7 +7,9 @@ a run is made again with `other` numerics on the same machine.
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bookkit.records import Numerics
 from replib.errors import find_control
@@ -46,10 +48,10 @@ def variables(numerics: Numerics) -> dict[str, str]:
     return {"REPLIB_THREADS": str(numerics.threads)} | limited
 
 
-def in_words(numerics: Numerics) -> str:
-    """`1 thread, all instructions`."""
-    threads = "1 thread" if numerics.threads == 1 else f"{numerics.threads} threads"
-    return f"{threads}, {numerics.instructions} instructions"
+def in_words(numerics: Mapping[str, Any]) -> str:
+    """`1 thread, all instructions`, of a record's numerics."""
+    threads = "1 thread" if numerics["threads"] == 1 else f"{numerics['threads']} threads"
+    return f"{threads}, {numerics['instructions']} instructions"
 
 
 def _processor() -> str:
