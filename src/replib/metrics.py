@@ -60,43 +60,49 @@ def logit_diff(
 
 
 def proportion(
-    successes: Bool[Tensor, " prompt"], groups: Sequence[Hashable] | None = None
+    values: Bool[Tensor, " prompt"] | Float[Tensor, " prompt"],
+    groups: Sequence[Hashable] | None = None,
 ) -> Estimate:
-    """A proportion and its 95% Wilson interval.
+    """A proportion of right answers (bool), or a mean of shares between 0 and 1, and its 95%
+    interval after Clopper and Pearson, which covers at least as often as it says.
 
     Prompts of one group (template, entity) may go together: they count as fewer, by the design
-    effect that the data show, and the quantile is that of t with a degree of freedom less than
-    groups (Korn and Graubard 1998). Without `groups`, or where all prompts agree, each counts as
-    one; with one group only, nothing is known of others, and the interval is 0 to 1. Near 0 and 1
-    coverage swings around 95%, as few counts are possible.
+    effect that the data show and by what t asks of few groups (Korn and Graubard 1998), though
+    never as fewer than groups; so do shares, which vary less than right and wrong, count as more.
+    Without `groups`, or where all agree, each counts as one. Of one group only, nothing is known of
+    others, and the interval is 0 to 1.
     """
-    if len(successes) == 0:
+    if len(values) == 0:
         raise UsageError("a proportion of no prompts: give at least one")
-    values = successes.double().numpy(force=True)
-    n, z = _effective(values, groups)
-    share = float(values.mean())
-    if z == math.inf:
-        return Estimate(share, 0.0, 1.0, len(values))
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), len(values))
+    array = values.double().numpy(force=True)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise UsageError(f"shares lie in 0 to 1, not at {array.min():.3g} to {array.max():.3g}")
+    share, n = float(array.mean()), float(len(array))
+    if groups is not None or values.dtype != torch.bool:
+        groups = range(len(array)) if groups is None else groups
+        n = _effective(array, groups, share * (1 - share))
+    if n == 0:
+        return Estimate(share, 0.0, 1.0, len(array))
+    k = share * n
+    low = float(stats.beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
+    high = float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    return Estimate(share, low, high, len(array))
 
 
 def _effective(
-    values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable] | None
-) -> tuple[float, float]:
-    """How many independent prompts the grouped ones are worth, and the quantile for 95%."""
-    n, z = float(len(values)), float(stats.norm.ppf(0.975))
-    member, n_groups = _members(groups) if groups is not None else (None, n)
-    if n_groups == n:
-        return n, z
+    values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable], spread: float
+) -> float:
+    """How many independent draws of variance `spread` the mean of grouped values is worth, for an
+    interval that asks a normal quantile (or a binomial one) of it; 0 where there is one group."""
+    n, (member, n_groups) = len(values), _members(groups)
     if n_groups == 1:
-        return n, math.inf
-    z *= float(stats.t.ppf(0.975, n_groups - 1) / stats.t.ppf(0.975, n - 1))
+        return 0.0
     apart = values - values.mean()
-    alone = (apart**2).sum() / (n - 1) / n  # variance of the mean, if prompts were independent
-    together = (np.bincount(member, apart) ** 2).sum() * n_groups / (n_groups - 1) / n**2
-    return (n * min(1.0, alone / together) if alone > 0 and together > 0 else n), z
+    by_group = (np.bincount(member, apart) ** 2).sum() * n_groups / (n_groups - 1) / n**2
+    error = max(by_group, (apart**2).sum() / (n - 1) / n)  # squared, of the mean
+    worth = spread / error if error > 1e-24 else float(n)
+    few = stats.t.ppf(0.975, max(worth, n) - 1) / stats.t.ppf(0.975, n_groups - 1)
+    return max(worth * float(few) ** 2, n**2 / float((np.bincount(member) ** 2).sum()))
 
 
 def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], int]:
@@ -136,18 +142,10 @@ def cluster_draws(
     """Weights of the prompts under each resampling of whole groups, rows summing to 1. Prompts that
     share a template (or another entity) are drawn together, so an interval does not count them as
     independent. With as many groups as prompts it is the ordinary bootstrap."""
-    member, counts = _group_draws(groups, generator, draws)
+    member, n_groups = _members(groups)
+    counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
     weights = counts[:, member].astype(float)
     return weights / weights.sum(-1, keepdims=True)
-
-
-def _group_draws(
-    groups: Sequence[Hashable], generator: np.random.Generator, draws: int
-) -> tuple[Int[np.ndarray, " prompt"], Int[np.ndarray, "draw group"]]:
-    """The group of each prompt, and how often each group is in each resampling."""
-    member, n_groups = _members(groups)
-    even = np.full(n_groups, 1 / n_groups)
-    return member, generator.multinomial(n_groups, even, size=draws)
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> tuple[float, float]:
@@ -170,38 +168,90 @@ def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
     draws: int = 5000,
 ) -> Estimate:
-    """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
+    """The mean over prompts and its 95% interval, prompts of one group going together.
 
-    `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
-    and no (bool) gets the interval of `proportion`. A mean of differences, all -1, 0 or 1, gets
-    the adjusted Wald interval: one +1 and one -1 are added to the sample (after Agresti and Min
-    2005), because resampling tells too little where few prompts differ. The interval is still too
-    narrow where values are skewed and groups few.
+    Of six groups or more it is the studentised bootstrap, which also covers skewed values; of fewer
+    Student's t with errors that are right for groups of any size (CR2, with Satterthwaite's degrees
+    of freedom: Bell and McCaffrey 2002). Yes and no (bool) have the interval of `proportion`, and
+    so should shares, by calling it: these ends may leave 0 to 1. Differences that are all -1, 0 or
+    1 have the adjusted Wald interval: one +1 and one -1 are added (after Agresti and Min 2005).
+
+    `statistic` maps means [..., *rest] to [...]; its interval is that of bootstrap `percentiles`.
+
+    Values that agree tell nothing of how far others lie: the interval goes from v towards 0, to v
+    times the share of prompts that show v at least (`proportion`), as if others showed none. For
+    v = 0, and of one group only, its ends are NaN.
     """
     if statistic is None and values.dtype == torch.bool:
         return proportion(values, groups)
     array = values.double().numpy(force=True)
-    if statistic is None and array.ndim == 1 and np.isin(array, (-1.0, 0.0, 1.0)).all():
+    if statistic is None and np.isin(array, (-1.0, 0.0, 1.0)).all():
         return _difference(array, groups)
-    of = statistic or (lambda mean: mean)
-    member, counts = _group_draws(groups, generator, draws)
-    n_groups = counts.shape[1]
+    member, n_groups = _members(groups)
+    sizes = np.bincount(member).astype(float)
     sums = np.zeros((n_groups, *array.shape[1:]))
     np.add.at(sums, member, array)
-    drawn = counts @ np.bincount(member)  # prompts in each resampling
-    means = np.tensordot(counts, sums, axes=1) / drawn.reshape(-1, *[1] * (array.ndim - 1))
-    return Estimate(float(of(array.mean(0))), *percentiles(of(means), n_groups), len(array))
+    value = float(array.mean(0) if statistic is None else statistic(array.mean(0)))
+    if n_groups == 1:
+        low, high = math.nan, math.nan
+    elif statistic is None and n_groups < 6:
+        low, high = _few_groups(sums, sizes)
+    else:
+        counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
+        if statistic is None:
+            low, high = _studentised(sums, sizes, counts.astype(float))
+        else:
+            drawn = (counts @ sizes).reshape(-1, *[1] * (array.ndim - 1))  # prompts in each draw
+            low, high = percentiles(statistic(np.tensordot(counts, sums, axes=1) / drawn), n_groups)
+    if high - low <= 1e-6 * abs(value):
+        least = value * proportion(torch.ones(len(array), dtype=torch.bool), groups).low
+        low, high = sorted((least, value)) if value else (math.nan, math.nan)
+    return Estimate(value, low, high, len(array))
+
+
+def _few_groups(
+    sums: Float[np.ndarray, " group"], sizes: Float[np.ndarray, " group"]
+) -> tuple[float, float]:
+    """The interval of a mean by CR2: each group's share of the squared error is divided by what the
+    mean, which the group itself has moved, takes from it."""
+    n = sizes.sum()
+    mean, left = sums.sum() / n, 1 - sizes / n
+    error = math.sqrt((((sums - mean * sizes) ** 2) / left).sum()) / n
+    product = -np.outer(sizes, sizes) / n / np.sqrt(np.outer(left, left))
+    np.fill_diagonal(product, sizes)
+    freedom = np.trace(product) ** 2 / (product**2).sum()
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return float(mean) - half, float(mean) + half
+
+
+def _studentised(
+    sums: Float[np.ndarray, " group"],
+    sizes: Float[np.ndarray, " group"],
+    counts: Float[np.ndarray, "draw group"],
+) -> tuple[float, float]:
+    """The interval of a mean by how far the means of resamplings lie from it, each in errors of its
+    own. An error is taken to be at least a fifth of that of the prompts: some resamplings hold
+    nearly the same value only."""
+    mean = sums.sum() / sizes.sum()
+    apart = sums - mean * sizes
+    powers = np.stack([sizes, apart, apart**2, apart * sizes, sizes**2], -1)
+    size, one, square, cross, size_2 = (counts @ powers).T
+    shift = one / size
+    variance = (square - 2 * shift * cross + shift**2 * size_2) / size**2
+    here = (apart**2).sum() / sizes.sum() ** 2
+    t = shift / np.sqrt(np.maximum(variance, 0.04 * here) + 1e-300)
+    low, high = np.quantile(t, [0.025, 0.975])
+    return float(mean - high * math.sqrt(here)), float(mean - low * math.sqrt(here))
 
 
 def _difference(values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable]) -> Estimate:
     """Mean of paired differences -1, 0, 1 and its adjusted Wald interval."""
-    n, z = _effective(values, groups)
-    share = float(values.mean())
-    if z == math.inf:
+    n, share = _effective(values, groups, float(values.var())), float(values.mean())
+    if n == 0:
         return Estimate(share, -1.0, 1.0, len(values))
     mean = share * n / (n + 2)
     variance = (float((values**2).mean()) * n + 2) / (n + 2) - mean**2
-    half = z * math.sqrt(variance / (n + 2))
+    half = 1.959964 * math.sqrt(variance / (n + 2))
     return Estimate(share, max(-1.0, mean - half), min(1.0, mean + half), len(values))
 
 
