@@ -157,6 +157,21 @@ def test_max_statistic_finds_a_real_effect_and_skips_missing_heads():
     assert (p[:2].flatten() < 0.05).sum() == 1
 
 
+def test_max_statistic_is_not_fooled_by_rounding_or_by_effects_without_spread():
+    generator = np.random.default_rng(3)
+    effect = torch.from_numpy(1e-8 * (generator.random(size=(2, 50, 24)) < 0.05))  # inert heads
+    effect[0, 0] = 2.0
+    effect[1, 1] = torch.from_numpy(generator.normal(1.0, 0.5, size=24))
+    p = m.max_statistic_pvalues(effect, generator)
+    assert p[0, 0] < 0.01 and p[1, 1] < 0.01
+    assert (p < 0.05).sum() == 2
+    assert (m.max_statistic_pvalues(torch.zeros(2, 2, 6), generator) == 1).all()
+    # values that are mostly a little below 0 and seldom far above
+    skewed = torch.from_numpy(generator.exponential(size=(200, 1, 9, 12)) - 1)
+    found = [float(m.max_statistic_pvalues(one, generator, 200).min()) < 0.05 for one in skewed]
+    assert np.mean(found) < 0.1
+
+
 def test_top_heads_by_magnitude_without_nan():
     score = torch.tensor([[0.1, -0.5, torch.nan], [0.3, 0.0, 0.2]])
     assert m.top_heads(score, 3) == [(0, 1), (1, 0), (1, 2)]
@@ -169,6 +184,20 @@ def test_overlap_by_hand():
     b = [{(0, 0), (0, 2)}, {(1, 0), (0, 1)}]
     assert m.overlap(a, b) == 0.5  # L0H0 in stage 1, L1H0 in stage 2
     assert m.overlap([set()], [set()]) == 0.0
+
+
+def test_overlap_in_halves_has_a_ceiling():
+    generator = np.random.default_rng(0)
+    effect = torch.zeros(2, 25, 8)
+    effect[0, 3] = 1.0
+    other = torch.zeros(2, 25, 8)
+    other[1, 4] = -1.0
+    assert m.overlap_in_halves([effect], [effect], generator) == (1.0, 1.0)
+    assert m.overlap_in_halves([effect], [other], generator) == (0.0, 1.0)
+    # chance alone: of 50 heads one is kept, and halves agree in 1 of 50
+    noise = [torch.from_numpy(generator.normal(size=(2, 25, 8))) for _ in range(2)]
+    between, within = m.overlap_in_halves([noise[0]], [noise[1]], generator, splits=200)
+    assert between < 0.2 and within < 0.2
 
 
 def test_overlap_null_keeps_layers():
@@ -223,9 +252,24 @@ def test_intervals_over_seeds_by_hand():
     # Equal sizes and variances: Welch is Student, t(0.975; 4) = 2.7764, error sqrt(2 / 3).
     more = m.seeds_difference([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
     assert astuple(more) == pytest.approx((3, 3 - 2.2670, 3 + 2.2670, 6), abs=1e-3)
-    assert m.seeds_difference([1.0, 1.0], [0.5, 0.5]) == m.Estimate(0.5, 0.5, 0.5, 4)
-    assert m.seeds_mean([1.0, 1.0]) == m.Estimate(1.0, 1.0, 1.0, 2)
+    least = 0.025**0.5  # of seeds, if two of two do the same
+    same = m.seeds_difference([1.0, 1.0], [0.5, 0.5])
+    assert astuple(same) == pytest.approx((0.5, 0.5 * least, 0.5, 4))
+    assert astuple(m.seeds_mean([2.0, 2.0])) == pytest.approx((2, 2 * least, 2, 2))
+    assert np.isnan(m.seeds_difference([1.0, 1.0], [1.0, 1.0]).interval).all()
     with pytest.raises(UsageError, match="at least 2, got 1"):
         m.seeds_mean([1.0])
     with pytest.raises(UsageError, match="got 1 and 2"):
         m.seeds_difference([1.0], [1.0, 2.0])
+
+
+def test_intervals_of_shares_over_seeds():
+    learned, never = [1.0] * 5, [0.0] * 5
+    least = 0.025 ** (1 / 5)
+    assert m.seeds_mean(learned, share=True).interval == pytest.approx((least, 1))
+    more = m.seeds_difference(learned, never, share=True)
+    assert more.interval == pytest.approx((1 - (1 - least) * 2**0.5, 1))
+    shares = m.seeds_mean([0.99, 0.96, 1.0, 0.98, 0.99], share=True)
+    assert 0.9 < shares.low < 0.984 < shares.high < 1
+    with pytest.raises(UsageError, match="lie in 0 to 1"):
+        m.seeds_mean([0.5, 1.5], share=True)
