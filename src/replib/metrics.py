@@ -270,43 +270,12 @@ def max_statistic_pvalues(
 
 
 def overlap(a: Sequence[set[Head]], b: Sequence[set[Head]]) -> float:
-    """Heads in common, stage by stage, as a share of the heads of `a` (|A ∩ B| / |A|, pooled)."""
+    """Heads in common, stage by stage, as a share of the heads of `a` (|A ∩ B| / |A|, pooled).
+    It has no interval: top heads of few prompts are partly chance, so it comes out too small, and
+    no interval around it would cover. It is shown beside its ceiling, the overlap of a task with
+    itself between the halves of its prompts."""
     size = sum(map(len, a))
     return sum(len(x & y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
-
-
-def overlap_in_halves(
-    a: Sequence[Float[Tensor, "layer head prompt"]],
-    b: Sequence[Float[Tensor, "layer head prompt"]],
-    generator: np.random.Generator,
-    fraction: float = 0.02,
-    splits: int = 100,
-) -> tuple[float, float]:
-    """(Overlap of the top heads of two tasks, its ceiling), means over random halves of the prompts
-    of each; a tensor of effects for each stage.
-
-    Top heads of few prompts are partly chance, so an overlap comes out too small, by an unknown
-    amount: no interval around it covers. But a task overlaps with itself no more, between halves
-    of its prompts. The ceiling is that, of both tasks; they share what they can where the overlap
-    of half of one task with half of the other is as large.
-    """
-
-    def halves(stages: Sequence[Tensor]) -> list[list[set[Head]]]:
-        order = [torch.from_numpy(generator.permutation(e.shape[-1])) for e in stages]
-        return [
-            [
-                set(top_heads(e[..., at[i::2]].mean(-1), n_top(e[..., 0].numel(), fraction)))
-                for e, at in zip(stages, order, strict=True)
-            ]
-            for i in (0, 1)
-        ]
-
-    between, within = [], []
-    for _ in range(splits):
-        (a1, a2), (b1, b2) = halves(a), halves(b)
-        between.append(overlap(a1, b1))
-        within.append((overlap(a1, a2) + overlap(b1, b2)) / 2)
-    return float(np.mean(between)), float(np.mean(within))
 
 
 def drawn_overlap_null(

@@ -36,8 +36,15 @@ RUNS = 2000
 COLUMNS = ("method", "simulated", "says", "measured", "counts as it", "simulations", "as it says")
 Generator = np.random.Generator
 
-# What is simulated: why the method misses what it says. Nothing at present.
-KNOWN: dict[str, str] = {}
+# What is simulated: why the method misses what it says.
+KNOWN = {
+    "10 templates of 2 to 40 prompts, all or nothing, 8 in 10 right": (
+        "where ten templates agree, nothing shows that each is all or nothing"
+    ),
+    "5 seeds, about 0.98 if they learn, as 9 in 10 do": (
+        "five seeds that all learn do not show that one in ten does not"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -284,15 +291,6 @@ def _(g, n, size):
 N_LAYERS, N_HEADS = 30, 9
 
 
-def task(far: float) -> torch.Tensor:
-    """True effects of all heads, six of them `far` stronger than all others."""
-    effects = 0.1 * torch.randn(N_LAYERS, N_HEADS, generator=torch.Generator().manual_seed(1))
-    effects = effects.clamp(-0.2, 0.2)
-    effects[10, :4] += far
-    effects[20, :2] += far
-    return effects
-
-
 case("spread of 20 SAE seeds (claim 2.8)", "their mean", truth=0.6)(
     lambda g: np.quantile(g.normal(0.6, 0.05, size=20), [0.025, 0.975])
 )
@@ -355,20 +353,6 @@ def random_heads(g: Generator, layers: list[int], n_heads: int = 9) -> set[m.Hea
         for layer in set(layers)
         for head in g.choice(n_heads, layers.count(layer), replace=False)
     }
-
-
-@case(
-    *("overlap_in_halves, below two thirds of its ceiling", "tasks alike, 50 prompts, heads {}"),
-    *(("that stand out", 1.0), ("that hardly stand out", 0.3)),
-    runs=500,
-)
-def _(g, _, far):
-    effect = task(far)
-    values = [
-        effect[..., None] + torch.from_numpy(g.normal(size=(*effect.shape, 50))) for _ in "ab"
-    ]
-    between, ceiling = m.overlap_in_halves(values[:1], values[1:], g, splits=20)
-    return between < 2 / 3 * ceiling
 
 
 STAGES = ([24, 25, 25, 26, 28, 29], [18, 20, 20, 21, 21, 23], [5, 5, 6, 8, 9, 9])

@@ -186,20 +186,6 @@ def test_overlap_by_hand():
     assert m.overlap([set()], [set()]) == 0.0
 
 
-def test_overlap_in_halves_has_a_ceiling():
-    generator = np.random.default_rng(0)
-    effect = torch.zeros(2, 25, 8)
-    effect[0, 3] = 1.0
-    other = torch.zeros(2, 25, 8)
-    other[1, 4] = -1.0
-    assert m.overlap_in_halves([effect], [effect], generator) == (1.0, 1.0)
-    assert m.overlap_in_halves([effect], [other], generator) == (0.0, 1.0)
-    # chance alone: of 50 heads one is kept, and halves agree in 1 of 50
-    noise = [torch.from_numpy(generator.normal(size=(2, 25, 8))) for _ in range(2)]
-    between, within = m.overlap_in_halves([noise[0]], [noise[1]], generator, splits=200)
-    assert between < 0.2 and within < 0.2
-
-
 def test_overlap_null_keeps_layers():
     a = [{(0, 0), (1, 0)}]
     null = m.drawn_overlap_null(a, a, 4, np.random.default_rng(0), 4000)
