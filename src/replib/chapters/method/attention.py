@@ -53,12 +53,13 @@ class RepeatedNames:
         return each[::2], each[1::2]
 
     def after_same(self, seqs: Int[Tensor, " seq"]) -> Looks:
-        """From every name of the second block, but the last, to what followed it in the first."""
+        """From the names of the second block to what followed them in the first: all but the last
+        name, and the first, whose first mention is where heads rest."""
         rows = []
         for seq in seqs.tolist():
             n = int(self.length[seq])
-            begin, end = self.start + 1, self.start + n - 1
-            rows += [(seq, src - 1 + n, src, begin, end) for src in range(begin, end + 1)]
+            first, last = self.start + 2, self.start + n - 1
+            rows += [(seq, src - 1 + n, src, first, last) for src in range(first, last + 1)]
         return Looks(*torch.tensor(rows).T)
 
     def just_before(self, seqs: Int[Tensor, " seq"]) -> Looks:
