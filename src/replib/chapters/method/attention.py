@@ -301,7 +301,8 @@ def draw_pattern(
     ax = fig.subplots()
     image = ax.imshow(pattern.numpy(force=True), cmap="Greys", vmin=0, vmax=1)
     for dest, src in marked.items():
-        ax.plot(src, dest, "s", ms=9, mfc="none", mec="black", mew=1.2)
+        for color, width in (("white", 3), ("black", 1.2)):  # seen on any grey
+            ax.plot(src, dest, "s", ms=9, mfc="none", mec=color, mew=width)
     ticks = range(len(words))
     ax.set_xticks(ticks, words, rotation=90, fontsize=8)
     ax.set_yticks(ticks, words, fontsize=8)
