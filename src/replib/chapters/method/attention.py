@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.ActivationCache import ActivationCache
 from transformers import PreTrainedTokenizerBase
 
 from replib.figures import Picture
 from replib.interventions.head_edits import frozen_norm
-from replib.interventions.network import Head, Network
+from replib.interventions.network import Head, Network, activations
 from replib.metrics import Estimate, Null, bootstrap
 from replib.prompts.tokens import need, single_tokens
 from replib.prompts.words import NAMES
@@ -92,20 +91,52 @@ def repeated_names(
     return RepeatedNames(torch.tensor(rows), tuple(text), torch.tensor(length), len(front))
 
 
-def moved_name(
-    tokenizer: PreTrainedTokenizerBase, seed: int, n_others: int = 9
-) -> tuple[Int[Tensor, "place pos"], list[list[str]]]:
-    """One sequence for each place of a name that is said again at the end, and their words: the
-    other names keep their order. The first name stands still, as heads rest on it."""
+@dataclass(frozen=True)
+class MovedName:
+    """One block of names for each place of one of them, the order of the others being the same.
+    Then all others are said again, and last the name that moves."""
+
+    tokens: Int[Tensor, "frame pos"]
+    words: tuple[tuple[str, ...], ...]
+    place: Int[Tensor, " frame"]  # where the name stands the first time
+    end: int  # of the block
+
+
+def moved_name(tokenizer: PreTrainedTokenizerBase, seed: int, n_others: int = 9) -> MovedName:
+    """The first and the last name of the block do not move: heads rest on the first token, and
+    what follows the last is said again."""
     known = single_tokens(tokenizer, NAMES)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(known), generator=generator)[: n_others + 1].tolist()
     moved, *others = (list(known)[i] for i in drawn)
-    said = [[*others[:at], moved, *others[at:], moved] for at in range(1, n_others)]
     front = tokenizer(f" {others[0]}").input_ids[:-1]
-    rows = [[*front, *(known[name] for name in words)] for words in said]
     before = tokenizer.convert_ids_to_tokens(front)
-    return torch.tensor(rows), [[*before, *words] for words in said]
+    places = range(1, n_others)
+    said = [[*others[:at], moved, *others[at:], *others, moved] for at in places]
+    rows = [[*front, *(known[name] for name in words)] for words in said]
+    place = torch.tensor(places) + len(front)
+    texts = tuple((*before, *words) for words in said)
+    return MovedName(torch.tensor(rows), texts, place, len(front) + n_others + 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept of one pass over some sequences: all else would not fit the memory."""
+
+    pattern: Float[Tensor, "seq layer head dest src"]
+    stream: tuple[Float[Tensor, "seq pos d_model"], ...]  # before each layer
+    z: tuple[Float[Tensor, "seq pos head d_head"], ...]
+
+
+def run(net: Network, tokens: Int[Tensor, "seq pos"]) -> Run:
+    ends = ("hook_in", "attn.o.hook_in", "attn.hook_pattern")
+    names = [[f"blocks.{layer}.{end}" for layer in range(net.n_layers)] for end in ends]
+    wanted = {name for some in names for name in some}
+    seen = activations(net.model, tokens, lambda name: name in wanted)
+    stream, z, pattern = ([seen[name] for name in some] for some in names)
+    z = [block.heads_of(x.flatten(2)) for block, x in zip(net.blocks, z, strict=True)]
+    pattern = torch.stack([x.float().cpu() for x in pattern], 1)
+    return Run(pattern, tuple(stream), tuple(z))
 
 
 # --- Where heads look ----------------------------------------------------------------------------
@@ -156,6 +187,12 @@ def look_and_chance(
     return {"value": held_out, "null": best_by_chance(pattern, looks, generator, draws)}
 
 
+def above_null(value: Estimate, null: Null) -> float:
+    """How far the interval lies above the null's 95th percentile: a head was found if this is more
+    than 0."""
+    return value.low - null.asdict()["q95"]
+
+
 # --- The QK circuit ------------------------------------------------------------------------------
 
 
@@ -183,7 +220,7 @@ def _head_write(net: Network, head: Head, x: Float[Tensor, "name d_model"]) -> T
 
 
 def key_reader(
-    net: Network, cache: ActivationCache, head: Head, looks: Looks, tokens: Int[Tensor, "seq pos"]
+    net: Network, seen: Run, head: Head, looks: Looks, tokens: Int[Tensor, "seq pos"]
 ) -> Callable[[Float[Tensor, "seq pos d_model"]], Float[Tensor, " some"]]:
     """How much a part of the stream before a layer, read as keys by `head`, raises the score of the
     right place: a function of the part, one number a sequence.
@@ -194,7 +231,7 @@ def key_reader(
     """
     layer, h = head
     block, geometry = net.blocks[layer], net.geometry(tokens)
-    x = cache["resid_pre", layer]
+    x = seen.stream[layer]
     at = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     q = _queries(net, head, x, at)
     norm = frozen_norm(block.ln1, x)
@@ -220,15 +257,15 @@ def key_reader(
 
 
 def match_by_head(
-    net: Network, cache: ActivationCache, head: Head, looks: Looks, tokens: Int[Tensor, "seq pos"]
+    net: Network, seen: Run, head: Head, looks: Looks, tokens: Int[Tensor, "seq pos"]
 ) -> Float[Tensor, "some layer head"]:
     """How much what each earlier head writes raises the score that `head` gives the right place
     (`key_reader`)."""
     out = []
     with torch.inference_mode():
-        raised = key_reader(net, cache, head, looks, tokens)
+        raised = key_reader(net, seen, head, looks, tokens)
         for layer in range(head[0]):
-            block, z = net.blocks[layer], cache["z", layer]
+            block, z = net.blocks[layer], seen.z[layer]
             writes = torch.einsum("sphd,hdm->hspm", z, block.W_O)
             if block.ln1_post is not None:
                 after = frozen_norm(block.ln1_post, block.o(z.flatten(-2)))
@@ -238,14 +275,14 @@ def match_by_head(
 
 
 def mean_streams(
-    cache: ActivationCache, names: RepeatedNames, layer: int
+    seen: Run, names: RepeatedNames, layer: int
 ) -> tuple[Float[Tensor, "name d_model"], Int[Tensor, " name"]]:
     """The stream before a layer at each name, mean over all places of it in a first block but the
     very first place, on which heads rest; and the names' tokens."""
     place = torch.arange(names.tokens.shape[1])
     inside = (place > names.start) & (place < names.start + names.length[:, None])
     token, row = names.tokens[inside].unique(return_inverse=True)
-    x = cache["resid_pre", layer][inside].float()
+    x = seen.stream[layer][inside].float()
     total = x.new_zeros(len(token), x.shape[-1]).index_add(0, row, x)
     return total / row.bincount()[:, None], token
 
@@ -254,7 +291,7 @@ def qk_circuit(
     net: Network,
     head: Head,
     earlier: Head,
-    cache: ActivationCache,
+    seen: Run,
     names: RepeatedNames,
     distances: Sequence[int],
 ) -> Float[Tensor, "distance name key"]:
@@ -262,9 +299,9 @@ def qk_circuit(
     writes at the place after a name. With rotary positions they depend on the distance, and only
     on it; with learned ones they do not, as positions come in by the stream."""
     with torch.inference_mode():
-        x, _ = mean_streams(cache, names, head[0])
+        x, _ = mean_streams(seen, names, head[0])
         block = net.blocks[head[0]]
-        read, _ = mean_streams(cache, names, earlier[0])
+        read, _ = mean_streams(seen, names, earlier[0])
         after = block.ln1(_head_write(net, earlier, read.to(net.W_U)))
         k = block.heads_of(block.k(after))
         k = k if block.k_norm is None else block.k_norm(k)
@@ -275,11 +312,11 @@ def qk_circuit(
 
 
 def ov_circuit(
-    net: Network, head: Head, cache: ActivationCache, names: RepeatedNames
+    net: Network, head: Head, seen: Run, names: RepeatedNames
 ) -> Float[Tensor, "name said"]:
     """Logits of all names by what a head writes that reads one name alone."""
     with torch.inference_mode():
-        x, token = mean_streams(cache, names, head[0])
+        x, token = mean_streams(seen, names, head[0])
         write = _head_write(net, head, x.to(net.W_U))
         return net.logits(write, token.to(net.W_U.device).expand(len(x), -1)).cpu()
 
@@ -316,22 +353,22 @@ def draw_pattern(
 
 
 def frames(
-    rows: Float[Tensor, "place src"], words: Sequence[Sequence[str]], first: int
-) -> tuple[Mapping[str, Mapping[tuple[str, ...], list[float]]], list[str]]:
-    """For `figures.slider`: what the last token looks at, by the place of the name that moves. In
-    frame i it stands at `first` + i. A frame's label says in words what its bars show."""
-    n = len(rows[0])
-    bars: dict[tuple[str, ...], list[float]] = {}
-    for src in range(n):
-        place = [src - first - i for i in range(len(rows))]
-        marks = [{0: " (moves)", 1: " (comes after it)"}.get(p, "") for p in place]
-        label = tuple(f"{src + 1} {w[src]}{m}" for w, m in zip(words, marks, strict=True))
-        bars[label] = rows[:, src].tolist()
+    sees: Float[Tensor, "frame src"], moved: MovedName
+) -> tuple[Mapping[str, Mapping[str | tuple[str, ...], list[float]]], list[str]]:
+    """For `figures.slider`: what the last token looks at in each frame, and for each step of the
+    slider a label that says in words what its bars show."""
+    bars: dict[str | tuple[str, ...], list[float]] = {}
+    place = moved.place.tolist()
+    for src in range(moved.end):
+        marks = [{at: " (moves)", at + 1: " (comes after it)"}.get(src, "") for at in place]
+        texts = (f"{src + 1} {words[src]}" for words in moved.words)
+        bars[tuple(map("".join, zip(texts, marks, strict=True)))] = sees[:, src].tolist()
+    bars["all that is said again"] = sees[:, moved.end :].sum(1).tolist()
     steps = []
-    for i, row in enumerate(rows.tolist()):
-        far = max(range(1, n), key=row.__getitem__)
+    for at, words, row in zip(place, moved.words, sees.tolist(), strict=True):
+        far = max(range(1, len(row)), key=row.__getitem__)
         steps.append(
-            f"place {first + i + 1}, followed by {words[i][first + i + 1]}; after the first token,"
-            f" most attention goes to {words[i][far]} at {far + 1}: {row[far]:.0%}"
+            f"place {at + 1}, before {words[at + 1]}; but for the first token, most attention goes"
+            f" to {words[far]} at place {far + 1}, {row[far]:.0%}"
         )
-    return {f"Attention of the last token, {words[0][-1]}": bars}, steps
+    return {f"Attention of the last token, {moved.words[0][-1]}": bars}, steps
