@@ -202,12 +202,8 @@ def _queries(net: Network, head: Head, x: Tensor, at: Int[Tensor, "*b pos"]) -> 
     block = net.blocks[layer]
     q = block.heads_of(block.q(block.ln1(x)))
     q = q if block.q_norm is None else block.q_norm(q)
-    return net.geometry(_any_tokens(net, at)).rotate(q, layer, at)[..., h, :] * block.scale
-
-
-def _any_tokens(net: Network, at: Int[Tensor, "*b pos"]) -> Int[Tensor, "1 pos"]:
-    """Tokens as long as positions go: angles depend on positions alone."""
-    return torch.zeros(1, int(at.max()) + 1, dtype=torch.long, device=net.W_U.device)
+    tokens = at.new_zeros(1, int(at.max()) + 1)  # angles depend on positions alone
+    return net.geometry(tokens).rotate(q, layer, at)[..., h, :] * block.scale
 
 
 def _head_write(net: Network, head: Head, x: Float[Tensor, "name d_model"]) -> Tensor:
