@@ -6,13 +6,13 @@ written over `NUMBERS`. A *family* are models whose names differ in their size o
 planted models are checks of the procedure and do not count.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 
 from bookkit.book.html import macro
 from bookkit.book.runs import Run, by_paper, of_papers
@@ -27,11 +27,10 @@ NUMBERS = {
     "share_low": "lower end of its 95% interval, were all undecided models not above",
     "share_high": "upper end of its 95% interval, were all undecided models above",
     "sizes": "sizes of the family that has most of them",
-    "rank": "rank correlation (Spearman) of size and number in that family",
-    "rising": "pairs of that family in which the larger model clearly has more",
-    "falling": "pairs of that family in which the larger model clearly has less",
+    "growth": "number of that family's largest model less that of its smallest",
+    "growth_low": "lower end of its 95% interval",
+    "growth_high": "upper end of its 95% interval",
 }
-SIZES = 3  # without as many, a rank correlation says nothing
 _SIZE = re.compile(r"\d+([.p]\d+)?[mb]|x*-?(small|medium|large|xl)")
 
 
@@ -107,20 +106,21 @@ def numbers(models: list[Reported]) -> dict[str, float | int | None]:
     places = [model.place for model in models]
     n, above, below = len(models), places.count("above"), places.count("below")
     found: dict[str, float | int | None] = {"models": n, "above": above, "below": below}
-    found |= {"share": None, "share_low": None, "share_high": None, "rank": None}
+    found |= {"share": None, "share_low": None, "share_high": None}
     if n:
         found["share"] = above / n
         found["share_low"] = float(binomtest(above, n).proportion_ci().low)  # Clopper-Pearson
         found["share_high"] = float(binomtest(n - below, n).proportion_ci().high)
     related = largest_family(models)
     found["sizes"] = len(sizes(related))
-    if found["sizes"] >= SIZES and len({model.value for model in related}) > 1:
-        of_size, values = [model.size for model in related], [model.value for model in related]
-        found["rank"] = float(spearmanr(of_size, values).statistic)
-    ordered = sorted(related, key=lambda model: model.size)
-    pairs = [(a, b) for a, b in combinations(ordered, 2) if a.size < b.size]
-    found["rising"] = sum(b.low > a.high for a, b in pairs)
-    found["falling"] = sum(b.high < a.low for a, b in pairs)
+    found |= {"growth": None, "growth_low": None, "growth_high": None}
+    if found["sizes"] >= 2:
+        small, large = (of(related, key=lambda model: model.size) for of in (min, max))
+        growth = large.value - small.value
+        # The interval of a difference from those of its two numbers (MOVER, Zou and Donner 2008).
+        down = math.hypot(large.value - large.low, small.high - small.value)
+        up = math.hypot(large.high - large.value, small.value - small.low)
+        found |= {"growth": growth, "growth_low": growth - down, "growth_high": growth + up}
     return found
 
 

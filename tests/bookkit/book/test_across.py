@@ -13,7 +13,7 @@ from replib.claims.rules import names_in
 from replib.errors import UsageError
 
 RULE = {"text": "By size.", "gate": "sizes >= 3", "gate_text": "three sizes of one family"}
-RULE |= {"holds_if": "rank > 0 and rising > falling", "fails_if": "rank <= 0 and falling > rising"}
+RULE |= {"holds_if": "growth_low > 0 and growth > 0.1", "fails_if": "growth_high < 0.1"}
 SHARE = {"text": "Share.", "gate": "models >= 2", "gate_text": "two models"}
 SHARE |= {"holds_if": "share_low > 0.5", "fails_if": "share_high < 0.5"}
 
@@ -60,37 +60,32 @@ def test_a_family_is_a_name_without_its_size(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "outcome", "rank", "rising", "falling"),
+    ("values", "outcome", "growth"),
     [
-        ((0.1, 0.3, 0.5), "holds", 1.0, 3, 0),
-        ((0.5, 0.3, 0.1), "fails", -1.0, 0, 3),
-        ((0.3, 0.31, 0.32), "unclear", 1.0, 0, 0),  # in order, but within their intervals
-        ((0.1, 0.5, 0.3, 0.45), "holds", 0.4, 4, 1),
+        ((0.1, 0.9, 0.5), "holds", 0.4),
+        ((0.5, 0.3, 0.1), "fails", -0.4),
+        ((0.3, 0.9, 0.35), "unclear", 0.05),
     ],
 )
-def test_a_correlation_with_size_by_hand(values, outcome, rank, rising, falling) -> None:
-    """Of 0.1, 0.5, 0.3, 0.45: ranks 1 4 2 3, so 1 - 6 (4 + 1 + 1) / (4 * 15) = 0.4; 0.5 and 0.45
-    do not differ."""
+def test_growth_with_size_by_hand(values, outcome, growth) -> None:
+    """The largest model less the smallest; both lie within 0.05, so it within 0.05 √2."""
     (one,) = compare(sized(*values))
     assert one.outcome == outcome
-    assert one.numbers == {
-        "sizes": len(values),
-        "rank": pytest.approx(rank),
-        "rising": rising,
-        "falling": falling,
-    }
+    shown = {"sizes": 3, "growth": growth, "growth_low": growth - 0.0707}
+    shown["growth_high"] = growth + 0.0707
+    assert one.numbers == pytest.approx(shown, abs=1e-4)
     assert not one.has_bar
 
 
 def test_two_sizes_are_not_enough_and_it_says_so() -> None:
     (one,) = compare(sized(0.1, 0.3))
-    assert (one.outcome, one.numbers["rank"]) == ("not_testable", None)
+    assert one.outcome == "not_testable"
     assert one.reason == (
         "gate not passed: three sizes of one family; there are 3 models, of one family at most 2 "
         "in size (pythia)"
     )
-    (one,) = compare(sized(0.3, 0.3, 0.3))  # no order among equal numbers
-    assert one.outcome == "not_testable" and "not a finite number: rank" in one.reason
+    (one,) = compare(sized(0.1))  # growth is not to be had
+    assert one.numbers["growth"] is None
     (one,) = compare([run("tiny", 5, 0.9)])  # the control shows the rule, and does not count
     assert one.models == [] and one.reason.endswith("there are 0 models")
 
