@@ -201,7 +201,7 @@ def by_class(scores: Scores, row: int, label: str) -> dict[str, dict[str, Estima
 
 def without_the_head(
     first: Bool[Tensor, " pair"],
-    within: Mapping[str, Bool[Tensor, "1 pair"]],
+    within: Mapping[str, Bool[Tensor, "1 _"]],
     trial: Crossed,
     seed: int,
 ) -> dict[str, Estimate]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from replib.chapters.successor_heads.index_domain import ROUNDING
 from replib.chapters.successor_heads.ordinals import AllTokens
 from replib.errors import UsageError
-from replib.metrics import Estimate, Null, proportion, seeds_mean
+from replib.metrics import Estimate, Null, bootstrap, proportion, rng, seeds_mean
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
@@ -241,6 +241,16 @@ def mismatched(
     return Null(np.array([float(cosine[torch.arange(10), order].mean()) for order in orders]))
 
 
+def matched(
+    probe: Float[Tensor, "10 d"], modal: Float[Tensor, "10 d"], seed: int
+) -> dict[str, object]:
+    """What claim 2.9 is decided by: mean cosine of the two directions of a residue, and of pairs in
+    another order."""
+    cosine = cosines(probe, modal)
+    value = bootstrap(cosine.diagonal(), range(10), rng(seed, "2.9 interval"))
+    return {"value": value, "null": mismatched(cosine, rng(seed, "2.9"))}
+
+
 def chance_pvalue(right: Bool[Tensor, " item"], chance: float = 0.1) -> float:
     """How often guessing would be right as often as this (binomial, one-sided)."""
     return stats.binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
@@ -327,14 +337,16 @@ def period_null(
 def r2_interval(r2: float, n: int) -> tuple[float, float]:
     """95% interval of the share of variance that two regressors explain, of n values: those shares
     for which the F that was measured is neither among the smallest nor among the largest 2.5% (F
-    is noncentral). The power at one period is such a share, of a cosine and a sine."""
+    is noncentral). The power at one period is such a share, of a cosine and a sine. An F below what
+    half of unrelated values give is treated like that one, so that the interval has a width."""
     if r2 >= 1 - ROUNDING:
         return 1 - ROUNDING, 1.0
-    f = r2 / 2 / ((1 - r2) / (n - 3))
+    f = max(r2 / 2 / ((1 - r2) / (n - 3)), float(stats.f.median(2, n - 3)))
 
     def at(level: float) -> float:
         def beyond(share: float) -> float:
-            return float(stats.ncf.cdf(f, 2, n - 3, n * share / (1 - share))) - level
+            below = stats.ncf.cdf(f, 2, n - 3, n * share / (1 - share))
+            return float(np.nan_to_num(below)) - level  # scipy has no number where it is nearly 0
 
         return float(optimize.brentq(beyond, 0.0, 1 - 1e-6)) if beyond(0.0) > 0 else 0.0
 
