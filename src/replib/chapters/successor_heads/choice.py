@@ -217,6 +217,20 @@ def key_of(name: str) -> str:
     return "_".join(["best", *name.replace(",", "").replace("+", "").split()])
 
 
+def reported(
+    scores: Mapping[str, Scores], trials: Mapping[str, Crossed], p: Mapping[str, float]
+) -> dict[str, float | Estimate]:
+    """For the record: with each input the best score, its null and p; with the declared ones the
+    crossed score and p by Holm too."""
+    out: dict[str, float | Estimate] = {}
+    for name, one in scores.items():
+        key = key_of(name)
+        out |= {key: one.top, f"{key}_null": one.best_null().asdict()["q95"], f"{key}_p": one.p}
+        if name in trials:
+            out |= {f"{key}_crossed": trials[name].score, f"{key}_holm": p[name]}
+    return out
+
+
 def copying(
     said: Mapping[str, Int[Tensor, "head item"]], heads: Sequence[Head]
 ) -> list[tuple[int, int]]:

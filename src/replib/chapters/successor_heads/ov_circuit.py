@@ -185,6 +185,14 @@ def hits(
     }
 
 
+def in_class(
+    logits: Float[Tensor, "token d_vocab"], classes: Mapping[str, OrdinalClass]
+) -> dict[str, Bool[Tensor, "1 _"]]:
+    """`hits` of logits over the whole vocabulary, given when each token is read."""
+    of_classes = logits[None, :, all_tokens(classes).tokens]
+    return hits(predicted(of_classes, classes), classes)
+
+
 def half(values: Mapping[str, Tensor], which: int) -> dict[str, Tensor]:
     """Every other succession of each class: 0 to choose a head, 1 to report it."""
     return {name: value[..., which::2] for name, value in values.items()}
