@@ -92,7 +92,7 @@ def test_the_planted_successor_head_is_found_piece_by_piece(control):
     claims = by_id(record)
     assert {id_ for id_, claim in claims.items() if claim["outcome"] != "holds"} == {"2.2"}
     assert outcomes(record, "2.2") == {"not_attempted"}  # it is decided across models
-    assert record["measurements"]["successor_head"]["value"] == 1.0
+    assert record["measurements"]["successor_score"]["interval"][0] > 0.5
     label = head_label(PLANTED_SUCCESSOR)
     chosen = f"input MLP0: best {label}; chosen by either half: {label}, {label}"
     assert claims["2.1"]["measured"]["note"] == chosen

@@ -239,5 +239,5 @@ def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not
     found = ar.against_random(exchange, "letters", features, 0, draws=3, scales=(1.0,))
     assert found.success.n == 13 and found.success.value > 0.8
     assert len(found.null.draws) == 3 and found.null.draws.max() < 0.2
-    some = ar.exchanged(torch.tensor([1.0, torch.nan, 0.5]), [0.1, 0.2], "letters", 0)
+    some = ar.exchanged(torch.tensor([1.0, torch.nan, 0.5]), [0.1, 0.2])
     assert (some.success.value, some.success.n) == (0.75, 2)

@@ -98,7 +98,7 @@ def rebuilt(claim, share, n, **more):
     draw = rng(1, claim)
     found = torch.from_numpy(draw.binomial(10, share, n) / 10)
     drawn = (draw.binomial(10 * n, 0.05, 20) / (10 * n)).tolist()
-    value, null = split.beside_shuffles(found, drawn, claim, 1)
+    value, null = split.beside_shuffles(found, drawn)
     return {"value": value, "null": null, "chance": 1 / n, "classes": 8, **more}
 
 
@@ -135,7 +135,7 @@ def arithmetic(share, world="right"):
     draw = rng(1, "exchange")
     success = torch.from_numpy(draw.binomial(9, share, 99) / 9)
     random = (draw.binomial(9 * 99, 0.1, 20) / (9 * 99)).tolist()
-    one = ar.exchanged(success, random, "numbers", 1)
+    one = ar.exchanged(success, random)
     return {"value": one.success, "null": one.null, "integers": 200, **gate(world)}
 
 
@@ -283,6 +283,17 @@ def test_no_world_is_left_out():
 )
 def test_the_other_branches_of_some_rules(claim, made, outcome):
     assert worlds.load(PAPER).measure(claim, **made()) == outcome
+
+
+def test_what_is_compared_between_models_is_the_smallest_effect_of_the_first_claim():
+    claims = {claim.id: claim for claim in worlds.load(PAPER).claims}
+    assert claims["2.1"].smallest_effect.value == ch.SMALLEST
+    trial = chosen("right")[1]["own residual"]
+    number, bar = (trial.compared(8)[key] for key in claims["2.2"].across)
+    assert number.low > bar == trial.chance + ch.SMALLEST
+    nothing = chosen("wrong")[1]["own residual"].compared(8)
+    assert nothing["successor_score"].high < nothing["successor_bar"]
+    assert np.isnan(trial.compared(2)["successor_score"].value)
 
 
 def test_p_values_of_two_inputs_are_corrected_by_hand():

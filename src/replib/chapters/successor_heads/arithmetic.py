@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass
-from replib.metrics import Estimate, Null, bootstrap, rng
+from replib.metrics import Estimate, Null, proportion, rng
 from replib.models.finite import check_logits
 
 
@@ -69,13 +69,9 @@ class Exchanged:
     null: Null  # the same with random directions of the same lengths
 
 
-def exchanged(
-    success: Float[Tensor, " item"], random: Sequence[float], name: str, seed: int
-) -> Exchanged:
+def exchanged(success: Float[Tensor, " item"], random: Sequence[float]) -> Exchanged:
     """Of the success of each token (NaN: no target), and the mean success in each random draw."""
-    success = success[~success.isnan()]
-    interval = bootstrap(success, range(len(success)), rng(seed, "2.12", name))
-    return Exchanged(interval, Null(np.array(random)))
+    return Exchanged(proportion(success[~success.isnan()]), Null(np.array(random)))
 
 
 def against_random(
@@ -95,7 +91,7 @@ def against_random(
 
     other = (random_like(features, rng(seed, name, i)) for i in range(draws))
     null = [float(success(f).nanmean()) for f in other]
-    return exchanged(success(features), null, name, seed)
+    return exchanged(success(features), null)
 
 
 def mean_success(tested: Mapping[str, Exchanged]) -> float:

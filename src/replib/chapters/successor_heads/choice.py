@@ -5,6 +5,7 @@ the best score. We declare a second input (`DECLARED`), correct for both, and sc
 succession by the head that other successions chose.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from replib.metrics import Estimate, Null, head_label, proportion, rng
 
 DECLARED = ("MLP0", "own residual")  # the paper's input, and what the head's layer receives
 COPYING = "writes, of the words of a class, most to the one it reads, in over half of cases"
+SMALLEST = 0.2  # smallest effect of claim 2.1: a score so far above chance
 SUCCESSOR = "claim 2.1 holds: best of all heads with the input that it keeps"
 
 
@@ -54,6 +56,11 @@ class Scores:
     def top(self) -> float:
         """That score."""
         return float(self.macro.max())
+
+    @property
+    def above_half(self) -> int:
+        """How many heads have a score above the paper's mark."""
+        return int((self.macro > 0.5).sum())
 
     @property
     def p(self) -> float:
@@ -109,6 +116,13 @@ class Crossed:
     def chance(self) -> float:
         """Mean of the null."""
         return float(self.null.draws.mean())
+
+    def compared(self, n_classes: int) -> dict[str, Estimate | float]:
+        """What claim 2.2 compares between models: the score, and the bar that it should clear. Not
+        a number where there are too few classes."""
+        few = Estimate(math.nan, math.nan, math.nan, self.score.n)
+        score = self.score if n_classes >= 3 else few
+        return {"successor_score": score, "successor_bar": self.chance + SMALLEST}
 
     @property
     def gate(self) -> dict[str, float]:

@@ -193,7 +193,13 @@ def led_by_ten(coverages: Mapping[int, Coverage], integers: int) -> dict[str, ob
     ten, other = coverages[10], max((m for m in excess if m != 10), key=lambda m: excess[m].mean())
     more = {"integers": integers, "seeds": len(ten.seeds), "excess": float(excess[10].mean())}
     lead = seeds_mean(excess[10] - excess[other])
-    return {"value": seeds_mean(ten.seeds), "null": ten.null, "lead": lead, "rival": other, **more}
+    return {
+        "value": seeds_mean(ten.seeds, share=True),
+        "null": ten.null,
+        "lead": lead,
+        "rival": other,
+        **more,
+    }
 
 
 def coverage_bars(coverages: Mapping[int, Coverage]) -> dict[str, dict[str, Estimate]]:
