@@ -89,11 +89,12 @@ def test_the_planted_circuit_is_found_head_by_head(control):
 
 def test_the_planted_successor_head_is_found_piece_by_piece(control):
     record = control(SUCCESSOR, "planted-successor")
-    pieces = (1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14)
-    assert outcomes(record, *(f"2.{i}" for i in pieces)) == {"holds"}
-    assert outcomes(record, "2.2") == {"not_testable"}  # one model says nothing about many
-    label, claims = head_label(PLANTED_SUCCESSOR), by_id(record)
-    chosen = f"best {label}; chosen on half of the tokens: {label}"
+    claims = by_id(record)
+    assert {id_ for id_, claim in claims.items() if claim["outcome"] != "holds"} == {"2.2"}
+    assert outcomes(record, "2.2") == {"not_attempted"}  # it is decided across models
+    assert record["measurements"]["successor_score"]["interval"][0] > 0.5
+    label = head_label(PLANTED_SUCCESSOR)
+    chosen = f"input MLP0: best {label}; chosen by either half: {label}, {label}"
     assert claims["2.1"]["measured"]["note"] == chosen
     assert claims["2.14"]["measured"]["note"] == f"most wins: {label}"
 
@@ -139,7 +140,7 @@ def test_the_planted_layers_and_the_planted_direction_are_found(control):
 @pytest.mark.parametrize("paper", [IOI, SUCCESSOR, FACTS, KNOB])
 def test_nothing_is_claimed_on_random_weights(control, paper):
     record = control(paper, "tiny")
-    assert outcomes(record) == {"not_testable"}
+    assert outcomes(record) - {"not_attempted"} == {"not_testable"}  # the rest: across models
     assert all(claim["reason"] for claim in record["claims"])
     if paper == KNOB:
         assert by_id(record)["4.6"]["measured"]["value"] == 0
