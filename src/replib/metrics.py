@@ -303,9 +303,7 @@ def layer_matched(
     return drawn
 
 
-def holding(
-    sets: Sequence[Iterable[Head]], heads: Iterable[Head]
-) -> Bool[np.ndarray, " draw"]:
+def holding(sets: Sequence[Iterable[Head]], heads: Iterable[Head]) -> Bool[np.ndarray, " draw"]:
     """Which of a null's sets hold one of the chosen heads."""
     chosen = set(heads)
     return np.array([bool(chosen & set(one)) for one in sets])

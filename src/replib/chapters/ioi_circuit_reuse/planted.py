@@ -184,9 +184,9 @@ _PLANS = {
         moves=(("item", "output", -0.55),),
     ),
 }
-_HEADS = {
-    head: plan for role, plan in _PLANS.items() for head in PLANTED_ROLES[role]
-} | dict(zip(PLANTED_ROLES["name_movers"], map(_mover, MOVER_WEIGHTS), strict=True))
+_HEADS = {head: plan for role, plan in _PLANS.items() for head in PLANTED_ROLES[role]} | dict(
+    zip(PLANTED_ROLES["name_movers"], map(_mover, MOVER_WEIGHTS), strict=True)
+)
 
 
 def planted_ioi() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
