@@ -226,7 +226,7 @@ def bars(
         **{f"IOI and\n{name},\nstages 1–2": share for name, share in shares.items()},
         "IOI with\nitself\n(halves)": numbers["ceiling_ioi"],
     }
-    bare = {name: Estimate(share, share, share, numbers["n"]) for name, share in shown.items()}
+    bare = {name: Estimate(share, np.nan, np.nan, numbers["n"]) for name, share in shown.items()}
     return figures.bars(bare, "share of heads in common", null=numbers["null"])
 
 

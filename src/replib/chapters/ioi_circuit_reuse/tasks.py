@@ -13,6 +13,7 @@ from replib import metrics
 from replib.errors import UsageError
 from replib.interventions.head_edits import Readout, read
 from replib.interventions.network import Network
+from replib.interventions.path_patching import path_patch
 from replib.metrics import Estimate, rng
 from replib.prompts.capitals import capital_pairs
 from replib.prompts.colored_objects import colored_objects_pairs
@@ -42,15 +43,14 @@ class Variant:
 
     n_objects: int  # that a question lists; chance is one in so many
     n_shots: int  # solved examples before the question
-    find: PromptPairs  # for finding heads
-    choose: PromptPairs | None  # for choosing the variant; None: there is no choice
+    find: PromptPairs  # for choosing the variant, and for finding heads
     report: PromptPairs  # for reporting, and for every edit
     more: PromptPairs | None  # for reporting what the model does in all
 
     @property
     def name(self) -> str:
         """As a figure writes it."""
-        return f"{self.n_objects} objects,\n{self.n_shots} shot{'s' * (self.n_shots > 1)}"
+        return f"{self.n_objects} objects,\n{self.n_shots} shot{'s' * (self.n_shots != 1)}"
 
     @property
     def sets(self) -> list[PromptPairs]:
@@ -69,6 +69,12 @@ class Unedited:
     top1: Bool[Tensor, " prompt"]  # of all tokens?
     listed_top1: Bool[Tensor, " prompt"]  # has a listed colour the highest of all?
 
+    def right_before(self, variant: Variant) -> list[PromptPairs]:
+        """The prompts that were right (`top1`), of each set of the variant that has any."""
+        was_right = self.top1.split([len(pairs) for pairs in variant.sets])
+        both = zip(variant.sets, was_right, strict=True)
+        return [pairs[right] for pairs, right in both if right.any()]
+
 
 def variants(
     tokenizer: PreTrainedTokenizerBase,
@@ -79,18 +85,16 @@ def variants(
     own: str = "",
 ) -> Iterator[Variant]:
     """The variants in order, each made when it is asked for; of a reader's `own` file only that.
-    `n_edit` of the `n_report` prompts are edited; half as many choose between variants."""
+    `n_edit` of the `n_report` prompts are edited."""
     if own:
         yield own_prompts(tokenizer, own, n_find, n_report, n_edit)
         return
-    n_choose = n_edit // 2
     for shape in SHAPES:
-        total = n_find + n_choose + max(n_report, n_edit)
+        total = n_find + max(n_report, n_edit)
         pairs = colored_objects_pairs(tokenizer, total, seed, *shape)
-        find, choose = pairs[:n_find], pairs[n_find : n_find + n_choose]
-        rest = pairs[n_find + n_choose :]
+        find, rest = pairs[:n_find], pairs[n_find:]
         more = rest[n_edit:] if n_report > n_edit else None
-        yield Variant(*shape, find, choose, rest[:n_edit], more)
+        yield Variant(*shape, find, rest[:n_edit], more)
 
 
 def own_prompts(
@@ -107,29 +111,29 @@ def own_prompts(
     n = min(n_find, len(pairs) // 3)
     rest = pairs[n : n + max(n_report, n_edit)]
     more = rest[n_edit:] if len(rest) > n_edit else None
-    return Variant(n_objects, n_shots, pairs[:n], None, rest[:n_edit], more)
+    return Variant(n_objects, n_shots, pairs[:n], rest[:n_edit], more)
 
 
 def gap(net: Network, pairs: PromptPairs, seed: int) -> Estimate:
     """By how much the logit difference of the clean prompts is above that of the corrupted ones:
     what path patching divides by, and can do nothing without."""
-    clean, corrupted = (read(net, one).logit_diff[0] for one in (pairs, pairs.swapped()))
-    return metrics.bootstrap(clean - corrupted, pairs.group, rng(seed, "gap", pairs.task))
+    # A patch of one head runs both prompts, and the corrupted one only from where it differs.
+    patch = path_patch(net, pairs, "logits", senders=[(net.n_layers - 1, 0)])
+    draws = rng(seed, "gap", pairs.task)
+    return metrics.bootstrap(patch.clean - patch.corrupted, pairs.group, draws)
 
 
 def first_workable(
     net: Network, variants: Iterable[Variant], seed: int
 ) -> tuple[Variant, dict[str, Estimate]]:
     """The first variant in which the question decides the answer: whose gap in logit difference has
-    its 95% interval above 0 on prompts that are used for nothing else. The paper's, the first, if
-    there is none. And the gap of each variant tried, by name."""
+    its 95% interval above 0 on the prompts that find heads. The paper's, the first, if there is
+    none. And the gap of each variant tried, by name."""
     tried: dict[str, Estimate] = {}
     first: Variant | None = None
     for variant in variants:
         first = first or variant
-        if variant.choose is None:
-            return variant, {variant.name: gap(net, variant.report, seed)}
-        tried[variant.name] = gap(net, variant.choose, seed)
+        tried[variant.name] = gap(net, variant.find, seed)
         if tried[variant.name].low > 0:
             return variant, tried
     return first, tried
@@ -140,17 +144,14 @@ def read_unedited(net: Network, variant: Variant, seed: int) -> Unedited:
     # `more` comes first: what is kept of so many prompts would crowd out the keys and values of
     # `report`, which the edits use again.
     more = [read(net, pairs, full_vocabulary=True) for pairs in variant.sets[1:]]
-    report = variant.report
-    before = read(net, report, full_vocabulary=True, capture=True)
-    corrupted = read(net, report.swapped()).logit_diff[0]
-    draws = rng(seed, "gap", "report")
+    before = read(net, variant.report, full_vocabulary=True, capture=True)
     parts = [before, *more]
     said = [part.top1[0] for part in parts]
     tokens = [pairs.candidates for pairs in variant.sets]
     pairs = list(zip(said, tokens, strict=True))
     return Unedited(
         before,
-        metrics.bootstrap(before.logit_diff[0] - corrupted, report.group, draws),
+        gap(net, variant.report, seed),
         listed=torch.cat([prefers_answer(part)[0] for part in parts]),
         top1=torch.cat([top == listed[:, 0] for top, listed in pairs]),
         listed_top1=torch.cat([(top[:, None] == listed).any(-1) for top, listed in pairs]),
@@ -198,5 +199,6 @@ def numbers_of(variant: Variant, tried: Mapping[str, Estimate]) -> dict[str, Est
         "cobj_objects": variant.n_objects,
         "cobj_shots": variant.n_shots,
         "cobj_variants_tried": len(tried),
+        "cobj_rows_dropped": variant.find.dropped.get("rows", 0),
         "cobj_first": next(iter(tried.values())),
     }
