@@ -121,8 +121,9 @@ def effect_beyond(
     Of the effect that IOI's top heads have in IOI's `stages` 1 and 2, the share of those heads that
     are top heads of Colored Objects too, less the share of those that are of the other task. All
     heads are chosen on selection halves, effects measured on the report half of IOI, each with the
-    sign that it had on the selection half; `groups` names the templates of IOI's prompts. If no
-    head is shared at all, nothing varies: the interval is what no prompt of so many tells.
+    sign that it had on the selection half; `groups` names the templates of IOI's prompts. If all
+    heads are shared, or none, no prompt differs: then the interval leaves room for as large a
+    share of other prompts as none of so many can rule out.
     """
     n = len(stages[0].clean) // 2
 
@@ -138,15 +139,17 @@ def effect_beyond(
     others = [of(task.chosen) for task in controls.values()] or [of([set(), set()])]
     most = max(others, key=lambda effect: float(effect.mean()))
     every = torch.stack([of(ioi.chosen), of(cobj.chosen), most], dim=-1)
-    if not every[:, 1:].any():
-        high = metrics.proportion(torch.zeros(len(every), dtype=torch.bool)).high
-        return Estimate(0.0, -high, high, len(every))
-    return metrics.bootstrap(
+    found = metrics.bootstrap(
         every,
         groups[n:],
         rng(seed, "beyond"),
         lambda mean: (mean[..., 1] - mean[..., 2]) / mean[..., 0],
     )
+    if found.high - found.low > 1e-6:
+        return found
+    room = metrics.proportion(torch.zeros(found.n, dtype=torch.bool)).high
+    ends = max(-1.0, found.value - room), min(1.0, found.value + room)
+    return Estimate(found.value, *ends, found.n)
 
 
 def movers_again(

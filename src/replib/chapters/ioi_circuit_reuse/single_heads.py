@@ -61,8 +61,8 @@ def best_alone(gain: Float[Tensor, "layer head prompt"], groups: Sequence[str], 
     at = int(chosen.mean(-1).argmax())
     head = divmod(at, gain.shape[1])
     p = metrics.max_statistic_pvalues(report, rng(seed, "alone"))
-    draws = rng(seed, "best alone")
-    return Best(head, metrics.bootstrap(report[head], groups[-report.shape[-1] :], draws), p[head])
+    groups, draws = groups[-report.shape[-1] :], rng(seed, "best alone")
+    return Best(head, metrics.bootstrap(report[head], groups, draws), float(p[head]))
 
 
 def rank_correlation(
