@@ -161,8 +161,8 @@ def test_the_planted_layers_and_the_planted_direction_are_found(control):
 @pytest.mark.parametrize("paper", [IOI, SUCCESSOR, FACTS, KNOB])
 def test_nothing_is_claimed_on_random_weights(control, paper):
     record = control(paper, "tiny")
-    assert outcomes(record) <= {"not_testable", "not_attempted"}
-    assert all(claim["reason"] for claim in record["claims"])
+    assert "holds" not in outcomes(record)
+    assert all(claim["reason"] or claim["outcome"] == "fails" for claim in record["claims"])
     if paper == KNOB:
         assert by_id(record)["4.6"]["measured"]["value"] == 0
 
