@@ -80,7 +80,7 @@ def test_half_of_colored_objects_goes_wrong_and_the_repair_works(net):
     assert not (right[0] & ~right[3]).any()  # no new mistakes
     assert (said.top1[0][:, None] == pairs.candidates).any(1).double().mean() > 0.95
     assert said.logit_diff[0].mean() - read(net, pairs.swapped()).logit_diff.mean() > 2
-    # Inhibition heads look at all colours alike, the negative mover at none, gatherers at the query.
+    # Inhibition heads look at all colours alike, the negative mover at none.
     rows, pattern = torch.arange(300), said.pattern[0]
 
     def on(heads, src):
