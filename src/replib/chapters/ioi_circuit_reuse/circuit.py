@@ -357,13 +357,13 @@ def null_numbers(
     null: Null, sets: Sequence[Sequence[Head]], heads: Sequence[Head]
 ) -> dict[str, float | int]:
     """What a record says of a null of random sets: its summary, the share of draws that hold one of
-    the chosen `heads`, and mean and 95th percentile without those."""
+    the chosen `heads`, and mean, 95th percentile and number of those that do not. In a model so
+    small that all draws do, these are the null's own, and the number is 0."""
     holds = metrics.holding(sets, heads)
-    numbers = {**null.asdict(), "holding": float(holds.mean())}
-    if not holds.all():
-        without = Null(null.draws[~holds]).asdict()
-        numbers |= {f"without_{key}": without[key] for key in ("mean", "q95", "draws")}
-    return numbers
+    without = Null(null.draws if holds.all() else null.draws[~holds]).asdict()
+    numbers = {f"without_{key}": without[key] for key in ("mean", "q95")}
+    numbers |= {"holding": float(holds.mean()), "without_draws": int((~holds).sum())}
+    return {**null.asdict(), **numbers}
 
 
 def null_of(values: Bool[Tensor, "draw prompt"] | Float[Tensor, "draw prompt"]) -> Null:
