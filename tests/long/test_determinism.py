@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from determinism import compare_all
+from determinism import AS_PUBLISHED, OUTCOMES, compare_all, difference
 from matrix import SMALL
 from trust import ROOT
 
@@ -19,6 +19,28 @@ def test_a_run_gives_the_same_record_again(tmp_path):
         assert faults == [], row
         assert row[3] > 100
     assert found[2][0][5] > 0  # another number type was really another
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+def test_an_outcome_survives_other_threads_and_instructions(tmp_path):
+    """One chapter on one pretrained model, in the number type that its page has."""
+    ((row, faults),) = compare_all(
+        "factual-recall", "smollm2-135m", tmp_path, AS_PUBLISHED, **SMALL["factual-recall"]
+    )
+    assert faults == [] and row[4] == OUTCOMES, row
+    assert row[5] > 0  # the numerics were really others
+
+
+def test_a_bound_on_outcomes_lets_numbers_differ():
+    def record(outcome, value):
+        claim = {"id": "1.1", "outcome": outcome, "measured": {"value": value}}
+        claim |= {"interval": None, "null": None}
+        return {"claims": [claim], "measurements": {}, "heads": {}}
+
+    assert difference(record("holds", 0.5), record("holds", 0.1), OUTCOMES)[1] == set()
+    (numbers, faults) = difference(record("holds", 0.5), record("fails", 0.5), OUTCOMES)
+    assert faults == {"claims.1.1.outcome"} and numbers[-1] == 1
 
 
 # From torch's global generator unless they are given another.
