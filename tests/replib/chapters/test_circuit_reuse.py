@@ -1,6 +1,7 @@
 """Choosing, testing and comparing the heads of two tasks, worked by hand."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -150,7 +151,8 @@ def test_top_heads_and_their_ceiling():
     heads = reuse.task_heads([stage, stage])
     assert heads.tops == heads.chosen == [{(0, 0)}, {(0, 0)}] and heads.ceiling == 0
     assert "from 1 at 1 to" in reuse.by_threshold([stage], [stage], 0).alt
-    assert reuse.top_ten(stage, stage).value == 1
+    assert reuse.top_ten(stage, stage, has_gaps=True).value == 1
+    assert math.isnan(reuse.top_ten(stage, stage, has_gaps=False).value)
 
 
 def test_movers_again_and_heads_of_one_task():

@@ -192,9 +192,11 @@ def specific(
     return found
 
 
-def top_ten(ioi: PathPatch, cobj: PathPatch) -> Estimate:
+def top_ten(ioi: PathPatch, cobj: PathPatch, has_gaps: bool) -> Estimate:
     """The share of the ten strongest heads of stage 1 that two tasks have in common (2310.08744,
-    App. I, where larger models share fewer)."""
+    App. I, where larger models share fewer); NaN if not both tasks have a gap to measure by."""
+    if not has_gaps:
+        return Estimate(np.nan, np.nan, np.nan, 10)
     one, other = (set(metrics.top_heads(patch.score(), 10)) for patch in (ioi, cobj))
     return shared_heads([one], [other])
 
