@@ -243,7 +243,7 @@ def confirmed(
     """Puts candidates to three tests on the report half, which did not choose them:
 
     1. their score is at least 2% of the gap between clean and corrupted;
-    2. chance would not make the best candidate look as strong (sign flips of whole prompts, p <
+    2. chance would not make the best candidate look as strong (`metrics.max_statistic_pvalues`, p <
        0.05 for the largest |t| over the candidates);
     3. they attend as their role says: the 95% interval of `attends`, over `groups` of prompts,
        lies above 0.

@@ -172,8 +172,8 @@ def specific(
     stage, and score in IOI less that in Colored Objects, on the report halves (claim 1.5).
 
     A head's score in one task is at least 2% of its gap, and above that in the other by as much;
-    and chance would not make the stage's best candidate look as different (sign flips of the
-    differences between the i-th prompts of both tasks, p < 0.05 for the largest |t|).
+    and chance would not make the stage's best candidate look as different (differences between the
+    i-th prompts of both tasks, p < 0.05 for the largest |t|).
     """
     found = []
     for stage, patches in enumerate(zip(ioi[:2], cobj[:2], strict=True), 1):

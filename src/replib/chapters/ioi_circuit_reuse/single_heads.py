@@ -51,7 +51,7 @@ class Best:
 
     head: Head
     gain: Estimate
-    p: float  # of so large a |t| in the best of all heads, by sign flips of whole prompts
+    p: float  # of so large a |t| in the best of all heads, by chance
 
 
 def best_alone(gain: Float[Tensor, "layer head prompt"], groups: Sequence[str], seed: int) -> Best:
