@@ -61,11 +61,6 @@ OUTCOMES = "outcomes equal"
 SAE = ("measurements.coverage_10", "measurements.sae_")
 # (chapter, model, compared): date and reason, and how the entries that it explains begin.
 EXPLAINED: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {
-    ("ioi-circuit-reuse", "planted-ioi", "float32, float64"): (
-        "2026-11-25: this model hardly knows Colored Objects; clean and corrupted differ by 2e-4 "
-        "logits, so that most effects there are rounding, and so is the order of heads by them",
-        ("claims.1.6.", "heads.content gatherer", "claims.1.3.ceiling_cobj", "claims.1.3.null."),
-    ),
     ("successor-heads", "planted-successor", "float32, float64"): (
         "2026-11-25: 800 steps of Adam magnify a change of 1e-7 in the inputs of the sparse "
         "autoencoders until single features are others; what counts features moves by a few "
