@@ -102,8 +102,11 @@ def note(adapters: Mapping[str, Sequence[Adapter | None]]) -> Markdown:
 
 
 @contextmanager
-def adapted(model: TransformerBridge, adapter: Adapter | None) -> Iterator[None]:
-    """While it is open, the model has the adapter merged into its weights: W + alpha / r · B A.
+def adapted(
+    model: TransformerBridge, adapter: Adapter | None, strength: float = 1.0
+) -> Iterator[None]:
+    """While it is open, the model has the adapter merged into its weights: W + alpha / r · B A, the
+    second part times `strength`.
     Afterwards the weights are bit-identical to those before. None leaves the model as it is. Raises
     UsageError for an adapter of modules that this model does not have."""
     network = model.original_model
@@ -117,7 +120,7 @@ def adapted(model: TransformerBridge, adapter: Adapter | None) -> Iterator[None]
                     f"{(b.shape[0], a.shape[1])}"
                 )
             before[name] = weight.detach().clone()
-            delta = adapter.scale * (b @ a)
+            delta = strength * adapter.scale * (b @ a)
             weight.data.copy_(weight.data.float() + delta.to(weight.device))
         yield
     finally:
