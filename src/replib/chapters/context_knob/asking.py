@@ -206,7 +206,7 @@ def summary(
     """PairAcc of the fine-tuned models (mean, lowest, highest) and accuracy under either intent."""
     each = [float(one.pair.mean()) for one in found]
     accuracy = {
-        f"{intent}_accuracy": mean_of(over_seeds(found, intent), groups, rng(seed, "4.1", intent))
+        f"{intent}_accuracy": share_of(over_seeds(found, intent), groups, rng(seed, "4.1", intent))
         for intent in INTENTS
     }
     mean = float(over_seeds(found).mean())
@@ -220,6 +220,16 @@ def mean_of(
 ) -> Estimate:
     """The mean over cases and its interval over groups; never without width."""
     return with_width(bootstrap(values, groups, generator), groups)
+
+
+def share_of(
+    values: Float[Tensor, " case"], groups: Sequence[str], generator: np.random.Generator
+) -> Estimate:
+    """`mean_of` for a share: its interval stays within 0 to 1."""
+    if ((values == 0) | (values == 1)).all():
+        return bootstrap(values.bool(), groups, generator)
+    found = mean_of(values, groups, generator)
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0), found.n)
 
 
 def groups_of(cases: Sequence[Case]) -> list[str]:
