@@ -36,10 +36,14 @@ class Opposites:
         return (self.likely[:, 0] == self.own_token).unflatten(0, (2, -1)).all(0)
 
     @property
+    def used(self) -> Bool[Tensor, " case"]:
+        """The cases that are right; all, if none is."""
+        return self.right if self.right.any() else ~self.right
+
+    @property
     def kept(self) -> Int[Tensor, " row"]:
-        """Rows of the cases that are right; of all, if none is."""
-        right = self.right if self.right.any() else ~self.right
-        return right.repeat(2).nonzero()[:, 0]
+        """Rows of the cases that are used."""
+        return self.used.repeat(2).nonzero()[:, 0]
 
     @property
     def own_token(self) -> Int[Tensor, " row"]:
@@ -162,8 +166,7 @@ def layer_scores(
     for layer in layers:
         h = rows.exchanged(layer, change, v[layer][None])
         found.append(rows.by_direction(rows.towards_source(h))[..., 0].mean(0))
-    right = rows.right if rows.right.any() else ~rows.right
-    return torch.stack(found)[:, right]
+    return torch.stack(found)[:, rows.used]
 
 
 def answer_cosines(

@@ -65,7 +65,7 @@ def turn(
     and the random ones at the layer chosen most often. A random direction need not make the model
     say the source's answer: it is enough that this answer leads the other, which makes the null
     stricter."""
-    right = tested.right.double().expand(2, -1)
+    right = tested.used.double().expand(2, -1)
     by = dict.fromkeys(WAYS[:3], torch.zeros_like(right))
     for at, share in learned.layers.followed.items():
         h = training.states[at][training.kept]

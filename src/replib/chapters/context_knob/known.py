@@ -72,11 +72,11 @@ def variants(
     model: TransformerBridge, known: Sequence[Fact], n: int, seed: int
 ) -> dict[str, Known]:
     """Cases with other contexts than those trained on, up to n of each kind that the model knows;
-    of paragraphs n / 2. Facts of multi-hop cases and of paragraphs are known already."""
+    of paragraphs n / 3. Facts of multi-hop cases and of paragraphs are known already."""
     tokenizer, known = model.tokenizer, in_turn(known)
     multi_hop = contexts.multi_hop_cases(tokenizer, known, seed)[:n]
     arithmetic = contexts.arithmetic_cases(2 * n, seed)
-    sentences = intents.draw_cases(tokenizer, known, 1, seed)[: n // 2]
+    sentences = intents.draw_cases(tokenizer, known, 1, seed)[: n // 3]
     return {
         "multi-hop": Known(multi_hop, len(multi_hop)),
         "arithmetic": keep(model, arithmetic, n),

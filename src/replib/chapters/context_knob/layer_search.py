@@ -83,8 +83,8 @@ def in_a_ring(tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], n: int)
 
 def ring_of(rows: Opposites, n: int) -> list[Case]:
     """Cases that are right, in a ring; any, if none is."""
-    right = [case for case, ok in zip(rows.cases, rows.right, strict=True) if ok]
-    return in_a_ring(rows.prompts.model.tokenizer, right or rows.cases, n)
+    right = [case for case, ok in zip(rows.cases, rows.used, strict=True) if ok]
+    return in_a_ring(rows.prompts.model.tokenizer, right, n)
 
 
 def as_mask(sets: Sequence[Layers], n_layers: int) -> Bool[Tensor, "set layer"]:
@@ -166,8 +166,7 @@ def best_windows(rows: Opposites, seed: int) -> tuple[Choices, Float[np.ndarray,
     n_layers = len(rows.states)
     sets = windows(n_layers)
     p = source_probability(rows, [*sets, tuple(range(n_layers))], among_answers=True)
-    right = rows.right if rows.right.any() else ~rows.right
-    p = p[..., right]  # window direction case
+    p = p[..., rows.used]  # window direction case
     curve = (p[:-1].mean(-1) / p[-1].mean(-1)).min(1).values
     weights = torch.from_numpy(choosing.case_weights(p.shape[-1], rng(seed, "windows")))
     drawn = torch.einsum("wdc,nc->nwd", p[:-1], weights).min(-1).values.argmax(-1)
@@ -193,7 +192,7 @@ def carried(rows: Opposites, window: Choices, found: Mapping[str, Choices]) -> C
     per_direction = [found[name].followed for name in INTENT_RUNS]
     named = [*chosen, *per_direction[0], *per_direction[1]]
     sets = list(dict.fromkeys([tuple(range(n_layers)), (), *named, *others(chosen, n_layers)]))
-    p = source_probability(rows, sets) * rows.right
+    p = source_probability(rows, sets) * rows.used
     at = {layers: p[i] for i, layers in enumerate(sets)}
     by_search = [
         sum(share * at[layers][i] for layers, share in some.items())
