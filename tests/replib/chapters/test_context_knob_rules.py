@@ -88,9 +88,8 @@ def layers(window=0.75, found=0.7, pair_accuracy=0.85):
     one = search.Carried(right * 0.85, p(window), p(found), others, p(0.01))
     value, numbers = search.recovered([one] * 3, GROUPS, 0)
     names = ("intent: to memory", "intent: to the context", "memory: x", "context: x")
-    choices = dict(
-        zip(names, [Choices({(8, 9): 0.8, (8,): 0.2})] * 2 + [Choices({(12,): 1.0})] * 2)
-    )
+    intent, answer = Choices({(8, 9): 0.8, (8,): 0.2}), Choices({(12,): 1.0})
+    choices = dict(zip(names, [intent, intent, answer, answer], strict=True))
     numbers |= search.of_searches([choices] * 3, [Choices({(8, 9, 10): 1.0})] * 3, 18)
     return {"value": value, "n": int(right[0].sum()), "pair_accuracy": pair_accuracy, **numbers}
 
