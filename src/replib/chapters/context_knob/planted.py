@@ -28,6 +28,7 @@ make the plain model follow the last intent; but half of the answers are too dim
 other subject's fact is often the stronger one.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ WIDTHS = {
     "late": 1,  # by the position embedding, from `_LATE` on, growing
     "ballast": 1,
 }
-_STRENGTHS = (0.3, 1.0, 3.0)  # of facts
+_STRENGTHS = (0.5, 1.0, 2.0)  # of facts
 _POSITIONS = 1024  # more than other planted models have: demonstrations are long
 _RECENT = 25.0  # what a position counts that is later by 1 in `late`
 _LATE, _LATER = 130, 400  # where `late` begins, and how many positions it grows by 1
@@ -81,7 +82,7 @@ _HEADS = {
     MEMORY_HEAD: Head(
         scores=(
             ("wants_answer", "is_subject", 9.0),
-            ("gate", "is_subject", -6.0),
+            ("gate", "is_subject", -7.0),
             ("wants_answer", "late", _RECENT),
             ("late", "is_first", _RECENT),
             ("always", "is_first", 8.0),
@@ -126,11 +127,16 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     with torch.no_grad():
         embedding = model.transformer.wte.weight
         embedding[token(list(_INTENT_WORDS))] += slots["states"][:, 0]
-        for i, fact in enumerate(known):
-            row = embedding[token(f" {fact.subject}")]
-            row += (_STRENGTHS[i % 3] - 1) * slots["fact"] @ (slots["fact"].T @ row)
+        turn = Counter()
+        for fact in known:
+            row, strength = (
+                embedding[token(f" {fact.subject}")],
+                _STRENGTHS[turn[fact.relation] % 3],
+            )
+            row += (strength - 1) * slots["fact"] @ (slots["fact"].T @ row)
+            turn[fact.relation] += 1
         for answer in sorted({fact.answer for fact in known})[::2]:
-            embedding[token(f" {answer}")] -= 0.25 * slots["is_answer"][:, 0]
+            embedding[token(f" {answer}")] -= 0.3 * slots["is_answer"][:, 0]
         _lengthen(model, slots["late"][:, 0])
     return model, tokenizer
 
