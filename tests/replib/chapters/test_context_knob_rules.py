@@ -13,7 +13,8 @@ from replib.chapters.context_knob.choosing import Choices
 from replib.chapters.context_knob.intents import Case
 from replib.metrics import Null, rng
 
-PAPER, N, OTHER = "context-knob", 32, 20  # cases of the test relation, and of another kind
+PAPER, N = "context-knob", 28  # cases of the test relation
+OTHER = {"multi-hop": 20, "arithmetic": 12}  # cases of other kinds
 SEEDS = range(3)
 
 
@@ -55,13 +56,12 @@ def behaviour(ft=(0.98, 0.92), zs=(0.95, 0.03), icl=0.5, n=N):
 
 
 def other_contexts(reached=0.45, zs=0.02, inside=0.95):
-    kinds = ("multi-hop", "arithmetic")
-    sets = {"sentence": CASES} | {kind: some_cases(OTHER, kind, 10) for kind in kinds}
+    sets = {"sentence": CASES} | {kind: some_cases(n, kind, 10) for kind, n in OTHER.items()}
     before = {name: coin(zs, f"before {name}", len(s)).double() for name, s in sets.items()}
-    after = {kind: coin(reached, f"after {kind}", OTHER).double() for kind in kinds}
+    after = {kind: coin(reached, f"after {kind}", n).double() for kind, n in OTHER.items()}
     after["sentence"] = coin(inside, "inside", N).double()
     gain, numbers = asking.outside(sets, before, after, 0)
-    numbers |= {"n": 2 * OTHER, "adapters": 3}
+    numbers |= {"n": sum(OTHER.values()), "adapters": 3}
     return {"value": gain.value, "interval": gain.interval, **numbers}
 
 

@@ -89,14 +89,16 @@ def test_two_sets_of_other_cases_count_alike():
 
 
 def test_cases_in_a_ring_share_no_answer_with_their_neighbours():
-    tokenizer = word_tokenizer([" a b c d e f g"])
-    some = [case("1", "a", "b"), case("2", "b", "c"), case("3", "c", "d"), case("4", "a", "e")]
-    for n, subjects in ((8, ["1", "3", "2", "4"][:2]), (1, ["1"])):
-        found = [one.subject for one in layer_search.in_a_ring(tokenizer, some, n)]
-        assert found[: len(subjects)] == subjects
-    ring = layer_search.in_a_ring(tokenizer, some, 8)
-    for one, other in zip(ring, [*ring[1:], ring[0]], strict=True):
-        assert not {one.prior, one.contextual} & {other.prior, other.contextual}
+    own = torch.tensor([1, 2, 3, 1, 0, 1, 2, 4])  # context's answer of four cases, then memory's
+    rows = directions.Opposites(
+        CASES[:4], mock.Mock(spec=Prefilled), own.roll(4), torch.zeros(1, 8, 2), own[:, None]
+    )
+    assert layer_search.ring_of(rows, 8) == [0, 2] and layer_search.ring_of(rows, 1) == [0]
+    runs = layer_search.runs_between(rows, [0, 2])
+    assert runs["intent: to memory"].answers.tolist() == [[0, 1], [2, 3]]
+    other = runs["context: another question"]
+    assert (other.source.tolist(), other.target.tolist()) == ([2, 0], [0, 2])
+    assert other.answers.tolist() == [[3, 1], [1, 3]]
 
 
 def test_runs_of_layers_and_others_far_from_the_chosen():

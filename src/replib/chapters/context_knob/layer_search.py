@@ -12,13 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob import choosing, last_token, steering
-from replib.chapters.context_knob.asking import answer_tokens, prompts_of
 from replib.chapters.context_knob.choosing import Choices
 from replib.chapters.context_knob.directions import Opposites
-from replib.chapters.context_knob.intents import Case
 from replib.interventions.generation import Prefilled
 from replib.metrics import Estimate, Null, rng
 
@@ -26,7 +23,7 @@ Layers = tuple[int, ...]
 Read = Callable[[Layers], Float[np.ndarray, "case layer answer"]]
 INTENT_RUNS = ("intent: to memory", "intent: to the context")  # as the directions of `Opposites`
 ENOUGH = 0.85  # of what patching all layers gives; the paper's 0.85 is a probability
-N_OTHERS = 5  # other runs of layers that the best one is held against
+N_OTHERS = 4  # other runs of layers that the best one is held against
 DRAWS = 20  # resamples of the cases that are searched again
 
 
@@ -45,31 +42,30 @@ class Runs:
         return steering.attention_outputs(self.prompts, self.source)
 
 
-def runs_between(model: TransformerBridge, cases: Sequence[Case]) -> dict[str, Runs]:
-    """The paper's four kinds of runs. Source and target are the same case under both intents, in
-    either direction; or another case, the one before in the list, under the same intent."""
-    tokenizer = model.tokenizer
-    prompts, n = Prefilled(model, prompts_of(tokenizer, cases)), len(cases)
-    context, prior = torch.arange(n), n + torch.arange(n)  # prompts by their intent
-    to_context, to_prior = answer_tokens(tokenizer, cases)
+def runs_between(rows: Opposites, ring: Sequence[int]) -> dict[str, Runs]:
+    """The paper's four kinds of runs, of the cases with these numbers. Source and target are the
+    same case under both intents, in either direction; or another case, the one before in the ring,
+    under the same intent."""
+    context = torch.tensor(ring)  # prompts by their intent
+    prior, own = context + len(rows.cases), rows.own_token
 
-    def runs(source: Tensor, target: Tensor, *answers: Tensor) -> Runs:
-        return Runs(prompts, source, target, torch.stack(answers, -1))
+    def runs(source: Tensor, target: Tensor) -> Runs:
+        return Runs(rows.prompts, source, target, torch.stack([own[source], own[target]], -1))
 
     towards_memory, towards_context = INTENT_RUNS
     return {
-        towards_memory: runs(prior, context, to_prior, to_context),
-        towards_context: runs(context, prior, to_context, to_prior),
-        "memory: another question": runs(prior.roll(1), prior, to_prior.roll(1), to_prior),
-        "context: another question": runs(context.roll(1), context, to_context.roll(1), to_context),
+        towards_memory: runs(prior, context),
+        towards_context: runs(context, prior),
+        "memory: another question": runs(prior.roll(1), prior),
+        "context: another question": runs(context.roll(1), context),
     }
 
 
-def in_a_ring(tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], n: int) -> list[Case]:
-    """Up to n cases of which none shares an answer with the one before it, nor the first with the
-    last: "another question" needs another answer."""
-    tokens = {i: set(some) for i, some in enumerate(answer_tokens(tokenizer, cases).T.tolist())}
-    left, ring = list(tokens), []
+def ring_of(rows: Opposites, n: int) -> list[int]:
+    """Numbers of up to n cases that are used, of which none shares an answer with the one before
+    it, nor the first with the last: "another question" needs another answer."""
+    tokens = [set(pair) for pair in rows.answers[: len(rows.cases)].tolist()]
+    left, ring = rows.used.nonzero()[:, 0].tolist(), []
     while left and len(ring) < n:
         fitting = [i for i in left if not ring or not tokens[i] & tokens[ring[-1]]]
         if not fitting:
@@ -78,13 +74,7 @@ def in_a_ring(tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], n: int)
         left.remove(fitting[0])
     while len(ring) > 1 and tokens[ring[0]] & tokens[ring[-1]]:
         ring.pop()
-    return [cases[i] for i in ring]
-
-
-def ring_of(rows: Opposites, n: int) -> list[Case]:
-    """Cases that are right, in a ring; any, if none is."""
-    right = [case for case, ok in zip(rows.cases, rows.used, strict=True) if ok]
-    return in_a_ring(rows.prompts.model.tokenizer, right, n)
+    return ring
 
 
 def as_mask(sets: Sequence[Layers], n_layers: int) -> Bool[Tensor, "set layer"]:
