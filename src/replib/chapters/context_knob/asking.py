@@ -265,8 +265,9 @@ def outside(
     low, high = percentiles(draws, min(len(set(groups)), len(set(own))))
     gap = float(at_home.mean() - reached.mean())
     between = with_width(Estimate(gap, low, high, len(at_home) + len(reached)), groups)
-    return gain, {
-        "gap": between,
-        "in_domain": float(at_home.mean()),
-        "zero_shot": float(mean_of_sets([before[name] for name in out]).mean()),
-    }
+    numbers = {"gap": between, "in_domain": float(at_home.mean())}
+    numbers["zero_shot"] = float(mean_of_sets([before[name] for name in out]).mean())
+    for name in before.keys() - {inside}:  # for the record also kinds that do not count
+        key = name.replace("-", "_")
+        numbers |= {key: float(after[name].mean()), f"{key}_zero_shot": float(before[name].mean())}
+    return gain, numbers

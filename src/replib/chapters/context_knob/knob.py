@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from replib.chapters.context_knob import asking, choosing, last_token, steering
-from replib.chapters.context_knob.asking import Unstated
+from replib.chapters.context_knob.asking import Answers, Unstated
 from replib.chapters.context_knob.choosing import Choices
 from replib.chapters.context_knob.intents import INTENTS, Case
 from replib.interventions.generation import NEUTRAL_TEXT
@@ -221,6 +221,13 @@ def numbers(turned: Sequence[Turned], asked: Unstated) -> dict[str, float]:
     }
 
 
+def first_token(turned: Sequence[Turned], groups: Sequence[str], seed: int) -> Estimate:
+    """`pairs` of the median adapter."""
+    first = torch.stack([one.first for one in turned])
+    nothing = torch.zeros_like(first[:1])
+    return choosing.gain_over_best(first, nothing, groups, seed, "4.7 first")
+
+
 def random_pairs(
     directions: Float[Tensor, "draw d_model"],
     h: Float[Tensor, "row d_model"],
@@ -277,6 +284,19 @@ def questions(
 
 
 # --- Separation and performance -------------------------------------------------------------------
+
+
+def separation(
+    ways: Sequence[Sequence[Answers]], v: Float[Tensor, " d_model"], layer: int
+) -> Float[Tensor, " way"]:
+    """Mean coordinate along v under the context intent less that under memory's, of each way to
+    ask; its models (the seeds) together."""
+    found = []
+    for some in ways:
+        h = torch.cat([one.residual[layer].float() for one in some], 1)  # intent case d_model
+        context, prior = (h @ v).mean(-1)
+        found.append(context - prior)
+    return torch.stack(found)
 
 
 def correlations(

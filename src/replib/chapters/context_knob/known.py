@@ -72,7 +72,8 @@ def variants(
     model: TransformerBridge, known: Sequence[Fact], n: int, seed: int
 ) -> dict[str, Known]:
     """Cases with other contexts than those trained on, up to n that the model knows; of arithmetic
-    three fifths of that, of paragraphs a third. Facts of multi-hop cases and of paragraphs are known already."""
+    three fifths of that, of paragraphs a third. Facts of multi-hop cases and of paragraphs are
+    known already."""
     tokenizer, known = model.tokenizer, in_turn(known)
     multi_hop = contexts.multi_hop_cases(tokenizer, known, seed)[:n]
     arithmetic = contexts.arithmetic_cases(n, seed)
