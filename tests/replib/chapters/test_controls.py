@@ -148,15 +148,15 @@ def test_the_planted_layers_and_the_planted_direction_are_found(control):
     record = control(KNOB, "planted-gate")
     measured = {id_: claim["measured"] for id_, claim in by_id(record).items()}
     assert measured["4.5"]["note"] == (
-        "intent: to the context: layers 1; intent: to memory: layers 1; "
+        "intent: to memory: layers 1; intent: to the context: layers 1; "
         "memory: another question: layers 2; context: another question: layers 3"
     )
-    knob, steered = measured["4.6"], measured["4.7"]
-    assert knob["layer"] == 1 and knob["value"] > 0.9 and knob["wrong_layer"] < 0.2
-    assert outcomes(record, "4.5", "4.6") == {"holds"}
+    assert measured["4.6"]["layer"] == 1 and measured["4.6"]["value"] > 0.9
+    steered = measured["4.7"]
     assert steered["steered"] > 0.9 and steered["unsteered_context"] < 0.1
-    # It follows instructions already, and it has no adapter.
-    assert outcomes(record, *(f"4.{i}" for i in (1, 2, 3, 4, 7, 8))) == {"not_testable"}
+    assert {id_: claim["outcome"] for id_, claim in by_id(record).items()} == {
+        f"4.{i}": "holds" for i in range(1, 9)
+    }
 
 
 @pytest.mark.parametrize("paper", [IOI, SUCCESSOR, FACTS, KNOB])
