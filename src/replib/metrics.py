@@ -6,7 +6,7 @@ where they do not, the docstring says when.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -297,18 +297,36 @@ def drawn_overlap_null(
     return common / size if size else common
 
 
+def layer_window(layer: int, n_layers: int) -> range:
+    """The layers near one: about a fifth of the depth, at least three, as many at either end."""
+    size = min(n_layers, 2 * max(1, round(n_layers / 10)) + 1)
+    start = min(max(0, layer - size // 2), n_layers - size)
+    return range(start, start + size)
+
+
 def layer_matched(
-    heads: set[Head] | Sequence[Head], n_heads: int, generator: np.random.Generator
+    heads: Iterable[Head], n_layers: int, n_heads: int, generator: np.random.Generator
 ) -> set[Head]:
-    """As many random heads from the same layers. The null may draw the chosen heads too; without
-    them it would be passed by chance in more than 5% of cases. So one head of a layer of nine can
-    never be beyond 95% of such draws; it takes two."""
-    layers = sorted(layer for layer, _ in heads)
-    return {
-        (layer, int(head))
-        for layer in dict.fromkeys(layers)
-        for head in generator.choice(n_heads, size=layers.count(layer), replace=False)
-    }
+    """For each head another place: a random head of the layers near it (`layer_window`), none
+    twice. `n_heads` is how many a layer has.
+
+    Within one layer of few heads a random set often *is* the chosen one, so that nothing could be
+    beyond such draws; a window of layers has the reach that the choice had. The null may draw the
+    chosen heads too, as one draw of many; without them it would be passed by chance in more than 5%
+    of cases. `holding` says how many draws do.
+    """
+    drawn: set[Head] = set()
+    for layer, _ in sorted(heads):
+        near = [(at, head) for at in layer_window(layer, n_layers) for head in range(n_heads)]
+        free = [head for head in near if head not in drawn]
+        drawn.add(free[generator.integers(len(free))])
+    return drawn
+
+
+def holding(sets: Sequence[Iterable[Head]], heads: Iterable[Head]) -> Bool[np.ndarray, " draw"]:
+    """Which of a null's sets hold one of the chosen heads."""
+    chosen = set(heads)
+    return np.array([bool(chosen & set(one)) for one in sets])
 
 
 def spearman(

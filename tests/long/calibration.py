@@ -371,7 +371,7 @@ def _(g, n):
 
 
 @case(
-    *("layer_matched, value > q95", "{}, of {} a layer"),
+    *("layer_matched, value > q95", "{}, of {} a layer, from a window"),
     ("1 head", 9, [20]),
     ("2 heads of 2 layers", 9, [20, 22]),
     ("3 heads of 2 layers", 9, [20, 22, 22]),
@@ -381,7 +381,7 @@ def _(g, n):
 def _(g, _, n_heads, layers):
     effect = g.normal(size=(N_LAYERS, n_heads))
     heads = random_heads(g, layers, n_heads)
-    sets = [heads, *(m.layer_matched(heads, n_heads, g) for _ in range(200))]
+    sets = [heads, *(m.layer_matched(heads, N_LAYERS, n_heads, g) for _ in range(200))]
     return above(*same(np.array([np.mean([effect[head] for head in sorted(one)]) for one in sets])))
 
 

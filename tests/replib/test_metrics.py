@@ -194,13 +194,23 @@ def test_overlap_null_keeps_layers():
     assert set(np.unique(null)) <= {0.0, 0.5, 1.0}
 
 
-def test_layer_matched_heads_are_any_of_the_layers():
+def test_a_window_is_a_fifth_of_the_depth_and_stays_inside():
+    # 30 layers: three on either side; at least one on either side; as many at the ends
+    for layer, n_layers, first, last in ((15, 30, 12, 18), (4, 7, 3, 5), (0, 30, 0, 6)):
+        assert m.layer_window(layer, n_layers) == range(first, last + 1)
+    assert m.layer_window(29, 30) == range(23, 30) and m.layer_window(1, 2) == range(2)
+
+
+def test_layer_matched_heads_are_any_of_the_window():
     generator = np.random.default_rng(0)
-    heads = {(3, 0), (3, 1), (5, 2)}
-    drawn = [m.layer_matched(heads, 4, generator) for _ in range(2000)]
-    assert all(sorted(layer for layer, _ in one) == [3, 3, 5] for one in drawn)
-    # the chosen set is one of 6 pairs × 4 heads
-    assert np.mean([one == heads for one in drawn]) == pytest.approx(1 / 24, abs=0.02)
+    heads = [(1, 0), (1, 1)]  # of 3 layers of 2 heads, all in the window
+    drawn = [m.layer_matched(heads, 3, 2, generator) for _ in range(3000)]
+    every = {(layer, head) for layer in range(3) for head in range(2)}
+    assert {len(one) for one in drawn} == {2} and set.union(*drawn) == every
+    # of the 15 pairs of six heads one is the chosen one, and 9 hold one of it
+    assert np.mean([one == set(heads) for one in drawn]) == pytest.approx(1 / 15, abs=0.02)
+    assert m.holding(drawn, heads).mean() == pytest.approx(9 / 15, abs=0.03)
+    assert all(m.layer_matched([(9, 0)], 10, 4, generator).pop()[0] >= 7 for _ in range(50))
 
 
 def test_spearman_by_hand_and_its_null():
