@@ -159,6 +159,13 @@ def crossed(
     )
 
 
+def crossed_each(
+    scores: Mapping[str, Scores], classes: Mapping[str, OrdinalClass], seed: int, draws: int
+) -> dict[str, Crossed]:
+    """`crossed` with each of the declared inputs."""
+    return {name: crossed(scores[name], classes, seed, draws) for name in DECLARED}
+
+
 def found(trials: Mapping[str, Crossed], kept: str, p: Mapping[str, float]) -> dict[str, object]:
     """What claim 2.1 is decided by: the crossed score with the input that is kept, its null, p by
     Holm, and how high the score with the other input may be."""

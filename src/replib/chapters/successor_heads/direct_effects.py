@@ -57,7 +57,7 @@ def observe(
     wanted.add("ln_final.hook_in")
     pieces: dict[str, list[Tensor]] = {}
     for some in tokens.split(batch):
-        seen = activations(net.model, some, wanted.__contains__)
+        seen = activations(net.model, some.to(net.W_U.device), wanted.__contains__)
         if len(seen) != len(wanted):
             raise RuntimeError(f"saw {len(seen)} of {len(wanted)} activations")
         pieces.setdefault("final", []).append(seen["ln_final.hook_in"])
