@@ -20,7 +20,7 @@ def share(labels: Sequence[str], wanted: str) -> float:
 
 
 def shares(labels: Sequence[str]) -> dict[str, Estimate]:
-    """Share of each outcome, with its 95% Wilson interval. UsageError where there is no label."""
+    """Share of each outcome, with its 95% interval. UsageError where there is no label."""
     return {
         name: metrics.proportion(torch.tensor([label == name for label in labels]))
         for name in facts.OUTCOMES
