@@ -113,9 +113,9 @@ def test_the_planted_induction_head_reads_the_planted_previous_token_head(plante
     net, seen = planted
     every = torch.arange(6)
     score = attention.attention_to(seen.pattern, names.after_same(every)).mean(0)
-    assert divmod(int(score.argmax()), 4) == INDUCTION and score[INDUCTION] > 0.9
+    assert divmod(int(score.argmax()), net.n_heads) == INDUCTION and score[INDUCTION] > 0.9
     brings = attention.match_by_head(net, seen, INDUCTION, names.after_same(every), names.tokens)
-    assert brings.mean(0).argmax() == PREVIOUS[1] and brings.shape == (6, 1, 4)
+    assert brings.mean(0).argmax() == PREVIOUS[1] and brings.shape == (6, 1, net.n_heads)
     assert brings[..., PREVIOUS[1]].min() > 100 * brings[..., 0].abs().max()
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from worlds import EXPECTED, cases, missing, outcome
 
 from replib import metrics
 from replib.chapters.method import attention
 from replib.metrics import rng
 from replib.prompts.vocabulary import word_tokenizer
-from worlds import EXPECTED, cases, missing, outcome
 
 PAGE = "method-attention"
 N_SEQUENCES, N_NAMES, N_DRAWS = 96, 120, 100
