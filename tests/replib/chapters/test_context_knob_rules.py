@@ -35,7 +35,7 @@ def answers(context, prior, label, n=N):
     return asking.Answers(right, torch.zeros(1, 2, n, 1))
 
 
-def behaviour(ft=(0.98, 0.92), zs=(0.95, 0.03), icl=0.5, n=N):
+def behaviour(ft=(0.98, 0.92), zs=(0.95, 0.03), icl=0.4, n=N):
     """What the notebook measures for 4.1 and 4.2, of models with these accuracies."""
     tuned = [answers(*ft, f"ft {i}") for i in SEEDS]
     plain, shown = answers(*zs, "zs"), coin(icl, "icl", N).double()

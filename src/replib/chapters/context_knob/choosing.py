@@ -69,7 +69,7 @@ def _weaker(mean: Float[np.ndarray, "*draw part adapter direction"]) -> np.ndarr
     """(first part) / (last part), the median over adapters, in the weaker direction."""
     with np.errstate(invalid="ignore", divide="ignore"):
         share = mean[..., 0, :, :] / mean[..., -1, :, :]
-    return np.median(share, -2).min(-1)
+    return np.asarray(np.median(share, -2).min(-1))
 
 
 def weaker_median(
@@ -113,7 +113,7 @@ def gain_over_best(
     n = len(found)
 
     def statistic(mean: Float[np.ndarray, "*draw item"]) -> np.ndarray:
-        return np.median(mean[..., :n], -1) - mean[..., n:].max(-1)
+        return np.asarray(np.median(mean[..., :n], -1) - mean[..., n:].max(-1))
 
     values = torch.cat([found, others]).T  # case item
     return with_width(bootstrap(values, groups, rng(seed, label), statistic), groups)

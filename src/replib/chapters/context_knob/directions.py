@@ -158,10 +158,10 @@ def learn(
 
 
 def layer_scores(
-    rows: Opposites, change: Change, v: Float[Tensor, "layer d_model"], layers: Sequence[int]
+    rows: Opposites, change: Change, v: Sequence[Tensor], layers: Sequence[int]
 ) -> Float[Tensor, "layer case"]:
-    """By how much the source's answer leads once a layer's own direction v is exchanged; of cases
-    that are right, the mean of both directions."""
+    """By how much the source's answer leads once a layer's own direction v is exchanged; of the
+    cases that are used, the mean of both directions."""
     found = []
     for layer in layers:
         h = rows.exchanged(layer, change, v[layer][None])

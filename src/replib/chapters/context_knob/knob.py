@@ -320,10 +320,13 @@ def of_separation(
     middle = int(np.argsort(rho)[(len(rho) - 1) // 2])
     value = float(rho[middle])
     null = np.median([one[1] for one in found], 0)
-    ends = stats.pearsonr(*(stats.rankdata(x) for x in (apart[middle], pairs)))
-    low, high = ends.confidence_interval(0.95)
+    n = len(pairs)
+    most = 1 - 12 / (n**3 - n)  # all but two neighbours in order; z of 1 is infinite
+    z, half = np.arctanh(np.clip(value, -most, most)), stats.norm.ppf(0.975) / np.sqrt(n - 3)
+    low, high = np.tanh([z - half, z + half])
     as_good = np.abs(correlations(by_chance, pairs)) >= abs(value) - 1e-9
-    return Estimate(value, float(low), min(float(high), 1.0), len(pairs)), {
+    ends = min(float(low), value), max(float(high), value)
+    return Estimate(value, *ends, n), {
         "null": Null(null),
         "p": Null(null).pvalue(value),
         "random_as_good": proportion(torch.from_numpy(as_good)),
