@@ -23,12 +23,25 @@ def most_frequent(
     return sorted(written, key=lambda fact: -zipf(fact.subject))[:n]
 
 
-def decided(
+# Country and capital names that English uses more for something else: their frequency is not theirs.
+AMBIGUOUS = frozenset(
+    "Turkey Jordan Georgia Chad Guinea Jersey Male Victoria Hamilton Kingston Georgetown Plymouth "
+    "Stanley Douglas Sofia Santiago".split()
+)
+
+
+def of_one_word(
     conflicts: Sequence[Conflict], labels: Sequence[str]
-) -> tuple[list[Conflict], list[bool]]:
-    """The conflicts that memory or the context won, and whether it was memory."""
-    both = [(c, label) for c, label in zip(conflicts, labels, strict=True) if label != "other"]
-    return [c for c, _ in both], [label == "memorised" for _, label in both]
+) -> tuple[list[Conflict], list[str]]:
+    """The conflicts whose subject and stated answer are single words and not `AMBIGUOUS`, and their
+    labels: of several words the package only guesses the frequency from the parts."""
+
+    def is_one(name: str) -> bool:
+        return name.isalpha() and name not in AMBIGUOUS
+
+    both = zip(conflicts, labels, strict=True)
+    some = [(c, label) for c, label in both if is_one(c.fact.subject) and is_one(c.foil)]
+    return [c for c, _ in some], [label for _, label in some]
 
 
 def columns(
@@ -51,13 +64,13 @@ def columns(
 
 def effects(
     columns: Mapping[str, Sequence[float]],
-    won: Sequence[bool],
+    is_so: Sequence[bool],
     conflicts: Sequence[Conflict],
 ) -> dict[str, Estimate]:
-    """Log odds that memory wins, for one standard deviation more of each column, the others held
-    fixed. Errors are clustered by country and by city (`regression.logistic`). NaN where memory
-    wins always or never."""
-    y = np.array(won, dtype=bool)
+    """Log odds that the outcome is so, for one standard deviation more of each column, the others
+    held fixed. Errors are clustered by country and by city (`regression.logistic`). NaN where it is
+    always or never so."""
+    y = np.array(is_so, dtype=bool)
     if y.all() or not y.any():
         return dict.fromkeys(columns, Estimate(np.nan, np.nan, np.nan, len(y)))
     x = standardised(np.array([*columns.values()], dtype=float).T)
@@ -65,7 +78,30 @@ def effects(
     return {name: fit.effect(term) for term, name in enumerate(columns)}
 
 
-def counts(conflicts: Sequence[Conflict], won: Sequence[bool]) -> dict[str, int]:
+def both_effects(
+    columns: Mapping[str, Sequence[float]], labels: Sequence[str], conflicts: Sequence[Conflict]
+) -> dict[str, Estimate]:
+    """What claim 3.3 asks for: the country's effect on memorised answers and the city's on
+    in-context ones, each against all other answers; without numbers of tokens, and with them."""
+    found = {}
+    for added, names in (("", [*columns][:2]), (",\nsame tokens", [*columns])):
+        used = {name: columns[name] for name in names}
+        for name, outcome in zip(names, ("memorised", "in-context"), strict=False):
+            is_so = [label == outcome for label in labels]
+            found[f"{name}{added}"] = effects(used, is_so, conflicts)[name]
+    return found
+
+
+def is_found(effect: Estimate, smallest: float) -> str:
+    """One half of claim 3.3 by itself, as its rule decides it."""
+    if not np.isfinite(effect.interval).all():
+        return "not testable"
+    if effect.low > 0 or effect.high < 0:
+        return "found"
+    return "absent" if max(effect.high, -effect.low) < smallest else "unclear"
+
+
+def counts(conflicts: Sequence[Conflict], labels: Sequence[str]) -> dict[str, int]:
     """How many countries there are, and answers of either kind."""
-    n = {"memorised_n": sum(won), "in_context_n": len(won) - sum(won)}
+    n = {"memorised_n": labels.count("memorised"), "in_context_n": labels.count("in-context")}
     return n | {"countries": len({c.fact.subject for c in conflicts})}

@@ -23,9 +23,9 @@ class Logistic:
 
     def effect(self, term: int) -> Estimate:
         """One coefficient and its 95% interval, by t with a degree of freedom less than clusters;
-        the interval is NaN for one cluster."""
+        the interval is NaN for one cluster, or a column that does not vary: nothing is known."""
         value = float(self.coefficient[term])
-        if self.n_clusters < 2:
+        if self.n_clusters < 2 or self.covariance[term, term] == 0:
             return Estimate(value, math.nan, math.nan, self.n)
         error = float(np.sqrt(max(self.covariance[term, term], 0.0)))
         half = float(stats.t.ppf(0.975, self.n_clusters - 1)) * error
