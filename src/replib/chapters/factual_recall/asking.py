@@ -107,6 +107,21 @@ def about(
     return ours if len(ours) >= at_least else list(few)
 
 
+def cities(
+    tokenizer: PreTrainedTokenizerBase,
+    known: Mapping[str, Sequence[Fact]],
+    asked: Sequence[Fact],
+    some: Sequence[Conflict],
+    n: int,
+    seed: int,
+) -> dict[str, list[Conflict]]:
+    """What the known facts of each template are contradicted with: in the first, the paper's, up to
+    n answers of all other facts that are asked about, in the others `some`."""
+    paper, *others = known
+    found = {paper: about(known[paper], facts.draw_foils(tokenizer, asked, n, seed))}
+    return found | {name: about(known[name], some) for name in others}
+
+
 def transcript(
     model: TransformerBridge, conflicts: Sequence[Conflict], template: Template, n_new: int
 ) -> pd.DataFrame:

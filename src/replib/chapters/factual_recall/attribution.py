@@ -9,16 +9,25 @@ split, which have no name in common.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from replib.chapters.factual_recall.facts import Conflict
 from replib.interventions.network import Head
 from replib.metrics import Estimate, bootstrap, head_label, max_statistic_pvalues, rng
 from replib.prompts.pairs import PromptPairs
+
+# The sign of A_h of a head that speaks for memory or for the context.
+SIGN = {"memory": -1, "in-context": +1}
+_TEST = "among the three strongest, with p < 0.05, in both halves; on the report split it "
+RULES = {
+    "memory": f"{_TEST}raises the memorised answer against unrelated ones",
+    "in-context": f"{_TEST}raises the stated answer against unrelated ones",
+    "suppressing": f"{_TEST}lowers both answers against unrelated ones",
+}
 
 
 def per_group(
@@ -96,10 +105,6 @@ class Halves:
         p_value = [max_statistic_pvalues(e, rng(seed, "swap", i)) for i, e in enumerate(effect)]
         return cls(tuple(effect), tuple(p_value))
 
-    def fewest(self) -> int:
-        """Countries in the smaller half."""
-        return min(effect.shape[-1] for effect in self.effect)
-
     def maps(self) -> dict[str, Float[Tensor, "layer head"]]:
         """Mean A_h by the name of each half."""
         return {
@@ -121,9 +126,31 @@ class Halves:
             found.append(Replication(head, a, b, p_a, p_b, again))
         return found
 
-    def found(self, sign: int) -> list[Head]:
-        """All heads of one kind that both halves name, the strongest of the first half first."""
-        return [one.head for one in self.replications(sign) if one.found_again]
+    def found(self) -> dict[str, list[Head]]:
+        """All heads of each kind that both halves name, the strongest of the first half first."""
+        return {
+            kind: [one.head for one in self.replications(sign) if one.found_again]
+            for kind, sign in SIGN.items()
+        }
+
+    def table(self) -> pd.DataFrame:
+        """The replications of both kinds."""
+        rows = {
+            (kind, head_label(one.head)): one.row()
+            for kind, sign in SIGN.items()
+            for one in self.replications(sign)
+        }
+        return pd.DataFrame(rows).T
+
+    def numbers(self) -> dict[str, float]:
+        """What claim 3.4 is measured by: how many kinds have a head, how many heads each kind has,
+        how strong any could be, and the countries of the smaller half."""
+        found = self.found()
+        numbers: dict[str, float] = {"value": sum(map(bool, found.values()))}
+        for kind, sign in SIGN.items():
+            name = kind.replace("-", "_")
+            numbers |= {f"{name}_found": len(found[kind]), f"{name}_most": self.most(sign)}
+        return numbers | {"half": min(effect.shape[-1] for effect in self.effect)}
 
     def most(self, sign: int) -> float:
         """How strong any head of one kind can be: the largest upper end of all heads' 95% intervals
@@ -138,10 +165,12 @@ class Halves:
 
 
 def with_unrelated(
-    pairs: PromptPairs, relations: Sequence[str], generator: np.random.Generator, n: int = 3
+    pairs: PromptPairs, conflicts: Sequence[Conflict], seed: int, n: int = 3
 ) -> PromptPairs:
     """The same prompts with `n` more candidates each: first tokens of true answers to other prompts
     of the same relation. Where these are none (yes and no), tokens of the prompt itself."""
+    relations = [conflict.fact.relation for conflict in conflicts]
+    generator = rng(seed, "unrelated")
     answers: dict[str, set[int]] = {}
     for relation, answer in zip(relations, pairs.answer.tolist(), strict=True):
         answers.setdefault(relation, set()).add(answer)
@@ -164,12 +193,12 @@ class Raised:
 
     def label(self, sign: int) -> str:
         """What a head of this sign of A_h is called: by the token that it raises, or `suppressing`
-        if it lowers both, or nothing."""
+        if it lowers both, or nothing at all."""
         own, name = (self.memorised, "memory") if sign < 0 else (self.in_context, "in-context")
         if own.low > 0:
             return name
         lowers = self.memorised.high < 0 and self.in_context.high < 0
-        return "suppressing" if lowers else "unlabelled"
+        return "suppressing" if lowers else ""
 
 
 def raised(
@@ -188,17 +217,22 @@ def raised(
     return Raised(*ends)
 
 
-def labels_table(
-    found: Mapping[int, Sequence[Head]], raised: Mapping[Head, Raised]
+def called(
+    direct: Float[Tensor, "prompt layer head token"],
+    groups: Sequence[str],
+    found: Mapping[str, Sequence[Head]],
+    seed: int,
 ) -> tuple[dict[str, list[Head]], pd.DataFrame]:
-    """The heads by what they are called, and a table of why. `found`: by the sign of A_h."""
-    called: dict[str, list[Head]] = {"memory": [], "in-context": [], "suppressing": []}
+    """The heads by what they are called (`Raised.label`), and a table of why. `found`: heads by
+    their kind; `direct`: as in `raised`."""
+    by_label: dict[str, list[Head]] = {name: [] for name in RULES}
     rows = {}
-    for sign, heads in found.items():
-        for head in heads:
-            one = raised[head]
-            called.setdefault(one.label(sign), []).append(head)
-            ends = {"memorised": one.memorised, "in-context": one.in_context}
-            shown = {f"raises {k}": f"{e.value:+.2f} [{e.low:+.2f}, {e.high:+.2f}]" for k, e in ends.items()}
-            rows[head_label(head)] = shown | {"called": one.label(sign)}
-    return called, pd.DataFrame(rows).T
+    for kind, head in ((kind, head) for kind, heads in found.items() for head in heads):
+        one = raised(direct, groups, head, seed)
+        label = one.label(SIGN[kind])
+        if label:
+            by_label[label].append(head)
+        ends = {"raises the memorised": one.memorised, "raises the in-context": one.in_context}
+        row = {name: f"{e.value:+.2f} [{e.low:+.2f}, {e.high:+.2f}]" for name, e in ends.items()}
+        rows[head_label(head)] = row | {"called": label or "neither"}
+    return by_label, pd.DataFrame(rows).T

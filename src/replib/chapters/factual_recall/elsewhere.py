@@ -9,48 +9,87 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformer_lens.model_bridge import TransformerBridge
 
-from replib.chapters.factual_recall import answers
+from replib.chapters.factual_recall import answers, asking, facts
 from replib.chapters.factual_recall.attribution import per_group
-from replib.chapters.factual_recall.facts import Conflict, Fact
+from replib.chapters.factual_recall.facts import Conflict, Fact, Template
 from replib.chapters.factual_recall.frequency import most_frequent
+from replib.interventions.network import Head
 from replib.metrics import Estimate, max_statistic_pvalues, rng
 
 
-def new_facts(
-    tokenizer: PreTrainedTokenizerBase,
+def known_conflicts(
+    model: TransformerBridge,
     relations: Mapping[str, Sequence[Fact]],
-    n: int,
+    template: Template,
     chosen_on: Sequence[Fact],
-) -> dict[str, list[Fact]]:
-    """The n most frequent facts of each relation about other subjects than those of `chosen_on`."""
-    seen = {fact.subject.casefold() for fact in chosen_on}
+    n: int,
+    n_new: int,
+    seed: int,
+) -> dict[str, list[Conflict]]:
+    """A conflict about each of the n most frequent facts of each relation that the model knows and
+    that are about other subjects than those of `chosen_on`."""
+    seen, tokenizer = {fact.subject.casefold() for fact in chosen_on}, model.tokenizer
+    asked = {
+        name: [fact for fact in some if fact.subject.casefold() not in seen]
+        for name, some in relations.items()
+    }
+    asked = {name: most_frequent(tokenizer, some, n) for name, some in asked.items()}
+    every = [fact for some in asked.values() for fact in some]
+    known = set(asking.known(model, every, [template], n_new)[template.name])
     return {
-        relation: most_frequent(
-            tokenizer, [fact for fact in some if fact.subject.casefold() not in seen], n
-        )
-        for relation, some in relations.items()
+        name: facts.draw_foils(tokenizer, [fact for fact in some if fact in known], 1, seed)
+        for name, some in asked.items()
+    }
+
+
+def said(
+    ask: asking.Asking,
+    conflicts: Mapping[str, Sequence[Conflict]],
+    template: Template,
+    edit: tuple[Head, float],
+) -> dict[str, dict[str, list[str]]]:
+    """The outcomes of each relation, with no edit and with a head scaled; all relations at once."""
+    every = [conflict for some in conflicts.values() for conflict in some]
+    for edits in ((), (edit,)):
+        ask(every, template, *edits)
+    return {
+        name: {relation: ask(some, template, *edits) for relation, some in conflicts.items()}
+        for name, edits in (("no edit", ()), ("scaled", (edit,)))
+    }
+
+
+def bars(
+    conflicts: Mapping[str, Sequence[Conflict]], said: Mapping[str, Mapping[str, Sequence[str]]]
+) -> dict[str, dict[str, Estimate]]:
+    """The share of in-context answers by relation, with and without the edit."""
+    return {
+        f"{relation}\n({len(some)})": {
+            name: answers.shares(of[relation], answers.subjects(some))["in-context"]
+            for name, of in said.items()
+        }
+        for relation, some in conflicts.items()
+        if some
     }
 
 
 class Moved:
     """What an edit does to the answers of several relations.
 
-    `before` and `after` have the outcomes of each relation's conflicts. Intervals and p-values
-    count true answers, not facts: English and the dollar serve many.
+    `said`: the outcomes of each relation's conflicts, with no edit and with a head scaled.
+    Intervals and p-values count true answers, not facts: English and the dollar serve many.
     """
 
     def __init__(
         self,
         conflicts: Mapping[str, Sequence[Conflict]],
-        before: Mapping[str, Sequence[str]],
-        after: Mapping[str, Sequence[str]],
+        said: Mapping[str, Mapping[str, Sequence[str]]],
         wanted: str,
         seed: int,
     ):
         self.conflicts = {name: some for name, some in conflicts.items() if some}
-        self.before, self.after, self.wanted, self.seed = before, after, wanted, seed
+        self.before, self.after, self.wanted, self.seed = *said.values(), wanted, seed
 
     def _gain(self, *names: str) -> Estimate | None:
         before, after = ([x for n in names for x in of[n]] for of in (self.before, self.after))

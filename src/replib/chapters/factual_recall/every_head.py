@@ -5,31 +5,27 @@ The heads that are scaled in claims 3.5 and 3.6 are chosen by this on the select
 judged on the report split against the strongest of all heads.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replib.chapters.factual_recall.attribution import per_group
 from replib.interventions.head_edits import read, zero_ablate
 from replib.interventions.network import Head, Network
 from replib.metrics import max_statistic_pvalues, rng
 from replib.prompts.pairs import PromptPairs
 
 
-def one_each(groups: Sequence[str]) -> list[int]:
+def one_each(pairs: PromptPairs) -> PromptPairs:
     """The first prompt of each group."""
-    first: dict[str, int] = {}
-    for i, group in enumerate(groups):
-        first.setdefault(group, i)
-    return list(first.values())
+    return pairs[[pairs.group.index(group) for group in dict.fromkeys(pairs.group)]]
 
 
-def taken_out(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head prompt"]:
+def taken_out(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head group"]:
     """How far the logits of the two answers move towards the in-context one when a head writes
-    nothing at END, for every head alone. Positive: the head speaks for memory, in whatever way. A
-    layer at a time: what lies below it is not computed again."""
+    nothing at END, for every head alone, on the first prompt of each group. Positive: the head
+    speaks for memory, in whatever way. A layer at a time: what lies below it is not computed
+    again."""
+    pairs = one_each(pairs)
     plain = read(net, pairs).logit_diff[0]  # memorised − in-context
     layers = []
     for layer in range(net.n_layers):
@@ -38,10 +34,7 @@ def taken_out(net: Network, pairs: PromptPairs) -> Float[Tensor, "layer head pro
     return torch.stack(layers)
 
 
-def pvalue(
-    moved: Float[Tensor, "layer head prompt"], groups: Sequence[str], head: Head, seed: int
-) -> float:
+def pvalue(moved: Float[Tensor, "layer head group"], head: Head, seed: int) -> float:
     """How often chance makes the strongest of all heads as strong as this one: the labels memorised
     and in-context are swapped for whole groups (`metrics.max_statistic_pvalues`)."""
-    means = per_group(moved, groups)
-    return float(max_statistic_pvalues(means, rng(seed, "every head"))[head])
+    return float(max_statistic_pvalues(moved, rng(seed, "every head"))[head])

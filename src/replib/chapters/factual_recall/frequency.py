@@ -5,6 +5,7 @@ general English (`facts.zipf`).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,11 +24,11 @@ def most_frequent(
     return sorted(written, key=lambda fact: -zipf(fact.subject))[:n]
 
 
-# Country and capital names that English uses more for something else: their frequency is not theirs.
-AMBIGUOUS = frozenset(
-    "Turkey Jordan Georgia Chad Guinea Jersey Male Victoria Hamilton Kingston Georgetown Plymouth "
-    "Stanley Douglas Sofia Santiago".split()
-)
+# Names of countries and capitals that are common words, or names of people and other places too.
+AMBIGUOUS = {
+    *("Turkey", "Jordan", "Georgia", "Chad", "Guinea", "Jersey", "Male", "Victoria", "Hamilton"),
+    *("Kingston", "Georgetown", "Plymouth", "Stanley", "Douglas", "Sofia", "Santiago"),
+}
 
 
 def of_one_word(
@@ -101,7 +102,22 @@ def is_found(effect: Estimate, smallest: float) -> str:
     return "absent" if max(effect.high, -effect.low) < smallest else "unclear"
 
 
-def counts(conflicts: Sequence[Conflict], labels: Sequence[str]) -> dict[str, int]:
-    """How many countries there are, and answers of either kind."""
-    n = {"memorised_n": labels.count("memorised"), "in_context_n": labels.count("in-context")}
-    return n | {"countries": len({c.fact.subject for c in conflicts})}
+def numbers(
+    effects: Mapping[str, Estimate],
+    conflicts: Sequence[Conflict],
+    labels: Sequence[str],
+    smallest: float,
+) -> dict[str, Any]:
+    """What claim 3.3 is measured by: the two effects of `both_effects` without numbers of tokens,
+    how many countries there are and answers of either kind, and each half's own outcome (not
+    testable with fewer than 15 answers of the kind)."""
+    country, city, *_ = effects.values()
+    n = [labels.count(outcome) for outcome in ("memorised", "in-context")]
+    each = (
+        is_found(effect, smallest) if count >= 15 else "not testable"
+        for effect, count in zip((country, city), n, strict=True)
+    )
+    note = ", ".join(f"{name} {one}" for name, one in zip(("country", "city"), each, strict=True))
+    counts = {"memorised_n": n[0], "in_context_n": n[1]}
+    counts |= {"countries": len({conflict.fact.subject for conflict in conflicts})}
+    return {"value": country, "city": city, "note": note, **counts}

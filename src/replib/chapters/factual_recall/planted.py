@@ -65,7 +65,7 @@ _HEADS = {
 def _strengths(
     names: Sequence[str], sign: float, special: tuple[float, float], generator: torch.Generator
 ) -> dict[str, float]:
-    """A strength for each name, about 0.45, times or divided by 1.35 for a standard deviation of its
+    """A strength for each name: about 0.45, times or over 1.35 for a standard deviation of its
     frequency and by chance; `special`: a share of the names, the most frequent ones, and theirs."""
     seen = torch.tensor([zipf(name) for name in names])
     standard = (seen - seen.mean()) / seen.std()
@@ -86,5 +86,12 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     copying = _strengths(sorted({answer for _, answer in pairs}), -1.0, FAINT, generator)
     strengths = memory, copying
     return knowing(
-        pairs, texts, _WIDTHS, _HEADS, asking=(":", " is"), logit=3 * LOGIT, strengths=strengths, noise=0.1
+        pairs,
+        texts,
+        _WIDTHS,
+        _HEADS,
+        asking=(":", " is"),
+        logit=3 * LOGIT,
+        strengths=strengths,
+        noise=0.1,
     )

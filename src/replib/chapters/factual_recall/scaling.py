@@ -6,7 +6,7 @@ reported (`interventions.generation`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ class Setting:
 
     head: Head
     alpha: float
-    score: tuple[float, float]  # on the tuning prompts: see `Outcomes.score`
+    score: tuple[float, float]  # on the prompts it was chosen on: see `Outcomes.score`
 
     @property
     def edit(self) -> tuple[Head, float]:
@@ -157,10 +157,13 @@ def scaling_curves(
     return curves
 
 
-def best_of(curves: Mapping[Head, Curve], heads: Sequence[Head], wanted: str) -> Setting:
-    """Of some heads, the one that does most for the wanted outcome at its best factor."""
-    tuned = [curves[head].tuned(wanted) for head in heads]
-    return max(tuned, key=lambda setting: setting.score)
+def best_of(net: Network, pairs: PromptPairs, settings: Sequence[Setting], wanted: str) -> Setting:
+    """The setting that does most for the wanted outcome, all compared on the same prompts, which
+    are more than a factor is tuned on: the choice of a head should not hang on a prompt or two."""
+    edits = [scale_head(*setting.edit) for setting in settings]
+    score = first_token_outcomes(net, pairs, edits).score(wanted)
+    best = max(range(len(settings)), key=lambda i: score[i])
+    return replace(settings[best], score=score[best])
 
 
 def loss_change(
@@ -220,12 +223,14 @@ def gains_over_random(
     net: Network,
     pairs: PromptPairs,
     chosen: Setting,
-    random: Sequence[Head],
     candidates: Collection[Head],
     wanted: str,
+    n: int,
+    seed: int,
 ) -> Gains:
-    """What a chosen head and its factor gain on each prompt, and random heads with that factor. A
-    factor of 1 gains 0."""
+    """What a chosen head and its factor gain on each prompt, and `n` random heads (`window_heads`)
+    with that factor. A factor of 1 gains 0."""
+    random = window_heads(net, chosen.head, n, rng(seed, "random", wanted))
     edits = [HeadEdit(), *(scale_head(head, chosen.alpha) for head in (chosen.head, *random))]
     top = first_token_outcomes(net, pairs, edits).top[..., _column(wanted)].double()
     gained = top[1:] - top[0]
@@ -252,9 +257,7 @@ def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[in
     return taken
 
 
-def window_heads(
-    net: Network, like: Head, n: int, generator: np.random.Generator
-) -> list[Head]:
+def window_heads(net: Network, like: Head, n: int, generator: np.random.Generator) -> list[Head]:
     """`n` random heads of a window of layers around that of `like`, which is about a fifth of the
     depth, or of the nearest layers once it has no more: fewer if the model has no more heads. Not
     `like` itself; but heads that had been candidates with it may be drawn."""
