@@ -84,8 +84,9 @@ def _head(
     plan: Head, slots: Mapping[str, Float[Tensor, "d_model width"]], scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model] and b_Q [d_head] of a plan."""
-    w_q, w_k, w_v = torch.zeros(3, D_MODEL, D_HEAD)
-    w_o, b_q = torch.zeros(D_HEAD, D_MODEL), torch.zeros(D_HEAD)
+    d_model = len(next(iter(slots.values())))
+    w_q, w_k, w_v = torch.zeros(3, d_model, D_HEAD)
+    w_o, b_q = torch.zeros(D_HEAD, d_model), torch.zeros(D_HEAD)
     at = 0
     for query, key, weight in plan.scores:
         width = slots[key].shape[1]
@@ -122,11 +123,13 @@ def set_heads(
     generator: torch.Generator,
     noise: float = NOISE,
 ) -> None:
-    """Every head of a model of this module's shape: as planned, the others small noise."""
-    for layer in range(N_LAYERS):
-        for head in range(N_HEADS):
+    """Every head of a model with heads of `D_HEAD`: as planned, the others small noise."""
+    config = model.config
+    for layer in range(config.n_layer):
+        for head in range(config.n_head):
             plan = plans.get((layer, head))
-            parts = noise_head(generator, size=noise) if plan is None else _head(plan, slots, scale)
+            size = config.n_embd, D_HEAD, noise
+            parts = noise_head(generator, *size) if plan is None else _head(plan, slots, scale)
             set_head(model, layer, head, *parts)
 
 

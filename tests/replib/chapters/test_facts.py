@@ -227,7 +227,9 @@ def test_logistic_regression_at_its_edges():
     separated = logistic(100 * x, x[:, 0] > 0, [names])
     assert np.isnan(separated.coefficient).all()
     mixed = logistic(x, np.arange(20) % 3 == 0, [names])
-    still = mixed.effect(1)  # does not vary: nothing is known
-    assert still.value == 0.0 and np.isnan(still.interval).all()
+    constant = mixed.effect(1)
+    assert (constant.value, constant.n) == (0, 20) and np.isnan(constant.interval).all()
+    one = logistic(x, np.arange(20) % 3 == 0, [["all"] * 20]).effect(0)
+    assert np.isfinite(one.value) and np.isnan(one.interval).all()
     with pytest.raises(UsageError, match="both outcomes"):
         logistic(x, np.ones(20, dtype=bool), [names])

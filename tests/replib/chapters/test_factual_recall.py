@@ -340,10 +340,10 @@ def test_frequent_names_by_hand():
 
 
 def test_either_half_is_decided_by_itself():
-    for ends, found in (((0.1, 2), "found"), ((-2, -0.1), "found"), ((-0.3, 0.2), "absent")):
-        assert frequency.is_found(Estimate(0, *ends, 9), 0.4) == found
-    assert frequency.is_found(Estimate(0, -0.3, 0.5, 9), 0.4) == "unclear"
-    assert frequency.is_found(Estimate(0, np.nan, np.nan, 9), 0.4) == "not testable"
+    for ends, found in (((0.1, 2.0), "found"), ((-2.0, -0.1), "found"), ((-0.3, 0.2), "absent")):
+        assert frequency.is_found(Estimate(0.0, *ends, 9), 0.4) == found
+    assert frequency.is_found(Estimate(0.0, -0.3, 0.5, 9), 0.4) == "unclear"
+    assert frequency.is_found(Estimate(0.0, np.nan, np.nan, 9), 0.4) == "not testable"
     # "other" answers count as not memorised, and as not in-context
     conflicts = conflicts_about(*map(str, range(60)))
     columns = {"country": [float(i % 7) for i in range(60)], "in-context\ncity": [1.0, 2.0] * 30}

@@ -21,6 +21,7 @@ GROUPS = [str(i // 2) for i in range(2 * COUNTRIES)]
 KNOWN = {"known": COUNTRIES, "known_selection": 36}
 FEW = {"known": COUNTRIES, "known_selection": 12}
 FOUND = {"memory_found": 1, "in_context_found": 1}
+NOT_FOUND = KNOWN | {"memory_found": 0, "in_context_found": 1}
 
 
 def said(wanted, n, *shares):
@@ -91,7 +92,7 @@ def compared(share_before, less, more, name, gates=KNOWN | FOUND):
 
 
 def transferred(share_before, share_after, sizes=(40, 60, 80), **gates):
-    n_answers = dict(zip(("official language", "currency", "chemical symbol"), (8, 20, 80)))
+    n_answers = {"official language": 8, "currency": 20, "chemical symbol": 80}
     conflicts, before, after = {}, {}, {}
     for (name, n), size in zip(n_answers.items(), sizes, strict=True):
         conflicts[name] = [Conflict(Fact(name, str(i), str(i % n)), "x") for i in range(size)]

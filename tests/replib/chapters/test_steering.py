@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from replib.chapters.context_knob import steering
-from replib.chapters.context_knob.intents import INTENTS, draw_cases, known_facts, prompt
-from replib.chapters.context_knob.planted import WIDTHS
-from replib.chapters.factual_recall.facts import first_token
+from replib.chapters.context_knob import last_token, steering
+from replib.chapters.context_knob.adapters import adapted
+from replib.chapters.context_knob.directions import learn, random_directions, read_opposites
+from replib.chapters.context_knob.intents import draw_cases, known_facts
+from replib.chapters.context_knob.planted import WIDTHS, planted_adapters
 from replib.errors import UsageError
 from replib.interventions.generation import Prefilled, continuations
 from replib.models.load import load_model
@@ -112,24 +113,29 @@ def test_patching_all_attention_outputs_gives_the_source_where_last_tokens_agree
     target, source = torch.tensor([0]), torch.tensor([1])
     outputs = steering.attention_outputs(read, source)
     sets = torch.tensor([[True] * 4, [False] * 4, [False, True, False, False]])
-    found = steering.patched_residuals(read, target, outputs, sets)
-    assert found.shape == (4, 3, 1, 32)
+    found, final = steering.patched(read, target, outputs, sets)
+    assert found.shape == (4, 3, 1, 32) and final.shape == (3, 1, 32)
     near(found[:, 0], steering.residuals(read, source))
     near(found[:, 1], steering.residuals(read, target))
     near(found[0, 2], found[0, 1])  # nothing changes before layer 1
     assert not torch.allclose(found[1, 2], found[1, 1], atol=1e-3)
+    near(last_token.logits(read, final[0]), read.step(source))
 
 
 def test_the_patchscope_is_a_whole_pass_with_one_residual_put_in():
     model = tiny_model("gpt2")
     held = steering.residuals(Prefilled(model, PROMPTS[:2]))
-    tokens = torch.tensor([[5, 9], [7, 11]])
-    found = steering.patchscope(model, held, tokens, torch.tensor([0, 2]))
-    for layer, row in ((0, 0), (2, 1), (3, 0)):
-        hook = at_end(layer, lambda h, put=held[layer, row]: put)
-        p = whole(model, steering.IDENTITY_PROMPT, [hook]).softmax(-1)[tokens[row]]
-        torch.testing.assert_close(found[layer, row], p, atol=1e-5, rtol=1e-4)
-    assert float(found[:2, 1].abs().max()) == 0.0  # not read before `first`
+    words = torch.tensor([5, 7, 9])
+    everything = steering.patchscope(model, held, [0, 2])
+    found = steering.patchscope(model, held, [0, 2], words)
+    for i, layer in enumerate((0, 2)):
+        for row in (0, 1):
+            hook = at_end(layer, lambda h, put=held[layer, row]: put)
+            logits = whole(model, steering.IDENTITY_PROMPT, [hook])
+            torch.testing.assert_close(everything[i, row], logits.softmax(-1), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                found[i, row], logits[words].softmax(-1), atol=1e-5, rtol=1e-4
+            )
 
 
 def scores(needed, drops=()):
@@ -167,43 +173,33 @@ GATE = make_slots(WIDTHS)["gate"][:, 0]  # the unit vector that the intent head 
 
 @pytest.fixture(scope="module")
 def planted():
-    """The model, and cases of what it knows."""
+    """The model, its first adapter, and cases of what it knows."""
     model = load_model("planted-gate")
     known = known_facts(model.tokenizer, lambda p, a: continuations(model, p, 3), "train", 60)
-    return model, draw_cases(model.tokenizer, known, 1, 0)[:24]
+    cases = draw_cases(model.tokenizer, known, 1, 0)[:24]
+    return model, planted_adapters(model.tokenizer)["instruction"][0], cases
 
 
-def exchange(model, cases):
-    """(prompts, base, source, the source's first token): each case under its other intent."""
-    tokenizer = model.tokenizer
-    asked = [(case, intent) for intent in INTENTS for case in cases]
-    read = Prefilled(model, [prompt(tokenizer, case, intent) for case, intent in asked])
-    base = torch.arange(len(read))
-    source = base.roll(len(cases))
-    token = torch.tensor([first_token(tokenizer, case.answer(intent)) for case, intent in asked])
-    return read, base, source, token[source]
+def share(rows, layer, v):
+    """How often is the source's answer said once the directions are exchanged? [draw]"""
 
+    def exchanged(h_target, h_source, v):
+        u = v / v.norm(dim=-1, keepdim=True)
+        return h_target + ((h_source - h_target) * u).sum(-1, keepdim=True) * u
 
-def share(parts, layer, direction):
-    """How often is the source's answer said once the direction is exchanged?"""
-    read, base, source, token = parts
-    given = steering.residuals(read, source)[layer]
-    logits = steering.interchange(read, layer, direction, base, given)
-    return float((logits.argmax(-1) == token).double().mean())
-
-
-def learned(parts, layer):
-    return steering.learn_direction(parts[0], layer, *parts[1:], epochs=10, seed=0)
+    return rows.says_source(rows.exchanged(layer, exchanged, torch.atleast_2d(v))).mean(0)
 
 
 def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(planted):
-    parts = exchange(*planted)
-    u = learned(parts, 1)
-    assert abs(float(u @ GATE)) >= 0.95
-    assert share(parts, 1, u) > 0.95 and share(parts, 1, GATE) > 0.95
-    assert max(share(parts, layer, learned(parts, layer)) for layer in (0, 4)) < 0.2
-    random = torch.randn(50, len(u), generator=torch.Generator().manual_seed(0))
-    assert max(share(parts, 1, v) for v in random) < 0.1
+    model, adapter, cases = planted
+    with adapted(model, adapter):
+        rows = read_opposites(model, cases)
+        u = learn(rows, 1, rows.token, 0)
+        assert float(u @ GATE) >= 0.95
+        assert share(rows, 1, u) > 0.95 and share(rows, 1, GATE) > 0.95
+        for layer in (0, 4):
+            assert share(rows, layer, learn(rows, layer, rows.token, 0)) < 0.2
+        assert share(rows, 1, random_directions(50, len(u), 0)).max() < 0.1
 
 
 def test_on_the_same_prompts_random_weights_have_no_such_direction(planted):
@@ -213,7 +209,7 @@ def test_on_the_same_prompts_random_weights_have_no_such_direction(planted):
         for p in model.original_model.parameters():
             noise = 0.1 * torch.randn(p.shape, generator=generator)
             p.copy_(noise if p.dim() > 1 else p + noise)
-    parts = exchange(model, planted[1])
+    rows = read_opposites(model, planted[2])
     for layer in range(5):
-        u = learned(parts, layer)
-        assert share(parts, layer, u) < 0.2 and abs(float(u @ GATE)) < 0.5
+        u = learn(rows, layer, rows.token, 0)
+        assert share(rows, layer, u) < 0.2 and abs(float(u @ GATE)) < 0.5

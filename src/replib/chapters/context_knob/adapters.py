@@ -34,6 +34,11 @@ class Adapter:
     scale: float  # alpha / rank
 
     @property
+    def is_trained(self) -> bool:
+        """Or is it set by hand, as that of a planted model?"""
+        return "curve" in self.card
+
+    @property
     def is_stale(self) -> bool:
         """Has the code that trains it changed since?"""
         return self.card["code_sha256"] != code_sha256()
@@ -59,8 +64,13 @@ def load_adapter(
 def load_adapters(
     model: TransformerBridge, model_name: str, seeds: Sequence[int]
 ) -> dict[str, list[Adapter | None]]:
-    """The stored adapters of a model: for each intent format one a seed. A model made in memory has
-    none and stands for itself ([None]). Raises NotStored where one is missing."""
+    """The stored adapters of a model: for each intent format one a seed. The planted model has its
+    own; another one made in memory has none and stands for itself ([None]). Raises NotStored where
+    one is missing."""
+    if model_name == "planted-gate":
+        from replib.chapters.context_knob.planted import planted_adapters
+
+        return planted_adapters(model.tokenizer)
     if model_name in MADE_IN_MEMORY:
         return {name: [None] for name in INTENT_FORMATS}
     root, sha256 = find_root(), model_info(model).sha256
@@ -75,7 +85,7 @@ def validation_losses(
 ) -> tuple[list[int], dict[str, list[float]]]:
     """Training steps, and each adapter's loss at them on the validation relation, in nats a token;
     one line of NaN where there is no adapter."""
-    cards = [one.card for some in adapters.values() for one in some if one]
+    cards = [one.card for some in adapters.values() for one in some if one and one.is_trained]
     if not cards:
         return [0], {"no adapter": [float("nan")]}
     steps = [step for step, _ in cards[0]["curve"]["validation"]]
@@ -90,8 +100,9 @@ def validation_losses(
 def note(adapters: Mapping[str, Sequence[Adapter | None]]) -> Markdown:
     """Were the adapters trained by the code as it is now?"""
     some = [one for of_format in adapters.values() for one in of_format if one]
-    if not some:
-        text = "This model is made in memory: it has no adapter, and stands for itself."
+    if not some or not some[0].is_trained:
+        text = "This model is made in memory: "
+        text += "its adapters are too." if some else "it has no adapter, and stands for itself."
         return Markdown(text)
     if stale := [one.folder.name for one in some if one.is_stale]:
         return Markdown(
@@ -102,8 +113,11 @@ def note(adapters: Mapping[str, Sequence[Adapter | None]]) -> Markdown:
 
 
 @contextmanager
-def adapted(model: TransformerBridge, adapter: Adapter | None) -> Iterator[None]:
-    """While it is open, the model has the adapter merged into its weights: W + alpha / r · B A.
+def adapted(
+    model: TransformerBridge, adapter: Adapter | None, strength: float = 1.0
+) -> Iterator[None]:
+    """While it is open, the model has the adapter merged into its weights: W + alpha / r · B A, the
+    second part times `strength`.
     Afterwards the weights are bit-identical to those before. None leaves the model as it is. Raises
     UsageError for an adapter of modules that this model does not have."""
     network = model.original_model
@@ -117,7 +131,7 @@ def adapted(model: TransformerBridge, adapter: Adapter | None) -> Iterator[None]
                     f"{(b.shape[0], a.shape[1])}"
                 )
             before[name] = weight.detach().clone()
-            delta = adapter.scale * (b @ a)
+            delta = strength * adapter.scale * (b @ a)
             weight.data.copy_(weight.data.float() + delta.to(weight.device))
         yield
     finally:

@@ -4,6 +4,7 @@ Sec. 4): greedy continuations of ten tokens that start with the intent's answer.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,10 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob import intents, steering
 from replib.chapters.context_knob.adapters import Adapter, adapted
+from replib.chapters.context_knob.choosing import with_width
 from replib.chapters.context_knob.intents import INTENTS, Case
 from replib.chapters.factual_recall.facts import first_token
 from replib.interventions.generation import Prefilled
 from replib.metrics import Estimate, bootstrap, cluster_draws, percentiles, rng
+from replib.prompts.files import comparable
 
 N_NEW = 10  # tokens of an answer, as in the paper
 
@@ -28,6 +31,7 @@ class Answers:
 
     right: Bool[Tensor, "intent case"]  # does the answer follow the intent?
     residual: Float[Tensor, "layer intent case d_model"]  # every layer's output, last token
+    prompts: Prefilled | None = None  # read, where they are used again
 
     @property
     def pair(self) -> Float[Tensor, " case"]:
@@ -74,45 +78,90 @@ def ask(
     intent_format: str = "instruction",
     chat: bool = True,
     shots: Sequence[tuple[Case, str]] = (),
+    keep: bool = False,
 ) -> Answers:
     """Ask the cases under both intents. `shots` are (case, intent) shown with their answers first;
-    `chat` False asks in plain text also where the tokenizer has chat turns."""
+    `chat` False asks in plain text also where the tokenizer has chat turns. With `keep` the prompts
+    are read at once and kept."""
     prompts = prompts_of(model.tokenizer, cases, intent_format, chat, shots)
     asked = [(case, intent) for intent in INTENTS for case in cases]
-    size = 40 if shots else 160
+    size = len(prompts) if keep else 40 if shots else 160
     right, seen = [], []
     for start in range(0, len(prompts), size):
         read = Prefilled(model, prompts[start : start + size])
         seen.append(steering.residuals(read).cpu())
         right.append(_answered(read, asked[start : start + size]))
     both = (len(INTENTS), len(cases))
-    return Answers(torch.cat(right).unflatten(0, both), torch.cat(seen, 1).unflatten(1, both))
+    right, seen = torch.cat(right).unflatten(0, both), torch.cat(seen, 1).unflatten(1, both)
+    return Answers(right, seen, read if keep else None)
 
 
 def ask_each(
+    model: TransformerBridge, adapters: Sequence[Adapter | None], cases: Sequence[Case]
+) -> list[Answers]:
+    """Ask all cases of the model with each of these adapters merged into it, and keep what was
+    read."""
+    found = []
+    for adapter in adapters:
+        with adapted(model, adapter):
+            found.append(ask(model, cases, keep=True))
+    return found
+
+
+def ask_dealt(
     model: TransformerBridge,
     adapters: Sequence[Adapter | None],
     cases: Sequence[Case],
     intent_format: str = "instruction",
-) -> list[Answers]:
-    """Ask the cases of the model with each of these adapters merged into it."""
-    found = []
-    for adapter in adapters:
+) -> Answers:
+    """Ask the cases dealt out to the adapters like cards, each case once."""
+    parts = []
+    for cards, adapter in zip(hands(len(cases), len(adapters)), adapters, strict=True):
         with adapted(model, adapter):
-            found.append(ask(model, cases, intent_format))
-    return found
+            parts.append(ask(model, [cases[i] for i in cards], intent_format))
+    return together(parts)
+
+
+def ask_shown(
+    model: TransformerBridge,
+    draws: Sequence[Sequence[tuple[Case, str]]],
+    cases: Sequence[Case],
+) -> Answers:
+    """Ask the cases dealt out to the draws of demonstrations, each case once."""
+    dealt = zip(hands(len(cases), len(draws)), draws, strict=True)
+    return together([ask(model, [cases[i] for i in cards], shots=some) for cards, some in dealt])
+
+
+def hands(n: int, players: int) -> list[list[int]]:
+    """Cards 0 to n - 1, dealt out in turn; with fewer cards than players, some get the first."""
+    return [list(range(i, n, players)) or [0] for i in range(players)]
+
+
+def together(parts: Sequence[Answers]) -> Answers:
+    """Answers to cases that had been dealt out, in the order of the cases again."""
+    sizes = [part.right.shape[1] for part in parts]
+    order = torch.tensor([i for cards in hands(sum(sizes), len(parts)) for i in cards]).argsort()
+    right = torch.cat([part.right for part in parts], 1)[:, order]
+    return Answers(right, torch.cat([part.residual for part in parts], 2)[:, :, order])
 
 
 def _answered(read: Prefilled, asked: Sequence[tuple[Case, str]]) -> Bool[Tensor, " prompt"]:
     def settled(i: int, text: str) -> bool:
-        case, _ = asked[i]
-        return intents.long_enough(text, case.prior, case.contextual)
+        return decided(text, asked[i][0].prior, asked[i][0].contextual)
 
     said = read.continuations(N_NEW, settled)
     pairs = zip(said, asked, strict=True)
     return torch.tensor(
         [intents.gives(text, case.answer(intent)) for text, (case, intent) in pairs]
     )
+
+
+def decided(text: str, *answers: str) -> bool:
+    """Can more of the text no longer change whether it gives one of the answers?"""
+    said = comparable(text).strip()
+    whole = said and "\ufffd" not in said  # else a letter of several tokens may be unfinished
+    may_become = any(comparable(answer).startswith(said) for answer in answers)
+    return bool(whole) and not may_become
 
 
 @dataclass(frozen=True)
@@ -122,11 +171,14 @@ class Unstated:
     cases: Sequence[Case]
     prompts: Prefilled
     tokens: Int[Tensor, "intent case"]  # first token of the answer under each intent
+    states: Float[Tensor, "layer case d_model"]  # every layer's output at the last token
 
 
 def without_intent(model: TransformerBridge, cases: Sequence[Case], chat: bool = True) -> Unstated:
     texts = [intents.prompt(model.tokenizer, case, None, chat=chat) for case in cases]
-    return Unstated(cases, Prefilled(model, texts), answer_tokens(model.tokenizer, cases))
+    read = Prefilled(model, texts)
+    tokens = answer_tokens(model.tokenizer, cases)
+    return Unstated(cases, read, tokens, steering.residuals(read).cpu())
 
 
 def answered(asked: Unstated, intent: str) -> Bool[Tensor, " case"]:
@@ -148,12 +200,41 @@ def over_seeds(found: Sequence[Answers], intent: str | None = None) -> Float[Ten
     return torch.stack([one.right[INTENTS.index(intent)].double() for one in found]).mean(0)
 
 
-def summary(found: Sequence[Answers]) -> dict[str, float]:
+def summary(
+    found: Sequence[Answers], groups: Sequence[str], seed: int
+) -> dict[str, float | Estimate]:
     """PairAcc of the fine-tuned models (mean, lowest, highest) and accuracy under either intent."""
     each = [float(one.pair.mean()) for one in found]
-    accuracy = {f"{i}_accuracy": float(over_seeds(found, i).mean()) for i in INTENTS}
+    accuracy = {
+        f"{intent}_accuracy": share_of(over_seeds(found, intent), groups, rng(seed, "4.1", intent))
+        for intent in INTENTS
+    }
     mean = float(over_seeds(found).mean())
     return {"fine_tuned": mean, "lowest_seed": min(each), "highest_seed": max(each), **accuracy}
+
+
+def mean_of(
+    values: Float[Tensor, " case"] | Bool[Tensor, " case"],
+    groups: Sequence[str],
+    generator: np.random.Generator,
+) -> Estimate:
+    """The mean over cases and its interval over groups; never without width."""
+    return with_width(bootstrap(values, groups, generator), groups)
+
+
+def share_of(
+    values: Float[Tensor, " case"], groups: Sequence[str], generator: np.random.Generator
+) -> Estimate:
+    """`mean_of` for a share: its interval stays within 0 to 1."""
+    if ((values == 0) | (values == 1)).all():
+        return bootstrap(values.bool(), groups, generator)
+    found = mean_of(values, groups, generator)
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0), found.n)
+
+
+def groups_of(cases: Sequence[Case]) -> list[str]:
+    """What is resampled together: cases with one answer of memory, as a few serve many facts."""
+    return [f"{case.relation} {case.prior}" for case in cases]
 
 
 def mean_of_sets(per_set: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " case"]:
@@ -169,23 +250,24 @@ def outside(
     after: Mapping[str, Float[Tensor, " _"]],
     seed: int,
 ) -> tuple[Estimate, dict[str, float | Estimate]]:
-    """What fine-tuning gained on multi-hop and arithmetic cases, the mean of the two; and for the
-    record their PairAcc, and how far it stays behind that of the sentences (`gap`). Both sides of
-    the gap are resampled, each by its own subjects."""
-    out = {name: sets[name] for name in ("multi-hop", "arithmetic")}
-    groups = [f"{name} {case.subject}" for name, cases in out.items() for case in cases]
-    gain = bootstrap(
+    """What fine-tuning gained on these sets of cases (the mean of the sets), all but the first,
+    which is that of the sentences; and for the record how far FT's PairAcc on them stays behind
+    that of the sentences (`gap`). Both sides of the gap are resampled, each by its own groups."""
+    inside, *out = sets
+    groups = [f"{name} {group}" for name in out for group in groups_of(sets[name])]
+    gain = mean_of(
         mean_of_sets([after[name] - before[name] for name in out]), groups, rng(seed, "4.3")
     )
-    reached, inside = mean_of_sets([after[name] for name in out]), after["sentence"]
-    subjects = [case.subject for case in sets["sentence"]]
-    draws = cluster_draws(subjects, rng(seed, "4.3", "in")) @ inside.numpy()
+    reached, at_home = mean_of_sets([after[name] for name in out]), after[inside]
+    own = groups_of(sets[inside])
+    draws = cluster_draws(own, rng(seed, "4.3", "in")) @ at_home.numpy()
     draws -= cluster_draws(groups, rng(seed, "4.3", "out")) @ reached.numpy()
-    low, high = percentiles(draws, min(len(set(groups)), len(set(subjects))))
-    gap = float(inside.mean() - reached.mean())
-    numbers = {"gap": Estimate(gap, low, high, len(inside) + len(reached))}
-    for name in out:
+    low, high = percentiles(draws, min(len(set(groups)), len(set(own))))
+    gap = float(at_home.mean() - reached.mean())
+    between = with_width(Estimate(gap, low, high, len(at_home) + len(reached)), groups)
+    numbers = {"gap": between, "in_domain": float(at_home.mean())}
+    numbers["zero_shot"] = float(mean_of_sets([before[name] for name in out]).mean())
+    for name in before.keys() - {inside}:  # for the record also kinds that do not count
         key = name.replace("-", "_")
-        numbers[key] = float(after[name].mean())
-        numbers[f"{key}_zero_shot"] = float(before[name].mean())
+        numbers |= {key: float(after[name].mean()), f"{key}_zero_shot": float(before[name].mean())}
     return gain, numbers

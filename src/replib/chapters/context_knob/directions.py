@@ -1,63 +1,100 @@
 """Directions in which the two intents differ (Minder et al., 2411.07404, Sec. 6): what they are got
-from, and the plain ways to get one. The learned one is `steering.learn_direction`."""
+from, the plain ways to get one, and the learned one (DAS of rank 1, TransformerLens' own)."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis.interchange import fit_das
 
-from replib.chapters.context_knob import steering
+from replib.chapters.context_knob import last_token, steering
 from replib.chapters.context_knob.asking import answer_tokens, prompts_of
 from replib.chapters.context_knob.intents import Case
 from replib.interventions.generation import Prefilled
 
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # of h, the source's h, and a direction
+N_LIKELY = 5  # tokens of each prompt that a learned direction has to compete with
+
 
 @dataclass(frozen=True)
 class Opposites:
-    """Cases read once under both intents. Rows are the kept cases under the context intent, then
-    the same under memory's; the source of each row is the same case under the other intent."""
+    """Cases read once under both intents. Rows are the cases under the context intent, then the
+    same under memory's; the source of each row is the same case under the other intent."""
 
-    cases: list[Case]
+    cases: Sequence[Case]
     prompts: Prefilled
-    base: Int[Tensor, " row"]  # numbers of prompts
-    source: Int[Tensor, " row"]
     token: Int[Tensor, " row"]  # first token of the source's answer
     states: Float[Tensor, "layer row d_model"]  # every layer's output at the last token
+    likely: Int[Tensor, "row token"]  # the most probable tokens, best first
 
     @property
-    def given(self) -> Float[Tensor, "layer row d_model"]:
-        """Every layer's output in the source."""
-        return self.states.roll(len(self.cases), 1)
+    def right(self) -> Bool[Tensor, " case"]:
+        """Is the first token right under both intents?"""
+        return (self.likely[:, 0] == self.own_token).unflatten(0, (2, -1)).all(0)
 
-    def logits(
-        self, layer: int, change: Callable[[Tensor, Tensor], Tensor]
-    ) -> Float[Tensor, "row d_vocab"]:
-        """Logits of each row when a layer's output h at the last token becomes change(h, that of
-        its source)."""
-        given = self.given[layer]
-        return steering.changed_logits(self.prompts, layer, change, self.base, given)
+    @property
+    def used(self) -> Bool[Tensor, " case"]:
+        """The cases that are right; all, if none is."""
+        return self.right if self.right.any() else ~self.right
+
+    @property
+    def kept(self) -> Int[Tensor, " row"]:
+        """Rows of the cases that are used."""
+        return self.used.repeat(2).nonzero()[:, 0]
 
     @property
     def own_token(self) -> Int[Tensor, " row"]:
         """First token of the row's own answer."""
         return self.token.roll(len(self.cases))
 
+    @property
+    def answers(self) -> Int[Tensor, "row answer"]:
+        """First token of the source's answer, and of the row's own."""
+        return torch.stack([self.token, self.own_token], -1)
 
-def read_opposites(model: TransformerBridge, cases: Sequence[Case]) -> Opposites:
-    """Keeps the cases whose first token is right under both intents; all, if there is none."""
-    prompts, n = Prefilled(model, prompts_of(model.tokenizer, cases)), len(cases)
-    token = answer_tokens(model.tokenizer, cases).flatten()
-    said = prompts.step().argmax(-1).cpu()
-    right = (said == token).unflatten(0, (2, n)).all(0)
-    kept = (right if right.any() else ~right).nonzero()[:, 0]
-    base, source = torch.cat([kept, n + kept]), torch.cat([n + kept, kept])
-    states = steering.residuals(prompts, base).cpu()
-    return Opposites([cases[i] for i in kept], prompts, base, source, token[source], states)
+    def by_direction(self, x: Tensor) -> Tensor:
+        """[row *rest] as [direction case *rest]; the first direction is from context to memory."""
+        return x.unflatten(0, (2, len(self.cases)))
+
+    def exchanged(
+        self, layer: int, change: Change, v: Float[Tensor, "draw d_model"]
+    ) -> Float[Tensor, "row draw d_model"]:
+        """Final states of all rows when a layer's output h at the last token becomes change(h, that
+        of its source, v), for each v side by side."""
+        h, given = self.states[layer], self.states[layer].roll(len(self.cases), 0)
+        found = []
+        for rows in last_token.chunks(torch.arange(len(h)), len(v)):
+            start = layer, h[rows, None].expand(-1, len(v), -1)
+            edit = steering.edited(
+                self.prompts.model, layer, change, given[rows, None], v, everywhere=True
+            )
+            with torch.no_grad(), edit:
+                found.append(last_token.final_states(self.prompts, rows, len(v), start))
+        return torch.cat(found)
+
+    def says_source(self, h: Float[Tensor, "row draw d_model"]) -> Float[Tensor, "row draw"]:
+        """Is the source's answer the first token, of the whole vocabulary?"""
+        said = last_token.logits(self.prompts, h).argmax(-1).cpu()
+        return (said == self.token[:, None]).double()
+
+    def towards_source(self, h: Float[Tensor, "row draw d_model"]) -> Float[Tensor, "row draw"]:
+        """By how much does the source's answer lead the row's own?"""
+        both = last_token.between(self.prompts, h, self.answers)
+        return (both[..., 0] - both[..., 1]).double()
+
+
+def read_opposites(
+    model: TransformerBridge, cases: Sequence[Case], prompts: Prefilled | None = None
+) -> Opposites:
+    """Cases under both intents; `prompts` if they have been read before, in the same order."""
+    prompts = prompts or Prefilled(model, prompts_of(model.tokenizer, cases))
+    with torch.no_grad():
+        likely = prompts.step().topk(N_LIKELY).indices.cpu()
+    token = answer_tokens(model.tokenizer, cases).flip(0).flatten()
+    return Opposites(cases, prompts, token, steering.residuals(prompts).cpu(), likely)
 
 
 def mean_difference(h: Float[Tensor, "row d_model"]) -> Float[Tensor, " d_model"]:
@@ -76,70 +113,60 @@ def ridge_probe(h: Float[Tensor, "row d_model"]) -> Float[Tensor, " d_model"]:
     return torch.linalg.solve(ridge, x.T @ sign)
 
 
-def draws(
-    rows: Opposites, n: int, seed: int
-) -> tuple[Float[Tensor, "n d_model"], Int[Tensor, " row"]]:
-    """n random directions; and for each row a target drawn by a coin, its source's answer or its
-    own."""
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(n, rows.states.shape[-1], generator=generator)
-    coin = torch.rand(len(rows.token), generator=generator) < 0.5
-    return random, torch.where(coin, rows.token, rows.own_token)
+def random_directions(n: int, d_model: int, seed: int) -> Float[Tensor, "n d_model"]:
+    return torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed))
+
+
+def coin_targets(rows: Opposites, seed: int) -> Int[Tensor, " row"]:
+    """For each row, by a coin, its source's answer or its own: shuffled intents."""
+    coin = torch.rand(len(rows.token), generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(coin, rows.token, rows.own_token)
 
 
 def learn(
     rows: Opposites, layer: int, targets: Int[Tensor, " row"], seed: int
 ) -> Float[Tensor, " d_model"]:
-    """`steering.learn_direction`: the unit direction whose exchange makes the rows say targets."""
-    return steering.learn_direction(
-        rows.prompts, layer, rows.base, rows.source, targets, epochs=8, seed=seed
+    """The unit direction whose exchange makes the rows that are right say `targets`; under the
+    context intent its coordinate is the larger one. Cross-entropy on the first token, as in the
+    released code (das.py), but among all answers and each prompt's `likely` tokens, and not over
+    the whole vocabulary."""
+    words = torch.cat([rows.token, rows.likely.flatten()]).unique()
+    kept, h = rows.kept, rows.states[layer]
+
+    def task_logits(some: Int[Tensor, " row"]) -> Float[Tensor, "row word"]:
+        found = last_token.final_states(rows.prompts, some, 1, (layer, h[some, None]))
+        return last_token.logits(rows.prompts, found[:, 0], words)
+
+    zero = torch.zeros_like(kept)
+    result = fit_das(
+        rows.prompts.model,
+        steering.resid_name(layer),
+        kept,
+        kept.roll(len(kept) // 2),
+        torch.searchsorted(words, targets[kept]),
+        task_logits,
+        rank=1,
+        base_positions=zero,
+        source_positions=zero,
+        epochs=8,
+        batch_size=16,
+        lr=1e-2,
+        seed=seed,
     )
+    u = result.basis[:, 0].detach().float().cpu()
+    return u * (1.0 if mean_difference(h[kept]) @ u >= 0 else -1.0)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The layer whose learned direction turns most answers of the validation cases."""
-
-    turned: Mapping[tuple[str, int], float]  # (cases, layer): share of answers that turn
-    best: Sequence[int]  # the layers it is chosen from
-    early: Sequence[int]  # one that should fail; none, if it is among the best
-
-    @property
-    def layer(self) -> int:
-        return max(self.best, key=lambda at: self.turned["validation", at])
-
-    def numbers(self, n_layers: int) -> dict[str, Any]:
-        """For the record: the layer, what it does, and what the early one does to test cases."""
-        return {
-            "layer": self.layer,
-            "training": self.turned["training", self.layer],
-            "validation": self.turned["validation", self.layer],
-            "wrong_layer": max(self.turned["test", at] for at in self.early or self.best[-1:]),
-            "note": f"layer {self.layer} of {n_layers}",
-        }
-
-    def curves(self, n_layers: int) -> dict[str, list[float]]:
-        """Share by layer for each kind of cases, NaN where no direction was learned."""
-        return {
-            f"learned, {name}": [self.turned.get((name, at), math.nan) for at in range(n_layers)]
-            for name in dict.fromkeys(name for name, _ in self.turned)
-        }
-
-
-def cosines(
-    model: TransformerBridge,
-    cases: Sequence[Case],
-    u: Float[Tensor, " d_model"],
-    shuffled: Float[Tensor, " d_model"],
-) -> dict[str, float]:
-    """|Cosine| of u with the direction learned with shuffled intents, and with `answer_cosines`:
-    the mean and the largest."""
-    answers = answer_cosines(model, cases, u)
-    return {
-        "cosine_shuffled": float(torch.cosine_similarity(shuffled, u, dim=0).abs()),
-        "cosine_answer": float(answers.mean()),
-        "cosine_answer_max": float(answers.max()),
-    }
+def layer_scores(
+    rows: Opposites, change: Change, v: Float[Tensor, "layer d_model"], layers: Sequence[int]
+) -> Float[Tensor, "layer case"]:
+    """By how much the source's answer leads once a layer's own direction v is exchanged; of cases
+    that are right, the mean of both directions."""
+    found = []
+    for layer in layers:
+        h = rows.exchanged(layer, change, v[layer][None])
+        found.append(rows.by_direction(rows.towards_source(h))[..., 0].mean(0))
+    return torch.stack(found)[:, rows.used]
 
 
 def answer_cosines(

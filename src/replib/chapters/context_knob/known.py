@@ -4,22 +4,22 @@ Of others a wrong answer would say nothing about the intent (Minder et al., 2411
 has a flag for it).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.context_knob import contexts, intents
-from replib.chapters.context_knob.asking import N_NEW
+from replib.chapters.context_knob.asking import N_NEW, decided
 from replib.chapters.context_knob.intents import INTENTS, SPLITS, Case
 from replib.chapters.factual_recall import facts
 from replib.chapters.factual_recall.facts import Fact
 from replib.interventions.generation import continuations
+from replib.metrics import rng
 
 FEWEST = 8  # with fewer that are known nothing is claimed
 
@@ -34,16 +34,28 @@ class Known:
 
 
 def draw(model: TransformerBridge, split: str, most: int, n: int, seed: int) -> Known:
-    """Up to n cases about facts of a split that the model knows, one for each fact, of the `most`
-    best-known subjects of each relation. A model that hardly knows any gets capitals instead."""
+    """Up to n cases about facts of a split that the model knows, one for each fact, `in_turn`, of
+    the `most` best-known subjects of each relation. A model that hardly knows any gets capitals
+    instead."""
     tokenizer = model.tokenizer
     known = intents.known_facts(tokenizer, _greedily(model), split, most)
     are_known = len(known) >= FEWEST
     if not are_known:
         capitals = facts.readable(tokenizer, intents.relations("train")["capital"], 24)
         known = capitals[list(SPLITS).index(split) :: len(SPLITS)]
-    cases = intents.draw_cases(tokenizer, known, 1, seed)[:n]
+    cases = intents.draw_cases(tokenizer, in_turn(known), 1, seed)[:n]
     return Known(cases, len(cases) if are_known else 0, known)
+
+
+def in_turn(some: Sequence[Fact]) -> list[Fact]:
+    """The facts in another order: as many relations and answers as possible come first. Else a few
+    answers would serve most of the cases (English is the official language of many countries)."""
+    same, relation, keys = Counter(), Counter(), []
+    for fact in some:
+        keys.append((same[fact.relation, fact.answer], relation[fact.relation]))
+        same[fact.relation, fact.answer] += 1
+        relation[fact.relation] += 1
+    return [some[i] for i in sorted(range(len(some)), key=lambda i: keys[i])]
 
 
 def keep(model: TransformerBridge, cases: Sequence[Case], n: int) -> Known:
@@ -59,15 +71,16 @@ def keep(model: TransformerBridge, cases: Sequence[Case], n: int) -> Known:
 def variants(
     model: TransformerBridge, known: Sequence[Fact], n: int, seed: int
 ) -> dict[str, Known]:
-    """Cases with other contexts than those trained on, up to n of each kind that the model knows;
-    of paragraphs n / 2, about the facts given."""
-    tokenizer = model.tokenizer
+    """Cases with other contexts than those trained on, up to n that the model knows; of arithmetic
+    three fifths of that, of paragraphs a third. Facts of multi-hop cases and of paragraphs are
+    known already."""
+    tokenizer, known = model.tokenizer, in_turn(known)
     multi_hop = contexts.multi_hop_cases(tokenizer, known, seed)[:n]
-    arithmetic = contexts.arithmetic_cases(2 * n, seed)
-    sentences = intents.draw_cases(tokenizer, known, 1, seed)[: n // 2]
+    arithmetic = contexts.arithmetic_cases(n, seed)
+    sentences = intents.draw_cases(tokenizer, known, 1, seed)[: n // 3]
     return {
-        "multi-hop": keep(model, multi_hop, n),
-        "arithmetic": keep(model, arithmetic, n),
+        "multi-hop": Known(multi_hop, len(multi_hop)),
+        "arithmetic": keep(model, arithmetic, max(8, n * 3 // 5)),
         "paragraph": Known(contexts.paragraph_cases(sentences), len(sentences)),
     }
 
@@ -84,7 +97,7 @@ def _greedily(model: TransformerBridge) -> Callable[[list[str], list[str]], list
 
     def greedily(prompts: list[str], answers: list[str]) -> list[str]:
         return continuations(
-            model, prompts, N_NEW, settled=lambda i, text: intents.long_enough(text, answers[i])
+            model, prompts, N_NEW, settled=lambda i, text: decided(text, answers[i])
         )
 
     return greedily
@@ -94,12 +107,6 @@ def differing(tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case]) -> list
     """The cases whose two answers begin with different tokens; all, if there is none."""
     first = partial(facts.first_token, tokenizer)
     return [c for c in cases if first(c.prior) != first(c.contextual)] or list(cases)
-
-
-def right_under_both(test: Known, pair: Float[Tensor, " case"]) -> Known:
-    """The cases that a model gets right under both intents; all, with n = 0, if there is none."""
-    right = [case for case, both in zip(test.cases, pair, strict=True) if both]
-    return Known(right or test.cases, len(right) if test.n else 0)
 
 
 def demonstrations(
@@ -115,3 +122,14 @@ def demonstrations(
             break
         shots = shots[:-2]
     return shots
+
+
+def draws_of_demonstrations(
+    model: TransformerBridge, shown: Sequence[Case], asked: Sequence[Case], n: int, seed: int
+) -> list[list[tuple[Case, str]]]:
+    """Five draws of `demonstrations`, each of other cases in another order."""
+    found = []
+    for draw in range(5):
+        order = rng(seed, "demonstrations", draw).permutation(len(shown))
+        found.append(demonstrations(model, [shown[i] for i in order], asked, n))
+    return found

@@ -1,9 +1,10 @@
-"""Which attention layers carry the choice? Runs to patch between, and what is asked about a set of
-layers (Minder et al., 2411.07404, Sec. 5 and Fig. 2). The search itself is
-`steering.search_layers`."""
+"""Which attention layers carry the choice? Runs to patch between, what is asked about a set of
+layers, and the sweep over all runs of layers beside the paper's search (Minder et al., 2411.07404,
+Sec. 5 and Fig. 2). The search itself is `steering.search_layers`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
 
-from replib.chapters.context_knob import steering
-from replib.chapters.context_knob.asking import answer_tokens, prompts_of
-from replib.chapters.context_knob.intents import Case
-from replib.chapters.context_knob.steering import LayerSearch
-from replib.chapters.factual_recall.facts import first_token
+from replib.chapters.context_knob import choosing, last_token, steering
+from replib.chapters.context_knob.choosing import Choices
+from replib.chapters.context_knob.directions import Opposites
 from replib.interventions.generation import Prefilled
-from replib.metrics import Null
+from replib.metrics import Estimate, Null, rng
 
 Layers = tuple[int, ...]
-Score = Callable[..., Float[np.ndarray, "set layer answer"]]  # of sets of layers, and a start each
-INTENT_RUNS = ("intent: to the context", "intent: to memory")
+Read = Callable[[Layers], Float[np.ndarray, "case layer answer"]]
+INTENT_RUNS = ("intent: to memory", "intent: to the context")  # as the directions of `Opposites`
 ENOUGH = 0.85  # of what patching all layers gives; the paper's 0.85 is a probability
-FALL = 0.05  # a step down that is larger than this is counted
+N_OTHERS = 4  # other runs of layers that the best one is held against
+DRAWS = 20  # resamples of the cases that are searched again
 
 
 @dataclass(frozen=True)
@@ -37,42 +36,45 @@ class Runs:
     target: Int[Tensor, " row"]
     answers: Int[Tensor, "row answer"]  # first token of the source's answer, of the target's
 
+    @cached_property
+    def outputs(self) -> Float[Tensor, "layer row d_model"]:
+        """The source's attention outputs at the last token."""
+        return steering.attention_outputs(self.prompts, self.source)
 
-def runs_between(model: TransformerBridge, cases: Sequence[Case]) -> dict[str, Runs]:
-    """The paper's four kinds of runs. Source and target are the same case under both intents, in
-    either direction; or another case, the one before in the list, under the same intent."""
-    tokenizer = model.tokenizer
-    prompts, n = Prefilled(model, prompts_of(tokenizer, cases)), len(cases)
-    context, prior = torch.arange(n), n + torch.arange(n)  # prompts by their intent
-    to_context, to_prior = answer_tokens(tokenizer, cases)
 
-    def runs(source: Tensor, target: Tensor, *answers: Tensor) -> Runs:
-        return Runs(prompts, source, target, torch.stack(answers, -1))
+def runs_between(rows: Opposites, ring: Sequence[int]) -> dict[str, Runs]:
+    """The paper's four kinds of runs, of the cases with these numbers. Source and target are the
+    same case under both intents, in either direction; or another case, the one before in the ring,
+    under the same intent."""
+    context = torch.tensor(ring)  # prompts by their intent
+    prior, own = context + len(rows.cases), rows.own_token
 
-    towards_context, towards_memory = INTENT_RUNS
+    def runs(source: Tensor, target: Tensor) -> Runs:
+        return Runs(rows.prompts, source, target, torch.stack([own[source], own[target]], -1))
+
+    towards_memory, towards_context = INTENT_RUNS
     return {
-        towards_context: runs(context, prior, to_context, to_prior),
-        towards_memory: runs(prior, context, to_prior, to_context),
-        "memory: another question": runs(prior.roll(1), prior, to_prior.roll(1), to_prior),
-        "context: another question": runs(context.roll(1), context, to_context.roll(1), to_context),
+        towards_memory: runs(prior, context),
+        towards_context: runs(context, prior),
+        "memory: another question": runs(prior.roll(1), prior),
+        "context: another question": runs(context.roll(1), context),
     }
 
 
-def without_common_answers(
-    tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], n: int
-) -> list[Case]:
-    """Up to n cases of one relation of which no two have an answer in common ("another question"
-    needs another answer), of the relation that has most."""
-    chosen: dict[str, list[Case]] = {}
-    taken: dict[str, set[int]] = {}
-    for case in cases:
-        some = chosen.setdefault(case.relation, [])
-        used = taken.setdefault(case.relation, set())
-        tokens = {first_token(tokenizer, answer) for answer in (case.prior, case.contextual)}
-        if not tokens & used and len(some) < n:
-            some.append(case)
-            used |= tokens
-    return max(chosen.values(), key=len)
+def ring_of(rows: Opposites, n: int) -> list[int]:
+    """Numbers of up to n cases that are used, of which none shares an answer with the one before
+    it, nor the first with the last: "another question" needs another answer."""
+    tokens = [set(pair) for pair in rows.answers[: len(rows.cases)].tolist()]
+    left, ring = rows.used.nonzero()[:, 0].tolist(), []
+    while left and len(ring) < n:
+        fitting = [i for i in left if not ring or not tokens[i] & tokens[ring[-1]]]
+        if not fitting:
+            break
+        ring.append(fitting[0])
+        left.remove(fitting[0])
+    while len(ring) > 1 and tokens[ring[0]] & tokens[ring[-1]]:
+        ring.pop()
+    return ring
 
 
 def as_mask(sets: Sequence[Layers], n_layers: int) -> Bool[Tensor, "set layer"]:
@@ -80,149 +82,179 @@ def as_mask(sets: Sequence[Layers], n_layers: int) -> Bool[Tensor, "set layer"]:
 
 
 def read_answers(
-    model: TransformerBridge,
-    patched: Float[Tensor, "layer set row d_model"],
-    answers: Int[Tensor, "row answer"],
-    start: Sequence[int] | None = None,
-) -> Float[np.ndarray, "set layer answer"]:
-    """Mean probability of the answers, read from every layer's residual by the patchscope. For
-    each set, layers before its `start` are not read and have 0."""
-    _, n_sets, n_rows, _ = patched.shape
-    first = torch.tensor(start or [0] * n_sets).repeat_interleave(n_rows)
-    tokens = answers.repeat(n_sets, 1)
-    p = steering.patchscope(model, patched.flatten(1, 2), tokens, first)
-    return p.unflatten(1, (n_sets, n_rows)).mean(2).transpose(0, 1).numpy()
+    model: TransformerBridge, states: Float[Tensor, "layer row d_model"], runs: Runs
+) -> Float[np.ndarray, "row layer answer"]:
+    """Probability of both answers, among all answers of these runs, as the patchscope reads it from
+    the residuals of the upper half of the layers; 0 in the lower half, where no answer is yet."""
+    n_layers = len(states)
+    upper = range(n_layers // 2, n_layers)
+    words = runs.answers.unique()
+    p = steering.patchscope(model, states, upper, words)  # layer row word
+    at = torch.searchsorted(words, runs.answers).expand(len(upper), -1, -1)
+    found = torch.zeros(len(runs.answers), n_layers, 2)
+    found[:, n_layers // 2 :] = p.gather(-1, at).transpose(0, 1)
+    return found.numpy()
 
 
-# --- Does the search's assumption hold? -----------------------------------------------------------
+def searches(read: Read, n_layers: int, seed: int, draws: int = DRAWS) -> Choices:
+    """The layers that the paper's search finds (none: patching all is not enough), and how often,
+    when its cases are drawn again. `read` is asked once about a set of layers."""
+    read = cache(read)
+    everything = read(tuple(range(n_layers)))
+    weights = choosing.case_weights(len(everything), rng(seed, "search"), draws)
+    found = []
+    for some in weights / weights.sum(1, keepdims=True):
+
+        def score(sets: Sequence[Layers], some: np.ndarray = some) -> np.ndarray:
+            return np.stack([np.tensordot(some, read(layers), 1) for layers in sets])
+
+        threshold = ENOUGH * np.tensordot(some, everything, 1)[:, 0].max()
+        search = steering.search_layers(score, n_layers, threshold)
+        found.append(search.layers if search else ())
+    return choosing.of_draws(found)
+
+
+# --- Runs of consecutive layers, and other cases --------------------------------------------------
+
+
+def windows(n_layers: int) -> list[Layers]:
+    """All runs of a sixth of the layers."""
+    n = max(1, round(n_layers / 6))
+    return [tuple(range(i, i + n)) for i in range(n_layers - n + 1)]
+
+
+def others(chosen: Sequence[Layers], n_layers: int) -> list[Layers]:
+    """Up to `N_OTHERS` of the other runs, spread over the depth, that share no layer with the
+    chosen ones; any other runs, where each shares one."""
+    taken = {layer for some in chosen for layer in some}
+    left = [some for some in windows(n_layers) if not taken & set(some)]
+    left = left or [some for some in windows(n_layers) if some not in chosen]
+    at = np.unique(np.linspace(0, len(left) - 1, N_OTHERS).round().astype(int))
+    return [left[i] for i in at]
+
+
+def source_probability(
+    rows: Opposites, sets: Sequence[Layers], among_answers: bool = False
+) -> Float[Tensor, "set direction case"]:
+    """The model's own next-token probability of the source's answer with the attention outputs of
+    each set of layers taken from the source; with `among_answers` among the answers of all rows."""
+    words = rows.token.unique() if among_answers else None
+    token = rows.token if words is None else torch.searchsorted(words, rows.token)
+    mask = as_mask(sets, len(rows.states))
+    given = steering.attention_outputs(rows.prompts, torch.arange(len(token)))
+    given, found = given.roll(len(rows.cases), 1), []
+    for some in last_token.chunks(torch.arange(len(token)), len(sets)):
+        _, final = steering.patched(rows.prompts, some, given[:, some], mask)
+        p = last_token.logits(rows.prompts, final, words).log_softmax(-1).cpu()
+        found.append(p.gather(-1, token[some].expand(len(sets), -1)[..., None])[..., 0].exp())
+    return torch.cat(found, 1).double().unflatten(1, (2, len(rows.cases)))
+
+
+def best_windows(rows: Opposites, seed: int) -> tuple[Choices, Float[np.ndarray, " window"]]:
+    """The run of layers whose patching makes the source's answer most probable, by the weaker
+    direction; its stability; and the curve over all runs, as a share of all layers."""
+    n_layers = len(rows.states)
+    sets = windows(n_layers)
+    p = source_probability(rows, [*sets, tuple(range(n_layers))], among_answers=True)
+    p = p[..., rows.used]  # window direction case
+    curve = (p[:-1].mean(-1) / p[-1].mean(-1)).min(1).values
+    weights = torch.from_numpy(choosing.case_weights(p.shape[-1], rng(seed, "windows")))
+    drawn = torch.einsum("wdc,nc->nwd", p[:-1], weights).min(-1).values.argmax(-1)
+    return choosing.of_draws([sets[i] for i in drawn]), curve.numpy()
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The source's answer at its most probable layer, as a share of what all layers give."""
+class Carried:
+    """What one adapter's model shows on test cases: [direction case], 0 for cases not right."""
 
-    uppers: list[int]  # U, about six of them
-    step: int  # from one to the next
-    upper: Float[np.ndarray, " U"]  # with layers 0 to U - 1 patched
-    lower: Float[np.ndarray, " L"]  # with L to U - 1, U the search's own, L rising from 0
-
-    @property
-    def first_enough(self) -> int | None:
-        """The first U of the sweep that is enough."""
-        pairs = zip(self.uppers, self.upper, strict=True)
-        return next((u for u, share in pairs if share > ENOUGH), None)
-
-    @property
-    def falls(self) -> int:
-        """How often one more step of patched layers makes it worse. There should be none."""
-        return sum(int((np.diff(ys) < -FALL).sum()) for ys in (self.upper, self.lower[::-1]))
-
-    def agrees(self, found: LayerSearch | None) -> bool:
-        """Is the search's U in the step that first suffices?"""
-        if found is None or self.first_enough is None:
-            return False
-        return 0 <= self.first_enough - found.upper < self.step
+    everything: Float[Tensor, "direction case"]
+    window: Float[Tensor, "direction case"]  # averaged over the choices, in proportion
+    found: Float[Tensor, "direction case"]  # by the search of each direction, likewise
+    others: Float[Tensor, "other direction case"]
+    nothing: Float[Tensor, "direction case"]
 
 
-def sweep(score: Score, n_layers: int, found: LayerSearch | None) -> Sweep:
-    """Patch [0, U) for U over the whole range, then [L, U) for the U that the search found."""
-    step, everything = max(1, round(n_layers / 6)), tuple(range(n_layers))
-    uppers = [n_layers - i for i in range(0, n_layers, step)][::-1]
-    full = score([everything])[0, :, 0]  # layer
-    # Layers below U are the same whether [0, U) or all layers are patched, so they are read once.
-    above = score([everything[:u] for u in uppers], uppers)[:, :, 0].max(-1)
-    upper = np.maximum(above, np.maximum.accumulate(full)[np.array(uppers) - 1])
-    # Layers below L are as in the target when [L, U) is patched, and need no reading.
-    end = found.upper if found else n_layers
-    lowers = list(range(0, end, step))
-    lower = score([everything[low:end] for low in lowers], lowers)[:, :, 0].max(-1)
-    return Sweep(uppers, step, upper / full.max(), lower / full.max())
+def carried(rows: Opposites, window: Choices, found: Mapping[str, Choices]) -> Carried:
+    """Patch all layers, the chosen runs, what the searches found, other runs, and none. A search
+    that found nothing counts as nothing patched."""
+    n_layers = len(rows.states)
+    chosen = list(window.followed)
+    per_direction = [found[name].followed for name in INTENT_RUNS]
+    named = [*chosen, *per_direction[0], *per_direction[1]]
+    sets = list(dict.fromkeys([tuple(range(n_layers)), (), *named, *others(chosen, n_layers)]))
+    p = source_probability(rows, sets) * rows.used
+    at = {layers: p[i] for i, layers in enumerate(sets)}
+    by_search = [
+        sum(share * at[layers][i] for layers, share in some.items())
+        for i, some in enumerate(per_direction)
+    ]
+    return Carried(
+        everything=at[tuple(range(n_layers))],
+        window=sum(share * at[layers] for layers, share in window.followed.items()),
+        found=torch.stack(by_search),
+        others=torch.stack([at[layers] for layers in others(chosen, n_layers)]),
+        nothing=at[()],
+    )
 
 
-# --- Do the layers found carry the answer in other cases? -----------------------------------------
+def recovered(
+    carried: Sequence[Carried], groups: Sequence[str], seed: int
+) -> tuple[Estimate, dict[str, Any]]:
+    """For 4.5: what the best runs of layers recover on test cases, and for the record the same of
+    the layers that the search finds, and of other runs (the null: each by itself, in the median
+    adapter and the weaker direction)."""
+    of = torch.stack([one.everything for one in carried])
+
+    def share(name: str) -> Estimate:
+        hits = torch.stack([getattr(one, name) for one in carried])
+        return choosing.weaker_median(hits, of, groups, seed, f"4.5 {name}")
+
+    n = min(len(one.others) for one in carried)
+    chance = torch.stack(
+        [choosing.each_share(torch.stack([one.others[i] for one in carried]), of) for i in range(n)]
+    )
+    window = torch.stack([one.window for one in carried])
+    numbers = choosing.spread(choosing.each_share(window, of)) | {
+        "search": share("found"),
+        "null": Null(chance.median(1).values.min(-1).values.numpy()),
+        "unpatched": share("nothing").value,
+        "all_layers": float((of.sum(-1) / (of > 0).sum(-1)).min()),
+    }
+    return share("window"), numbers
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """Probability of the source's answer at the last layer, by the layers that are patched."""
-
-    everything: float
-    found: float
-    others: Float[np.ndarray, " run"]  # every other run of as many consecutive layers
-    none: float
-    share: float  # of all layers that were found
-
-    @property
-    def recovered(self) -> float:
-        """With the layers found, as a share of what all layers give."""
-        return self.found / self.everything
-
-    @property
-    def null(self) -> Null:
-        """The same of the other runs of layers."""
-        return Null(self.others / self.everything)
-
-    @property
-    def as_good(self) -> float:
-        """Share of the other runs that do as well as the layers found."""
-        return float((self.others >= self.found).mean())
-
-
-def recoveries(
-    score: Callable[[Runs, Sequence[Layers], Sequence[int]], Float[np.ndarray, "set layer answer"]],
-    kinds: Mapping[str, Runs],
-    found: Mapping[str, LayerSearch | None],
-    n_layers: int,
-) -> dict[str, Recovery]:
-    """For both directions of the intent: patch all layers, those found (all, if none were), every
-    other run of as many consecutive layers, and none."""
-    everything, recovered = tuple(range(n_layers)), {}
-    for name in INTENT_RUNS:
-        layers = found[name].layers if found[name] else everything
-        sets = [everything, layers, *other_windows(layers, n_layers), ()]
-        p = score(kinds[name], sets, [n_layers - 1] * len(sets))[:, -1, 0].astype(float)
-        recovered[name] = Recovery(p[0], p[1], p[2:-1], p[-1], len(layers) / n_layers)
-    return recovered
-
-
-def other_windows(layers: Layers, n_layers: int) -> list[Layers]:
-    """All other runs of as many consecutive layers; all layers together, if there is no other."""
-    n = len(layers)
-    windows = [tuple(range(i, i + n)) for i in range(n_layers - n + 1)]
-    return [some for some in windows if some != layers] or [tuple(range(n_layers))]
-
-
-def weaker(
-    recovered: Mapping[str, Recovery], found: Mapping[str, LayerSearch | None], n_layers: int
-) -> tuple[float, dict[str, Any]]:
-    """What the layers found recover in the weaker of the two directions; and for the record its
-    null, of both directions the number that speaks more against the layers, and where layers of
-    the intent and of the answers begin (`n_layers` where none was found)."""
-    both = recovered.values()
-    worst = min(both, key=lambda one: one.recovered)
-    starts: dict[bool, list[int]] = {True: [], False: []}
-    for name, some in found.items():
-        starts[name in INTENT_RUNS].append(min(some.layers) if some else n_layers)
-    return worst.recovered, {
-        "null": worst.null,
-        "unpatched": max(one.none for one in both),
-        "all_layers": min(one.everything for one in both),
-        "as_good": max(one.as_good for one in both),
-        "share": max(one.share for one in both),
-        "intent_start": min(starts[True]),
-        "answer_start": min(starts[False]),
-        "note": list_layers(found),
+def of_searches(
+    found: Sequence[Mapping[str, Choices]], window: Sequence[Choices], n_layers: int
+) -> dict[str, Any]:
+    """For the record: how many layers the search names (share of all, the mean), how often its
+    first intent layer is not behind the first answer layer, and how stable the choices are."""
+    sizes, early = [], []
+    for one in found:
+        intent = [one[name] for name in INTENT_RUNS]
+        answer = [some for name, some in one.items() if name not in INTENT_RUNS]
+        sizes += [len(k) / n_layers * s for some in intent for k, s in some.shares.items()]
+        first = min(min(some.first, default=n_layers) for some in answer)
+        early += [
+            s * (min(k, default=n_layers) <= first)
+            for some in intent
+            for k, s in some.shares.items()
+        ]
+    n = 2 * len(found)
+    stable = [some.stability for one in found for name, some in one.items() if name in INTENT_RUNS]
+    return {
+        "search_share": float(sum(sizes) / n),
+        "early": float(sum(early) / n),
+        "search_stability": float(np.median(stable)),
+        "window_stability": float(np.median([one.stability for one in window])),
+        "window_share": len(windows(n_layers)[0]) / n_layers,
+        "note": "; ".join(f"{name}: {list_layers(some.first)}" for name, some in found[0].items()),
     }
 
 
-def as_rows(found: Mapping[str, LayerSearch | None]) -> dict[str, dict[str, Layers]]:
-    """The layers found, as `figures.strips` draws them."""
-    return {name: {"layers found": some.layers if some else ()} for name, some in found.items()}
+def as_rows(found: Mapping[str, Choices]) -> dict[str, dict[str, Layers]]:
+    """The layers found most often, as `figures.strips` draws them."""
+    return {name: {"layers found": some.first} for name, some in found.items()}
 
 
-def list_layers(found: Mapping[str, LayerSearch | None]) -> str:
-    """The layers found, in words."""
-    return "; ".join(
-        f"{name}: layers {', '.join(map(str, some.layers)) if some else 'none'}"
-        for name, some in found.items()
-    )
+def list_layers(layers: Layers) -> str:
+    return f"layers {', '.join(map(str, layers)) or 'none'}"

@@ -2,7 +2,7 @@
 for the attention layers that matter (Minder et al., 2411.07404, Sec. 5 and 6).
 
 Prompts are `generation.Prefilled`: whatever is done at the last token costs one token a prompt.
-Interchange and its learning (DAS) are TransformerLens' own.
+Interchange is TransformerLens' own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.interchange import (
     SubspaceInterchange,
-    fit_das,
     intervened_logits,
 )
 
+from replib.chapters.context_knob import last_token
 from replib.errors import UsageError
 from replib.interventions.budget import at_once
 from replib.interventions.generation import Prefilled
@@ -31,7 +31,7 @@ IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 ROWS = at_once(512)  # of one batch
 
 
-def _resid(layer: int) -> str:
+def resid_name(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
@@ -67,7 +67,7 @@ def edited(
         out[:, here] = change(h[:, here].float(), *given).to(h.dtype)
         return out
 
-    with model.hooks(fwd_hooks=[(_resid(layer), write)]):
+    with model.hooks(fwd_hooks=[(resid_name(layer), write)]):
         yield
     if not fired:
         raise RuntimeError(f"the edit of layer {layer} saw no forward pass")
@@ -97,14 +97,18 @@ def swept(
     values: Sequence[float],
     *,
     layer: int,
+    states: Float[Tensor, "row d_model"],
     change: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Float[Tensor, "value row d_vocab"]:
-    """Logits at END of all prompts under change(h, direction, c) at a layer, `edited`, for c each
-    of the values in turn; in one batch."""
-    n, k = len(prompts), len(values)
-    c = torch.tensor(values).repeat_interleave(n)
-    with torch.no_grad(), edited(prompts.model, layer, change, direction, c):
-        return prompts.step(torch.arange(n).repeat(k)).cpu().unflatten(0, (k, n))
+) -> Float[Tensor, "row value d_model"]:
+    """Final states of all prompts under change(h, direction, c) at a layer, for c each of the
+    values; `states` are the layer's outputs at the last token."""
+    c, found = torch.as_tensor(values).float(), []
+    for rows in last_token.chunks(torch.arange(len(prompts)), len(c)):
+        start = layer, states[rows, None].expand(-1, len(c), -1)
+        edit = edited(prompts.model, layer, change, direction, c, everywhere=True)
+        with torch.no_grad(), edit:
+            found.append(last_token.final_states(prompts, rows, len(c), start))
+    return torch.cat(found)
 
 
 def changed_logits(
@@ -118,7 +122,7 @@ def changed_logits(
     in the model's dtype, becomes change(h, given): `given` are `residuals` of other prompts."""
     return intervened_logits(
         prompts.model,
-        _resid(layer),
+        resid_name(layer),
         change,
         base,
         given,
@@ -140,37 +144,6 @@ def interchange(
     return changed_logits(prompts, layer, SubspaceInterchange(u[:, None]), base, given)
 
 
-def learn_direction(
-    prompts: Prefilled,
-    layer: int,
-    base: Int[Tensor, " row"],
-    source: Int[Tensor, " row"],
-    target: Int[Tensor, " row"],
-    *,
-    epochs: int,
-    seed: int,
-) -> Float[Tensor, " d_model"]:
-    """The unit direction whose exchange makes the prompts `base` say `target` (DAS of rank 1).
-    Cross-entropy on the first token of the source's answer, as in the released code (das.py); its
-    sign is arbitrary."""
-    result = fit_das(
-        prompts.model,
-        _resid(layer),
-        base,
-        source,
-        target,
-        prompts.step,
-        rank=1,
-        base_positions=torch.zeros_like(base),
-        source_positions=torch.zeros_like(source),
-        epochs=epochs,
-        batch_size=32,
-        lr=1e-2,
-        seed=seed,
-    )
-    return result.basis[:, 0].detach().float().cpu()
-
-
 def attention_outputs(
     prompts: Prefilled, rows: Int[Tensor, " row"]
 ) -> Float[Tensor, "layer row d_model"]:
@@ -182,78 +155,69 @@ def residuals(
     prompts: Prefilled, rows: Int[Tensor, " row"] | None = None
 ) -> Float[Tensor, "layer row d_model"]:
     """The output of every layer at the last token."""
-    return _observe(prompts, torch.arange(len(prompts)) if rows is None else rows, _resid)
+    return _observe(prompts, torch.arange(len(prompts)) if rows is None else rows, resid_name)
 
 
 def _observe(
-    prompts: Prefilled,
-    rows: Int[Tensor, " row"],
-    name: Callable[[int], str],
-    edits: Sequence[tuple[str, Callable]] = (),
+    prompts: Prefilled, rows: Int[Tensor, " row"], name: Callable[[int], str]
 ) -> Float[Tensor, "layer row d_model"]:
     seen: dict[int, Tensor] = {}
-
-    def keep(layer: int, value: Tensor, hook: object) -> None:
-        seen[layer] = value[:, -1].detach()
-
     layers = range(prompts.model.cfg.n_layers)
-    watch = [(name(layer), partial(keep, layer)) for layer in layers]
-    with torch.no_grad(), prompts.model.hooks(fwd_hooks=[*edits, *watch]):
-        prompts.step(rows)
-    return torch.stack([seen[layer] for layer in layers])
+    watch = [(name(layer), partial(_keep, seen, layer)) for layer in layers]
+    with torch.no_grad(), prompts.model.hooks(fwd_hooks=watch):
+        last_token.final_states(prompts, rows)
+    return torch.stack([seen[layer][:, 0] for layer in layers])
 
 
-def patched_residuals(
+def _keep(seen: dict[int, Tensor], layer: int, value: Tensor, hook: object) -> None:
+    seen[layer] = value.detach()
+
+
+def patched(
     prompts: Prefilled,
     rows: Int[Tensor, " row"],
     outputs: Float[Tensor, "layer row d_model"],
     sets: Bool[Tensor, "set layer"],
-) -> Float[Tensor, "layer set row d_model"]:
-    """Every layer's output at the last token with the attention outputs of the layers of each set
-    replaced, there, by `outputs` (*denoising* or *noising*: the caller's `outputs` decide)."""
-    n_sets, n_rows = len(sets), len(rows)
+) -> tuple[Float[Tensor, "layer set row d_model"], Float[Tensor, "set row d_model"]]:
+    """Every layer's output at the last token, and the final states, with the attention outputs of
+    the layers of each set replaced, there, by `outputs` (*denoising* or *noising*: the caller's
+    `outputs` decide). The sets stand side by side."""
+    seen: dict[int, Tensor] = {}
+    layers = range(sets.shape[1])
 
     def patch(layer: int, value: Tensor, hook: object) -> Tensor:
-        chosen = sets[:, layer].repeat_interleave(n_rows)
-        out = value.clone()
-        out[chosen, -1] = outputs[layer].repeat(n_sets, 1)[chosen]
-        return out
+        here = sets[:, layer].to(value.device)
+        return torch.where(here[:, None], outputs[layer][:, None].to(value), value)
 
-    edits = [(_attn(layer), partial(patch, layer)) for layer in range(sets.shape[1])]
-    found = _observe(prompts, rows.repeat(n_sets), _resid, edits)
-    return found.unflatten(1, (n_sets, n_rows))
+    edits = [(_attn(layer), partial(patch, layer)) for layer in layers]
+    watch = [(resid_name(layer), partial(_keep, seen, layer)) for layer in layers]
+    with torch.no_grad(), prompts.model.hooks(fwd_hooks=[*edits, *watch]):
+        final = last_token.final_states(prompts, rows, len(sets))
+    states = torch.stack([seen[layer] for layer in layers])
+    return states.transpose(1, 2), final.transpose(0, 1)
 
 
 def patchscope(
     model: TransformerBridge,
     residuals: Float[Tensor, "layer row d_model"],
-    tokens: Int[Tensor, "row candidate"],
-    first: Int[Tensor, " row"] | None = None,
-) -> Float[Tensor, "layer row candidate"]:
-    """How probable are `tokens`, read from each layer's residual by a token-identity prompt? A
-    residual of layer l replaces the output of layer l at the last position of `IDENTITY_PROMPT`
-    (Ghandeharioun et al., 2401.06102; Minder et al., Fig. 2). Layers before a row's `first` are not
-    read and get 0."""
+    layers: Sequence[int],
+    words: Int[Tensor, " word"] | None = None,
+) -> Float[Tensor, "layer row word"]:
+    """Probabilities of `words` (of all tokens), among themselves, as a token-identity prompt reads
+    them from the residuals of some layers. A residual of layer l replaces the output of layer l at
+    the last position of `IDENTITY_PROMPT` (Ghandeharioun et al., 2401.06102; Minder et al., Fig.
+    2)."""
     identity = Prefilled(model, [IDENTITY_PROMPT])
-    n_layers, n_rows = residuals.shape[:2]
-    found = torch.zeros(n_layers, n_rows, tokens.shape[1])
-    start = torch.zeros(n_rows) if first is None else first
-    jobs = (torch.arange(n_layers)[:, None] >= start).nonzero()
-
-    def insert(some: Tensor, layer: int, value: Tensor, hook: object) -> Tensor:
-        out, mine = value.clone(), some[:, 0] == layer
-        out[mine, -1] = residuals[layer, some[mine, 1]].to(out)
-        return out
-
-    for some in jobs.split(ROWS):
-        layers = some[:, 0].unique().tolist()
-        edits = [(_resid(layer), partial(insert, some, layer)) for layer in layers]
-        with torch.no_grad(), model.hooks(fwd_hooks=edits):
-            logits = identity.step(torch.zeros(len(some), dtype=torch.long))
-        wanted = tokens[some[:, 1]].to(logits.device)
-        p = (logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)).exp().cpu()
-        found[some[:, 0], some[:, 1]] = p
-    return found
+    found = []
+    for layer in layers:
+        parts = []
+        for h in residuals[layer].split(ROWS):
+            with torch.no_grad():
+                start = layer, h[None]
+                out = last_token.final_states(identity, torch.tensor([0]), len(h), start)
+                parts.append(last_token.logits(identity, out[0], words).softmax(-1).cpu())
+        found.append(torch.cat(parts))
+    return torch.stack(found)
 
 
 @dataclass(frozen=True)

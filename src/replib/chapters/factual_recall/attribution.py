@@ -142,11 +142,11 @@ class Halves:
         }
         return pd.DataFrame(rows).T
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float | int]:
         """What claim 3.4 is measured by: how many kinds have a head, how many heads each kind has,
         how strong any could be, and the countries of the smaller half."""
         found = self.found()
-        numbers: dict[str, float] = {"value": sum(map(bool, found.values()))}
+        numbers: dict[str, float | int] = {"value": sum(map(bool, found.values()))}
         for kind, sign in SIGN.items():
             name = kind.replace("-", "_")
             numbers |= {f"{name}_found": len(found[kind]), f"{name}_most": self.most(sign)}
