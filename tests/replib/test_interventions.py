@@ -13,10 +13,10 @@ from replib.errors import UsageError
 from replib.interventions import forward, head_edits, path_patching
 from replib.interventions.head_edits import (
     HeadEdit,
-    frozen_norm,
     attention_from,
     attention_knockout,
     attention_row,
+    frozen_norm,
     read,
     resample_ablate,
     scale_head,
