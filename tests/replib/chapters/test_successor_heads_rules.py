@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import worlds
 
 from replib.chapters.successor_heads import arithmetic as ar
 from replib.chapters.successor_heads import choice as ch
@@ -20,7 +21,6 @@ from replib.chapters.successor_heads import ordinals as od
 from replib.chapters.successor_heads import ov_circuit as ov
 from replib.chapters.successor_heads import running_text as rt
 from replib.metrics import proportion, rng
-from tests import worlds
 
 PAPER, HEADS, ROW, DRAWS = "successor-heads", 72, 5, 200
 SIZES = {"numbers": 9, "number words": 20, "ordinal words": 10, "days": 7, "months": 12}
