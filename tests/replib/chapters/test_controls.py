@@ -185,16 +185,19 @@ def test_nothing_is_claimed_on_random_weights_of_the_copying_chapter(tmp_path):
 
 
 def test_a_file_of_200_mixed_facts_runs_through(tmp_path):
-    """Two relations with prompts of their own, as a reader might bring them."""
+    """Four relations with prompts of their own, as a reader might bring them."""
     rows = []
-    for relation, prompt in (
-        ("capital", "The capital of {subject} is"),
-        ("chemical symbol", "Q: What is the chemical symbol of {subject}?\nA:"),
+    for relation, name, prompt in (
+        ("capital", "capital", "The capital of {subject} is"),
+        ("capital", "seat", "Q: What is the capital of {subject}?\nA:"),
+        ("chemical symbol", "symbol", "Q: What is the chemical symbol of {subject}?\nA:"),
+        ("chemical symbol", "sign", "The chemical symbol of {subject} is"),
     ):
         some = [f for f in relations()[relation] if f.subject.isalpha() and f.answer.isalpha()]
-        for i, fact in enumerate(some[:100]):
+        start = 50 * (name in ("seat", "sign"))
+        for i, fact in enumerate(some[start : start + 50]):
             row = {"subject": fact.subject, "prompt": prompt, "answer": fact.answer}
-            rows.append(row | {"foil": some[i ^ 1].answer, "relation": relation})
+            rows.append(row | {"foil": some[(i ^ 1) + start].answer, "relation": name})
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps(rows))
     record = run(FACTS, "planted-facts", tmp_path / "runs", facts_file=str(path))
