@@ -385,11 +385,12 @@ def _(g, _, n_heads, layers):
     return above(*same(np.array([np.mean([effect[head] for head in sorted(one)]) for one in sets])))
 
 
-@case("matched_heads, value > the largest of 20", "30 layers of 9 heads")
+@case("window_heads, value > the largest of 20", "30 layers of 9 heads")
 def _(g):
     every = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
     effect = g.normal(size=(N_LAYERS, N_HEADS))
-    found = scaling.matched_heads(SimpleNamespace(heads=lambda: every), (12, 3), 20, set(), g)
+    net = SimpleNamespace(heads=lambda: every, n_layers=N_LAYERS)
+    found = scaling.window_heads(net, (12, 3), 20, g)
     return effect[12, 3] > max(effect[head] for head in found)
 
 

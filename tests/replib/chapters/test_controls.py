@@ -125,23 +125,22 @@ def test_the_two_planted_heads_are_found_and_turn_the_answers(control):
     record = control(FACTS, "planted-facts")
     measured = {id_: claim["measured"] for id_, claim in by_id(record).items()}
     memory, context = map(head_label, (MEMORY_HEAD, CONTEXT_HEAD))
+    # Everything is planted but 3.2, which compares models.
+    assert outcomes(record, *(f"3.{i}" for i in (1, 3, 4, 5, 6, 7, 8, 9, 10))) == {"holds"}
     assert said(record, "3.4")["memory"].split(", ")[0] == memory
     assert said(record, "3.4")["in-context"].split(", ")[0] == context
-    assert outcomes(record, "3.1", "3.4", "3.5", "3.6") == {"holds"}
-    towards_context, towards_memory = measured["3.5"], measured["3.6"]
-    assert towards_context["note"].startswith(f"memory head {memory}")
-    assert towards_context["alpha"] < 1 and towards_context["after"] > 0.9
-    assert towards_memory["after"] > 0.9
-    if towards_memory["note"].startswith("memory head"):
-        assert towards_memory["alpha"] > 1
-    else:
-        assert context in towards_memory["note"] and towards_memory["alpha"] < 1
+    roles = {role: entry["heads"] for role, entry in record["heads"].items()}
+    assert roles == {
+        **{"memory": [list(MEMORY_HEAD)], "in-context": [list(CONTEXT_HEAD)]},
+        "suppressing": [],
+    }
+    # Memory is stronger for frequent countries, copying weaker for frequent cities.
+    assert measured["3.3"]["value"] > 0 and measured["3.3"]["city"] < 0
+    for id_ in ("3.5", "3.10"):  # without the memory head, the context
+        assert measured[id_]["note"] == f"{memory}, α = 0" and measured[id_]["opposite_after"] == 0
+    assert measured["3.6"]["after"] > 0.9
     assert memory in measured["3.7"]["note"] and context in measured["3.7"]["note"]
-    # Planted: memory is stronger for frequent countries, copying weaker for frequent cities.
-    assert measured["3.3"]["value"] > 0 and measured["3.3"]["city_low"] > 0
-    # The same two heads work on chemical symbols, but one other relation is too little.
-    assert measured["3.9"]["value"] > 0.5
-    assert outcomes(record, "3.2", "3.9") == {"not_testable"}
+    assert measured["3.9"]["moved"] == 1  # of other relations it knows one
 
 
 def test_the_planted_layers_and_the_planted_direction_are_found(control):
@@ -186,16 +185,19 @@ def test_nothing_is_claimed_on_random_weights_of_the_copying_chapter(tmp_path):
 
 
 def test_a_file_of_200_mixed_facts_runs_through(tmp_path):
-    """Two relations with prompts of their own, as a reader might bring them."""
+    """Four relations with prompts of their own, as a reader might bring them."""
     rows = []
-    for relation, prompt in (
-        ("capital", "The capital of {subject} is"),
-        ("chemical symbol", "Q: What is the chemical symbol of {subject}?\nA:"),
+    for relation, name, prompt in (
+        ("capital", "capital", "The capital of {subject} is"),
+        ("capital", "seat", "Q: What is the capital of {subject}?\nA:"),
+        ("chemical symbol", "symbol", "Q: What is the chemical symbol of {subject}?\nA:"),
+        ("chemical symbol", "sign", "The chemical symbol of {subject} is"),
     ):
         some = [f for f in relations()[relation] if f.subject.isalpha() and f.answer.isalpha()]
-        for i, fact in enumerate(some[:100]):
+        start = 50 * (name in ("seat", "sign"))
+        for i, fact in enumerate(some[start : start + 50]):
             row = {"subject": fact.subject, "prompt": prompt, "answer": fact.answer}
-            rows.append(row | {"foil": some[i ^ 1].answer, "relation": relation})
+            rows.append(row | {"foil": some[(i ^ 1) + start].answer, "relation": name})
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps(rows))
     record = run(FACTS, "planted-facts", tmp_path / "runs", facts_file=str(path))

@@ -39,14 +39,16 @@ def overwritten(memorised, in_context, known=25):
     return answers.overwritten(shares, known)
 
 
-def frequent(country, city, memorised=0.0, in_context=0.0, n=110):
+def frequent(country, city, memorised=0.0, in_context=0.0, n=220):
     """Answers drawn with log odds that depend on two standard normal frequencies."""
     g = rng(0, "3.3")
-    of_country, of_city = np.repeat(g.normal(size=n // 2), 2), g.normal(size=n)
+    of_country, cities = np.repeat(g.normal(size=n // 4), 4), g.normal(size=n // 4)
+    at = g.integers(n // 4, size=n)
+    of_city = cities[at]
     odds = np.stack([memorised + country * of_country, in_context + city * of_city, 0 * of_city])
     share = np.exp(odds) / np.exp(odds).sum(0)
     labels = [(M, C, N)[g.choice(3, p=share[:, i])] for i in range(n)]
-    conflicts = [Conflict(Fact("capital", str(i // 2), "x"), str(i % 37)) for i in range(n)]
+    conflicts = [Conflict(Fact("capital", str(i // 4), "x"), str(at[i])) for i in range(n)]
     columns = {"country": of_country.tolist(), "city": of_city.tolist()}
     columns |= {"tokens, country": [float(i % 3) for i in range(n)]}
     effects = frequency.both_effects(columns, labels, conflicts)

@@ -9,6 +9,6 @@ def file_readers() -> dict[str, Callable]:
     from replib.chapters.factual_recall.facts import facts_from_file, readable
 
     def read(tokenizer: Any, path: str) -> list:
-        return readable(tokenizer, facts_from_file(path, tokenizer, n_new=8), at_least=8)
+        return readable(tokenizer, facts_from_file(path, tokenizer, n_new=16), at_least=8)
 
     return {"facts_file": read}
