@@ -214,11 +214,11 @@ def test_unrelated_answers_are_of_the_same_relation_and_not_in_the_prompt(plante
 def test_every_head_taken_out_alone(planted):
     model, conflicts = planted
     net = Network(model)
-    pairs = facts.conflict_pairs(model.tokenizer, conflicts[:24], TEMPLATES[0])
+    pairs = facts.conflict_pairs(model.tokenizer, conflicts, TEMPLATES[0])
     moved = every_head.taken_out(net, pairs)
-    assert moved.shape == (5, 4, 12)  # one prompt a country
+    assert moved.shape == (5, 4, 40)  # one prompt a country
     first = every_head.one_each(pairs)
-    assert len(first) == 12 and first.text[1] == pairs.text[2]
+    assert len(first) == 40 and first.text[1] == pairs.text[2]
     plain, cut = read(net, first, [HeadEdit(), zero_ablate([CONTEXT_HEAD])]).logit_diff
     assert torch.allclose(moved[CONTEXT_HEAD], plain - cut, atol=1e-4)
     assert attribution.strongest(moved.mean(-1), +1, 1) == [MEMORY_HEAD]
@@ -336,7 +336,7 @@ def test_frequent_names_by_hand():
     unknown = frequency.effects(columns, [True] * 3, conflicts)["country"]
     assert np.isnan([unknown.value, unknown.low]).all() and unknown.n == 3
     named = [Conflict(peru, name) for name in ("Oslo", "San Juan", "Male")]
-    assert frequency.of_one_word(named, [M, C, N]) == (named[:1], [M])
+    assert frequency.of_one_word(named * 2) == named[:1]
 
 
 def test_either_half_is_decided_by_itself():
@@ -347,10 +347,10 @@ def test_either_half_is_decided_by_itself():
     # "other" answers count as not memorised, and as not in-context
     conflicts = conflicts_about(*map(str, range(60)))
     columns = {"country": [float(i % 7) for i in range(60)], "in-context\ncity": [1.0, 2.0] * 30}
-    labels = [M if i % 7 > 3 else (C if i % 2 else N) for i in range(60)]
+    labels = [M if i % 7 > 3 else (C if i % 2 or i % 5 == 0 else N) for i in range(60)]
     effects = frequency.both_effects(columns | {"tokens": [0.0, 1.0, 1.0] * 20}, labels, conflicts)
     assert len(effects) == 4 and effects["country"].n == 60
-    assert effects["in-context\ncity"].value > 0  # odd prompts only are in-context
+    assert effects["in-context\ncity"].value > 0  # mostly odd prompts are in-context
     numbers = frequency.numbers(effects, conflicts, labels, 0.4)
     assert (numbers["memorised_n"], numbers["in_context_n"]) == (labels.count(M), labels.count(C))
     few = [M, *[N] * 59]

@@ -60,8 +60,8 @@ def attributed(size, known=36, countries=15):
     effect = []
     for _ in "AB":
         a = torch.from_numpy(g.normal(0, 0.1, (LAYERS, HEADS, countries)))
-        a[23, 4] -= size * torch.from_numpy(g.normal(1, 0.5, countries))
-        a[23, 0] += size * torch.from_numpy(g.normal(1, 0.5, countries))
+        a[23, 4] -= size * torch.from_numpy(g.normal(1, 0.3, countries))
+        a[23, 0] += size * torch.from_numpy(g.normal(1, 0.3, countries))
         effect.append(a)
     return {**Halves.compare(effect, 0).numbers(), "known": known, "null": {"draws": 1000}}
 

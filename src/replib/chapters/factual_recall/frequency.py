@@ -31,18 +31,14 @@ AMBIGUOUS = {
 }
 
 
-def of_one_word(
-    conflicts: Sequence[Conflict], labels: Sequence[str]
-) -> tuple[list[Conflict], list[str]]:
-    """The conflicts whose subject and stated answer are single words and not `AMBIGUOUS`, and their
-    labels: of several words the package only guesses the frequency from the parts."""
+def of_one_word(conflicts: Sequence[Conflict]) -> list[Conflict]:
+    """The conflicts whose subject and stated answer are single words and not `AMBIGUOUS`, each
+    once: of several words the package only guesses the frequency from the parts."""
 
     def is_one(name: str) -> bool:
         return name.isalpha() and name not in AMBIGUOUS
 
-    both = zip(conflicts, labels, strict=True)
-    some = [(c, label) for c, label in both if is_one(c.fact.subject) and is_one(c.foil)]
-    return [c for c, _ in some], [label for _, label in some]
+    return [c for c in dict.fromkeys(conflicts) if is_one(c.fact.subject) and is_one(c.foil)]
 
 
 def columns(
