@@ -142,7 +142,7 @@ WORLDS = {
         "ceiling": lambda: behaviour(zs=(0.97, 0.97)).first,
     },
     "4.2": {
-        "right": lambda: behaviour().second,
+        "right": lambda: behaviour(ft=(1.0, 1.0), icl=0.5).second,
         "wrong": lambda: behaviour(icl=0.02).second,
         "floor": lambda: behaviour(n=0).second,
         "ceiling": lambda: behaviour(zs=(0.97, 0.97)).second,
@@ -167,13 +167,13 @@ WORLDS = {
     },
     "4.6": {
         "right": direction,
-        "wrong": lambda: direction(learned=0.03, shuffled=0.03),
+        "wrong": lambda: direction(learned=0.01, shuffled=0.01),
         "floor": lambda: direction(pair_accuracy=0.2),
         "ceiling": "all answers may turn: that is the claim",
     },
     "4.7": {
         "right": steering,
-        "wrong": lambda: steering(steered=0.05, shots=0.15),
+        "wrong": lambda: steering(steered=0.05, shots=0.4),
         "floor": lambda: steering(pair_accuracy=0.2),
         "ceiling": lambda: steering(told=0.97),
     },

@@ -136,7 +136,7 @@ def planted_gate() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             row += (strength - 1) * slots["fact"] @ (slots["fact"].T @ row)
             turn[fact.relation] += 1
         for answer in sorted({fact.answer for fact in known})[::2]:
-            embedding[token(f" {answer}")] -= 0.3 * slots["is_answer"][:, 0]
+            embedding[token(f" {answer}")] -= 0.1 * slots["is_answer"][:, 0]
         _lengthen(model, slots["late"][:, 0])
     return model, tokenizer
 
