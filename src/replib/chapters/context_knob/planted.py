@@ -77,7 +77,7 @@ _HEADS = {
     ),
     READING_HEAD: Head(
         scores=(("wants_answer", "states", 30.0), ("always", "is_first", 10.0)),
-        moves=(("word", "word", 4.0),),
+        moves=(("word", "word", 0.4),),
     ),
     MEMORY_HEAD: Head(
         scores=(
