@@ -202,7 +202,7 @@ def patchscope(
     residuals: Float[Tensor, "layer row d_model"],
     layers: Sequence[int],
     words: Int[Tensor, " word"] | None = None,
-) -> Float[Tensor, "layer row word"]:
+) -> Float[Tensor, "read row word"]:
     """Probabilities of `words` (of all tokens), among themselves, as a token-identity prompt reads
     them from the residuals of some layers. A residual of layer l replaces the output of layer l at
     the last position of `IDENTITY_PROMPT` (Ghandeharioun et al., 2401.06102; Minder et al., Fig.
