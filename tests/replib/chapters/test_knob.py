@@ -50,7 +50,7 @@ def test_pairacc_over_seeds_by_hand():
     numbers = asking.summary(found, ["a", "b", "c"], 0)
     context, prior = numbers.pop("context_accuracy"), numbers.pop("prior_accuracy")
     assert (context.value, prior.value) == pytest.approx((5 / 6, 0.5))
-    assert 0 <= prior.low < 0.5 <= prior.high <= 1
+    assert 0 <= prior.low < 0.5 < prior.high <= 1
     assert numbers == pytest.approx(dict.fromkeys(numbers, 1 / 3)) and len(numbers) == 3
 
 

@@ -83,7 +83,8 @@ def weaker_median(
     weaker direction, and its interval over groups of cases. Cases that an adapter does not get
     right have 0 in both."""
     values = torch.stack([hits, of]).movedim(-1, 0)  # case part adapter direction
-    return with_width(bootstrap(values, groups, rng(seed, label), _weaker), groups)
+    found = bootstrap(values, groups, rng(seed, label), _weaker)
+    return with_width(found, groups, 0.0 if bool((hits >= 0).all()) else -1.0)
 
 
 def each_share(
@@ -119,12 +120,11 @@ def gain_over_best(
     return with_width(bootstrap(values, groups, rng(seed, label), statistic), groups)
 
 
-def with_width(found: Estimate, groups: Sequence[Hashable]) -> Estimate:
-    """An interval without width, from cases that all agree, becomes as wide as that of a proportion
-    of as many groups that all agree."""
+def with_width(found: Estimate, groups: Sequence[Hashable], least: float = -1.0) -> Estimate:
+    """An interval without width, from cases that all agree, becomes as wide, to both sides and
+    within `least` and 1, as that of a proportion of as many groups that all agree."""
     if found.low != found.high:
         return found
     room = 1 - proportion(torch.ones(len(set(groups)), dtype=torch.bool)).low
-    value = found.value
-    low = value * (1 - room) if value > 0 else value - room * (value < 0)
-    return Estimate(value, low, value + room * (value <= 0), found.n)
+    low, high = max(found.value - room, least), min(found.value + room, 1.0)
+    return Estimate(found.value, min(low, found.value), max(high, found.value), found.n)
