@@ -51,7 +51,7 @@ help:
 	@echo "make run     run one chapter: PAPER=ioi-circuit-reuse MODEL=... PROFILE=... DEVICE=cuda"
 	@echo "make matrix  run every chapter on eleven architectures (about 10 minutes)"
 	@echo "make determinism"
-	@echo "             run every chapter again with other threads, number types and folders (about 40"
+	@echo "             run every chapter again with other threads, number types and folders (about 60"
 	@echo "             minutes), compare the records and rewrite results/trust/determinism.json"
 	@echo "make calibration"
 	@echo "             simulate every interval and null (about 15 minutes) and rewrite"

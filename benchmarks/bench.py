@@ -402,7 +402,7 @@ def kinds(net: Network, model: str, sizes: Sizes) -> list[dict[str, Any]]:
     attend = torch.zeros(pairs.clean.shape).scatter(1, pairs.positions["S2"][:, None], 1.0)
     generator = rng(0, "bench")
     edits = [
-        attention_row(sorted(layer_matched(movers, net.n_heads, generator)), attend)
+        attention_row(sorted(layer_matched(movers, net.n_layers, net.n_heads, generator)), attend)
         for _ in range(sizes.n_draws)
     ]
     null = f"null: attention of {len(movers)} random heads at END"

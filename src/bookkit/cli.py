@@ -22,9 +22,10 @@ import replib
 from bookkit import train as training
 from bookkit.book import commands as book
 from bookkit.book import reports
+from bookkit.certify import certify, check, is_second, second_run, unstable
 from bookkit.new import new_paper
 from bookkit.project import list_chapters, words
-from bookkit.records import alterations, certify, compare, find_run, read_record
+from bookkit.records import alterations, compare, find_run, read_record
 from bookkit.run.chapter import find_chapter
 from bookkit.run.execute import RunFailed, execute
 from bookkit.run.gpus import own_gpu
@@ -145,6 +146,7 @@ def run(
     out: Out = OUT,
     time_limit: Annotated[float | None, Option(metavar="SECONDS", help=LIMIT)] = None,
     refusal: Annotated[Path | None, Option(metavar="FILE", help=REFUSAL)] = None,
+    certify_it: Annotated[bool, Option("--certify", help="Then certify it.")] = False,
 ) -> int:
     """Run a paper's notebook on a model, or on those of the profile."""
     short = {"seed": seed, "dtype": dtype, "revision": revision}
@@ -159,7 +161,12 @@ def run(
             plan(chapter, name, profile, settings, out=out, device=device, time_limit_s=time_limit)
             for name in models
         ]
-        failed = [one for one in prepare(runs, skip_missing=model is None) if not _run_one(one)]
+        ready = prepare(runs, skip_missing=model is None)
+        failed = [
+            one
+            for one in ready
+            if not _run_one(one) or (certify_it and not _certify_one(one.folder))
+        ]
     except UsageError as error:
         if refusal is None:
             raise
@@ -252,13 +259,33 @@ def sweep(
 
 @app.command("certify")
 def _certify(run: Finished, out: Out = OUT) -> int:
-    """Put a run's record among the project's results, to be checked in."""
-    root, folder = find_root(), find_run(run, out)
-    record = read_record(folder / "record.json")
-    path = certify(root, folder, changed_since(record, find_chapter(root, record["paper"])))
+    """Run it again with other numerics, keep both among the results.
+
+    The second run has the same seed and hashes, but other threads and older instructions. A claim
+    whose outcome differs is unclear. The record is to be checked in.
+    """
+    return 0 if _certify_one(find_run(run, out)) else 1
+
+
+def _certify_one(folder: Path) -> bool:
+    """Certify a finished run; whether its second run finished."""
+    root, record = find_root(), read_record(folder / "record.json")
+    chapter = find_chapter(root, record["paper"])
+    changes = changed_since(record, chapter)
+    second = None
+    if not check(folder, changes).get("again"):
+        run = second_run(chapter, record)
+        path = run.folder / "record.json"  # it may be there, from a certification that was stopped
+        if not path.is_file() or not is_second(record, read_record(path)):
+            (run,) = prepare([run], skip_missing=False)
+            if not _run_one(run):
+                return False
+        second = read_record(path)
+    path = certify(root, folder, changes, second)
     reports.write_readme(root)
-    print(f"certified: {path}", flush=True)
-    return 0
+    shaky = unstable(read_record(path))
+    print(f"certified: {path}{f'; unstable: {words(shaky)}' if shaky else ''}", flush=True)
+    return True
 
 
 @app.command()

@@ -9,14 +9,13 @@ history. `results/<paper>/<model>/record.json` holds one certified record for ea
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bookkit.project import words
 from replib.claims.file import MIME, Change
 from replib.claims.judge import judge
 from replib.claims.schema import (
@@ -38,12 +37,16 @@ from replib.files import read_json, read_text, sha256_text, write_whole
 from replib.models.sources import model_slug
 
 FOLDER = "results"  # certified records
-# Two machines add in another order; what is measured without an interval may differ by so much.
+# Two machines add in another order. What is measured without an interval may differ by so much:
 TOLERANCE = 0.01  # of the larger of the two values
+# or, where the value is itself a rounding error, as far as sums of some thousand float32 products
+# do: each is rounded by 2^-24 of its size, and the errors of many add up like a random walk.
+ROUNDING = 2**-24 * 1000**0.5  # of the largest number of the claim, and of 1 if all are smaller
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[Whole, Field(ge=1)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
+Time = Annotated[str, Field(pattern="^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
 
 
 class ModelInfo(Strict, extra="allow"):
@@ -80,6 +83,22 @@ class Calibration(Strict):
     batch_scale: Annotated[float, Field(gt=0)]
 
 
+class Numerics(Strict):
+    """What decides the last digits of a sum: in which order it is added up, and by what."""
+
+    threads: Positive
+    instructions: Words  # "all", or the set that the libraries were limited to
+    processor: Words
+
+
+class Again(Strict):
+    """The second run of a certified record, with other numerics."""
+
+    numerics: Numerics
+    wall_time_s: Annotated[float, Field(ge=0)]
+    started: Time
+
+
 class Record(Strict):
     """One finished run of one paper on one model."""
 
@@ -102,8 +121,10 @@ class Record(Strict):
     threads: Positive
     wall_time_s: Annotated[float, Field(ge=0)]
     peak_memory_mb: Annotated[float, Field(ge=0)]
-    started: Annotated[str, Field(pattern="^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
+    started: Time
     calibration: Calibration | None  # None: a model made in memory
+    numerics: Numerics | None = None  # None: a record from before they were kept
+    again: Again | None = None  # only of a certified record
     seal: Sha256  # of everything else in the record
 
 
@@ -160,6 +181,8 @@ def differences(record: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterato
         if ours is None or theirs is None:
             yield f"claim {id} is in the {'record' if theirs else 'notebook'} only"
             continue
+        if theirs.get("unstable"):  # the notebook is the first run's
+            theirs = {**theirs, **theirs["unstable"]["first"]}
         for key, value in ours.items():
             if value != theirs[key]:
                 yield f"claim {id}, {key} is {value!r}, in the record {theirs[key]!r}"
@@ -238,31 +261,6 @@ def certified_path(root: Path, record: Mapping[str, Any]) -> Path:
     return root / FOLDER / record["paper"] / model_slug(record["model"]["name"]) / "record.json"
 
 
-def certify(root: Path, folder: Path, changes: Sequence[str]) -> Path:
-    """Put a run's record into the project's results, in place of an earlier one.
-
-    UsageError when there are `changes` since (`plan.changed_since`), when the record was altered,
-    and when its model or a file that it read is of this machine, which nobody else has.
-    """
-    record = read_record(folder / "record.json")
-    name = record["model"]["name"]
-    if altered := alterations(folder):
-        raise UsageError(f"{record['paper']} on {name} was altered since it ran: {altered[0]}")
-    if changes:
-        raise UsageError(
-            f"{record['paper']} on {name} is stale and cannot be certified: {words(changes)} "
-            f"changed since; run it again"
-        )
-    if Path(name).is_absolute():
-        raise UsageError(f"{name} is a folder of this machine; certify a model that others can get")
-    for key, value in record["parameters"].items():
-        if key.endswith("_file") and value:
-            raise UsageError(f"the run read a file of yours ({key}); certify one without")
-    path = certified_path(root, record)
-    write_record(path, record)
-    return path
-
-
 def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
     """(what a run and the certified one do not have in common, a verdict for every claim);
     UsageError when there is no certified record of this paper and model."""
@@ -281,10 +279,14 @@ def compare(root: Path, folder: Path) -> tuple[list[str], list[Verdict]]:
         if key not in ("device", "profile", "seed") and old["parameters"].get(key) != value
     ]
     before = {claim["id"]: claim for claim in old["claims"]}
-    verdicts = [
-        Verdict(claim["id"], claim["outcome"], _disagreement(claim, before.pop(claim["id"], None)))
-        for claim in fresh["claims"]
-    ]
+    then, now = old.get("numerics") or {}, fresh.get("numerics") or {}
+    apart += [key for key in then if now and now[key] != then[key]]
+    verdicts = []
+    for claim in fresh["claims"]:
+        certified = before.pop(claim["id"], None)
+        known = ", certified as unstable" if certified and certified.get("unstable") else ""
+        said = _disagreement(claim, certified)
+        verdicts.append(Verdict(claim["id"], f"{claim['outcome']}{known}", said))
     return apart, verdicts + [Verdict(id, "missing", "certified, not in this run") for id in before]
 
 
@@ -310,21 +312,33 @@ def alterations(folder: Path) -> list[str]:
 def _disagreement(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> str:
     if old is None:
         return "not in the certified record"
-    if fresh["outcome"] != old["outcome"]:
+    both = old.get("unstable") or {}
+    if fresh["outcome"] not in {old["outcome"], *(one["outcome"] for one in both.values())}:
         return f"outcome {fresh['outcome']}, certified {old['outcome']}"
+    if both or fresh["outcome"] == "not_testable":
+        return ""  # rounding decides its outcome, and so its numbers; or they say nothing
     if fresh["measured"] is None or old["measured"] is None:
         same = fresh["measured"] == old["measured"]
         return "" if same else "measured in one of the two only"
     a, b = fresh["measured"]["value"], old["measured"]["value"]
     shown = ["not finite" if x is None else f"{x:.4g}" for x in (a, b)]
     said = f"value {shown[0]}, certified {shown[1]}"
+    rounding = ROUNDING * _magnitude(fresh, old)
     spans = [claim["interval"] for claim in (fresh, old)]
     if a is None or b is None:
         apart = a != b
     elif all(span is not None and None not in span for span in spans):
         (low, high), (low_old, high_old) = spans
-        apart = low > high_old or high < low_old
+        apart = max(low - high_old, low_old - high) > rounding
         said = f"interval [{low:.4g}, {high:.4g}], certified [{low_old:.4g}, {high_old:.4g}]"
     else:
-        apart = abs(a - b) > TOLERANCE * max(abs(a), abs(b))
+        apart = abs(a - b) > max(TOLERANCE * max(abs(a), abs(b)), rounding)
     return said if apart else ""
+
+
+def _magnitude(*claims: Mapping[str, Any]) -> float:
+    """The largest number that was measured for a claim, but 1 at least; what was counted has no
+    rounding."""
+    parts = [claim.get(name) or {} for claim in claims for name in ("measured", "null")]
+    numbers = [number for part in parts for number in part.values() if isinstance(number, float)]
+    return max([1.0, *map(abs, numbers)])

@@ -69,6 +69,8 @@ def style() -> None:
 def _said(estimate: Estimate) -> str:
     if np.isnan(estimate.value):
         return "not measured"
+    if np.isnan(estimate.low):
+        return f"{estimate.value:.3g}"
     return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
 
 

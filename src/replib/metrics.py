@@ -6,16 +6,17 @@ where they do not, the docstring says when.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
+from replib import clusters
 from replib.errors import UsageError
 from replib.interventions.network import Head
 from replib.prompts.pairs import PromptPairs
@@ -60,74 +61,80 @@ def logit_diff(
 
 
 def proportion(
-    successes: Bool[Tensor, " prompt"], groups: Sequence[Hashable] | None = None
+    values: Bool[Tensor, " prompt"] | Float[Tensor, " prompt"],
+    groups: Sequence[Hashable] | None = None,
 ) -> Estimate:
-    """A proportion and its 95% Wilson interval.
+    """A proportion of right answers (bool), or a mean of shares between 0 and 1, and its 95%
+    interval after Clopper and Pearson, which covers at least as often as it says.
 
     Prompts of one group (template, entity) may go together: they count as fewer, by the design
-    effect that the data show, and the quantile is that of t with a degree of freedom less than
-    groups (Korn and Graubard 1998). Without `groups`, or where all prompts agree, each counts as
-    one; with one group only, nothing is known of others, and the interval is 0 to 1. Near 0 and 1
-    coverage swings around 95%, as few counts are possible.
+    effect that the data show and by what t asks of few groups (Korn and Graubard 1998), though
+    never as fewer than groups; so do shares, which vary less than right and wrong, count as more.
+    Without `groups`, or where all agree, each counts as one. Of one group only, nothing is known of
+    others, and the interval is 0 to 1.
     """
-    if len(successes) == 0:
+    if len(values) == 0:
         raise UsageError("a proportion of no prompts: give at least one")
-    values = successes.double().numpy(force=True)
-    n, z = _effective(values, groups)
-    share = float(values.mean())
-    if z == math.inf:
-        return Estimate(share, 0.0, 1.0, len(values))
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), len(values))
+    array = values.double().numpy(force=True)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise UsageError(f"shares lie in 0 to 1, not at {array.min():.3g} to {array.max():.3g}")
+    share, n = float(array.mean()), float(len(array))
+    if groups is not None or values.dtype != torch.bool:
+        groups = range(len(array)) if groups is None else groups
+        n = clusters.worth(array, groups, share * (1 - share))
+    if n == 0:
+        return Estimate(share, 0.0, 1.0, len(array))
+    k = share * n
+    low = float(stats.beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
+    high = float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    return Estimate(share, low, high, len(array))
 
 
-def _effective(
-    values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable] | None
-) -> tuple[float, float]:
-    """How many independent prompts the grouped ones are worth, and the quantile for 95%."""
-    n, z = float(len(values)), float(stats.norm.ppf(0.975))
-    member, n_groups = _members(groups) if groups is not None else (None, n)
-    if n_groups == n:
-        return n, z
-    if n_groups == 1:
-        return n, math.inf
-    z *= float(stats.t.ppf(0.975, n_groups - 1) / stats.t.ppf(0.975, n - 1))
-    apart = values - values.mean()
-    alone = (apart**2).sum() / (n - 1) / n  # variance of the mean, if prompts were independent
-    together = (np.bincount(member, apart) ** 2).sum() * n_groups / (n_groups - 1) / n**2
-    return (n * min(1.0, alone / together) if alone > 0 and together > 0 else n), z
-
-
-def _members(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " prompt"], int]:
-    """The group of each prompt, by number, and how many groups there are."""
-    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    return member, len(names)
-
-
-def seeds_mean(values: Sequence[float] | np.ndarray) -> Estimate:
-    """The mean over a few seeds and its 95% t interval, which covers new seeds. Seeds that agree
-    exactly give an interval without width; so where a seed either learns or does not, five of them
-    often miss the truth. Skewed values, such as shares near 1, are covered less than they should
-    be."""
+def seeds_mean(values: Sequence[float] | np.ndarray, share: bool = False) -> Estimate:
+    """The mean over a few seeds and its 95% interval, which covers new seeds: Student's t, and for
+    shares that of `proportion`, which stays in 0 to 1 and holds where a seed either learns or does
+    not. Seeds that agree are treated as in `bootstrap`."""
     array = np.asarray(values, float)
     if len(array) < 2:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(array)}")
+    if share:
+        return proportion(torch.from_numpy(array))
     mean, error = float(array.mean()), float(stats.sem(array))
     half = error * float(stats.t.ppf(0.975, len(array) - 1))
-    return Estimate(mean, mean - half, mean + half, len(array))
+    return Estimate(mean, *_with_width(mean, (mean - half, mean + half), len(array)), len(array))
 
 
-def seeds_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean of a less mean of b, of separate seeds, and its 95% Welch interval."""
+def seeds_difference(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, share: bool = False
+) -> Estimate:
+    """Mean of a less mean of b, of separate seeds, and its 95% interval: Welch's, and of shares
+    that of two `proportion`s, whose errors add up (MOVER: Zou and Donner 2008)."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2:
         raise UsageError(f"an interval over seeds needs at least 2, got {len(a)} and {len(b)}")
-    value = float(a.mean() - b.mean())
-    if np.ptp(a) == np.ptp(b) == 0:
-        return Estimate(value, value, value, len(a) + len(b))
-    ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    return Estimate(value, float(ends.low), float(ends.high), len(a) + len(b))
+    value, n = float(a.mean() - b.mean()), len(a) + len(b)
+    if share:
+        one, other = seeds_mean(a, share), seeds_mean(b, share)
+        below = math.hypot(one.value - one.low, other.high - other.value)
+        above = math.hypot(one.high - one.value, other.value - other.low)
+        return Estimate(value, value - below, value + above, n)
+    ends = (value, value)
+    if np.ptp(a) > 0 or np.ptp(b) > 0:
+        found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        ends = float(found.low), float(found.high)
+    return Estimate(value, *_with_width(value, ends, min(len(a), len(b))), n)
+
+
+def _with_width(
+    value: float, ends: tuple[float, float], n: int, groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """These ends, or where they agree (but for rounding) and so tell nothing of others: from the
+    value to what it is if only as large a share shows it as n of n prove, and others show 0."""
+    if not ends[1] - ends[0] <= 1e-6 * abs(value):
+        return ends
+    least = proportion(torch.ones(n, dtype=torch.bool), groups).low
+    low, high = sorted((least * value, value))
+    return (low, high) if value else (math.nan, math.nan)
 
 
 def cluster_draws(
@@ -136,18 +143,10 @@ def cluster_draws(
     """Weights of the prompts under each resampling of whole groups, rows summing to 1. Prompts that
     share a template (or another entity) are drawn together, so an interval does not count them as
     independent. With as many groups as prompts it is the ordinary bootstrap."""
-    member, counts = _group_draws(groups, generator, draws)
+    member, n_groups = clusters.members(groups)
+    counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
     weights = counts[:, member].astype(float)
     return weights / weights.sum(-1, keepdims=True)
-
-
-def _group_draws(
-    groups: Sequence[Hashable], generator: np.random.Generator, draws: int
-) -> tuple[Int[np.ndarray, " prompt"], Int[np.ndarray, "draw group"]]:
-    """The group of each prompt, and how often each group is in each resampling."""
-    member, n_groups = _members(groups)
-    even = np.full(n_groups, 1 / n_groups)
-    return member, generator.multinomial(n_groups, even, size=draws)
 
 
 def percentiles(draws: Float[np.ndarray, " draw"], n_groups: int) -> tuple[float, float]:
@@ -170,38 +169,50 @@ def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
     draws: int = 5000,
 ) -> Estimate:
-    """`statistic` of the mean over prompts and its 95% cluster-bootstrap interval (`percentiles`).
+    """The mean over prompts and its 95% interval, prompts of one group going together.
 
-    `statistic` maps means [..., *rest] to [...]; without one it is the mean itself. A mean of yes
-    and no (bool) gets the interval of `proportion`. A mean of differences, all -1, 0 or 1, gets
-    the adjusted Wald interval: one +1 and one -1 are added to the sample (after Agresti and Min
-    2005), because resampling tells too little where few prompts differ. The interval is still too
-    narrow where values are skewed and groups few.
+    Of six groups or more it is the studentised bootstrap, which also covers skewed values; of fewer
+    Student's t with errors that are right for groups of any size (CR2, with Satterthwaite's degrees
+    of freedom: Bell and McCaffrey 2002). Yes and no (bool) have the interval of `proportion`, and
+    so should shares, by calling it: these ends may leave 0 to 1. Differences that are all -1, 0 or
+    1 have the adjusted Wald interval: one +1 and one -1 are added (after Agresti and Min 2005).
+
+    `statistic` maps means [..., *rest] to [...]; its interval is that of bootstrap `percentiles`.
+
+    Values that agree tell nothing of how far others lie: the interval goes from v towards 0, to v
+    times the share of prompts that show v at least (`proportion`), as if others showed none. For
+    v = 0, and of one group only, its ends are NaN.
     """
     if statistic is None and values.dtype == torch.bool:
         return proportion(values, groups)
     array = values.double().numpy(force=True)
-    if statistic is None and array.ndim == 1 and np.isin(array, (-1.0, 0.0, 1.0)).all():
+    if statistic is None and np.isin(array, (-1.0, 0.0, 1.0)).all():
         return _difference(array, groups)
-    of = statistic or (lambda mean: mean)
-    member, counts = _group_draws(groups, generator, draws)
-    n_groups = counts.shape[1]
+    member, n_groups = clusters.members(groups)
+    sizes = np.bincount(member).astype(float)
     sums = np.zeros((n_groups, *array.shape[1:]))
     np.add.at(sums, member, array)
-    drawn = counts @ np.bincount(member)  # prompts in each resampling
-    means = np.tensordot(counts, sums, axes=1) / drawn.reshape(-1, *[1] * (array.ndim - 1))
-    return Estimate(float(of(array.mean(0))), *percentiles(of(means), n_groups), len(array))
+    value = float(array.mean(0) if statistic is None else statistic(array.mean(0)))
+    if statistic is None and n_groups < 6:
+        ends = clusters.mean_interval(array, groups)
+    else:
+        counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
+        if statistic is None:
+            ends = clusters.studentised(sums, sizes, counts)
+        else:
+            drawn = (counts @ sizes).reshape(-1, *[1] * (array.ndim - 1))  # prompts in each draw
+            ends = percentiles(statistic(np.tensordot(counts, sums, axes=1) / drawn), n_groups)
+    return Estimate(value, *_with_width(value, ends, len(array), groups), len(array))
 
 
 def _difference(values: Float[np.ndarray, " prompt"], groups: Sequence[Hashable]) -> Estimate:
     """Mean of paired differences -1, 0, 1 and its adjusted Wald interval."""
-    n, z = _effective(values, groups)
-    share = float(values.mean())
-    if z == math.inf:
+    n, share = clusters.worth(values, groups, float(values.var())), float(values.mean())
+    if n == 0:
         return Estimate(share, -1.0, 1.0, len(values))
     mean = share * n / (n + 2)
     variance = (float((values**2).mean()) * n + 2) / (n + 2) - mean**2
-    half = z * math.sqrt(variance / (n + 2))
+    half = 1.959964 * math.sqrt(variance / (n + 2))
     return Estimate(share, max(-1.0, mean - half), min(1.0, mean + half), len(values))
 
 
@@ -226,12 +237,15 @@ def max_statistic_pvalues(
 ) -> Float[Tensor, "layer head"]:
     """How often chance makes the *best* of all heads look as strong as each head does.
 
-    Null: a prompt's effects may as well have had the other sign. Each draw flips the signs of
-    whole prompts (all heads together, which keeps their correlation) and keeps the largest
-    |t| over heads, t = mean / standard error; a head's p-value is the share of draws whose
-    maximum reaches its own |t|. Family-wise over all heads (Westfall and Young's max-T).
-    Effects that are skewed about 0 are not of this null, even with mean 0, and are called strong
-    too often. Heads that were not senders (NaN) get p = 1.
+    Null: each head's mean effect is 0, whatever else its effects are like. Each draw resamples the
+    prompts (for all heads together, which keeps their correlation), takes the effects less their
+    mean, and keeps the largest |t| over heads, t = mean / standard error; a head's p-value is the
+    share of draws whose maximum reaches its own |t|: the centred bootstrap of max-T, family-wise
+    over all heads (Romano and Wolf 2005). An error is taken to be at least a fifth of that of all
+    prompts, and above rounding. The cost of it, beside signs that are flipped at random, is power
+    where prompts are few: of 12 prompts it misses heads that flips find. Flips call skewed effects
+    of mean 0 strong too often, in a quarter of cases of 9 heads and 12 prompts.
+    Heads that were not senders (NaN) get p = 1.
     """
     sent = ~effect.isnan().any(-1)
     x = effect.double()[sent]  # head prompt
@@ -239,21 +253,27 @@ def max_statistic_pvalues(
     n = x.shape[-1]
     if n < 2 or len(x) == 0:
         return p
-    square = (x**2).mean(-1)  # sign flips leave it as it is, so t follows from the mean alone
+    mean = x.mean(-1)
+    apart = x - mean[:, None]
+    spread = (apart**2).mean(-1)
+    rounding = 1e-10 * (x**2).mean(-1).max() + 1e-300
 
-    def t_of(mean: Tensor) -> Tensor:
-        variance = (square - mean**2).clamp_min(1e-12 * square + 1e-300) / (n - 1)
-        return mean.abs() / variance.sqrt()
+    def t_of(mean: Tensor, variance: Tensor, least: Tensor) -> Tensor:
+        return mean.abs() / (variance.maximum(least + rounding) / (n - 1)).sqrt()
 
-    signs = torch.from_numpy(generator.choice([-1.0, 1.0], size=(draws, n)))
-    null = t_of((signs @ x.T) / n).max(-1).values
-    observed = t_of(x.mean(-1))
+    counts = torch.from_numpy(generator.multinomial(n, np.full(n, 1 / n), size=draws)).double() / n
+    drawn = counts @ apart.T  # draw head
+    null = t_of(drawn, counts @ (apart**2).T - drawn**2, 0.04 * spread).max(-1).values
+    observed = t_of(mean, spread, 0 * spread)
     p[sent] = (1 + (null[:, None] >= observed).double().sum(0)) / (draws + 1)
     return p
 
 
 def overlap(a: Sequence[set[Head]], b: Sequence[set[Head]]) -> float:
-    """Heads in common, stage by stage, as a share of the heads of `a` (|A ∩ B| / |A|, pooled)."""
+    """Heads in common, stage by stage, as a share of the heads of `a` (|A ∩ B| / |A|, pooled).
+    It has no interval: top heads of few prompts are partly chance, so it comes out too small, and
+    no interval around it would cover. It is shown beside its ceiling, the overlap of a task with
+    itself between the halves of its prompts."""
     size = sum(map(len, a))
     return sum(len(x & y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
 
@@ -277,18 +297,36 @@ def drawn_overlap_null(
     return common / size if size else common
 
 
+def layer_window(layer: int, n_layers: int) -> range:
+    """The layers near one: about a fifth of the depth, at least three, as many at either end."""
+    size = min(n_layers, 2 * max(1, round(n_layers / 10)) + 1)
+    start = min(max(0, layer - size // 2), n_layers - size)
+    return range(start, start + size)
+
+
 def layer_matched(
-    heads: set[Head] | Sequence[Head], n_heads: int, generator: np.random.Generator
+    heads: Iterable[Head], n_layers: int, n_heads: int, generator: np.random.Generator
 ) -> set[Head]:
-    """As many random heads from the same layers. The null may draw the chosen heads too; without
-    them it would be passed by chance in more than 5% of cases. So one head of a layer of nine can
-    never be beyond 95% of such draws; it takes two."""
-    layers = sorted(layer for layer, _ in heads)
-    return {
-        (layer, int(head))
-        for layer in dict.fromkeys(layers)
-        for head in generator.choice(n_heads, size=layers.count(layer), replace=False)
-    }
+    """For each head another place: a random head of the layers near it (`layer_window`), none
+    twice. `n_heads` is how many a layer has.
+
+    Within one layer of few heads a random set often *is* the chosen one, so that nothing could be
+    beyond such draws; a window of layers has the reach that the choice had. The null may draw the
+    chosen heads too, as one draw of many; without them it would be passed by chance in more than 5%
+    of cases. `holding` says how many draws do.
+    """
+    drawn: set[Head] = set()
+    for layer, _ in sorted(heads):
+        near = [(at, head) for at in layer_window(layer, n_layers) for head in range(n_heads)]
+        free = [head for head in near if head not in drawn]
+        drawn.add(free[generator.integers(len(free))])
+    return drawn
+
+
+def holding(sets: Sequence[Iterable[Head]], heads: Iterable[Head]) -> Bool[np.ndarray, " draw"]:
+    """Which of a null's sets hold one of the chosen heads."""
+    chosen = set(heads)
+    return np.array([bool(chosen & set(one)) for one in sets])
 
 
 def spearman(

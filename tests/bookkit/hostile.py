@@ -67,6 +67,7 @@ def text(field: str) -> str:
 
 # What a record does not leave free.
 FIXED = {"paper", "profile", "status", "started", "date", "id", "mark", "outcome", "scope"}
+FIXED |= {"across", "gate", "holds_if", "fails_if"}
 
 
 def replaced(value: Any, *path: str) -> Any:
@@ -105,6 +106,7 @@ SEEN = {
     f"chapters/{PAPER}/{MODEL}.failed.html": ("error", "log"),
     f"chapters/{PAPER}/index.html": ("claims statement",),
     f"atlas/{MODEL}.html": ("heads mover rule",),
+    "across.html": ("title", "claims statement", "claims reported", "claims decision_rule text"),
     "scorecard.html": (
         *("title", "claims statement", "claims reported", "claims source where", "claims reason"),
         *("claims measured unit", "claims null description"),

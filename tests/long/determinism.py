@@ -1,7 +1,8 @@
 """Does a run give the same record again? `make determinism`, and a part of it in the tests.
 
 Every chapter runs on a random model and on the planted one that is its control, through the command
-line, and pairs of records are compared. Bounds stand here and were written before the first run.
+line, and pairs of records are compared. Then it runs, with few prompts, on the pretrained models.
+Bounds stand here and were written before the first run.
 
 *Identical*: every entry of the record but times. Nothing random is left, so there is no excuse.
 
@@ -15,6 +16,11 @@ moves by 1/n when one of them turns over, far more than the bound. Both can happ
 rounding decides, because two candidates are as good as equal or a training magnifies the last bit.
 Such a case is a fault here until it has been looked into and entered, with date and reason, in
 `EXPLAINED`; an outcome that differs is always one.
+
+The pretrained models run in the number type that their pages are published in, the chapter's own,
+and once with the numerics of certification: other threads, older instructions. Float32 is held to
+*Rounding*. *Outcomes* is for bfloat16, which has three digits: numbers differ by more than any
+bound that would say something, outcomes may not.
 
 float64 is of the model: its weights (the same numbers), its matrix products and norms. Softmax in
 the recomputed attention, the logits that are read, and what chapters train themselves (sparse
@@ -30,9 +36,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from matrix import SMALL
 from trust import TRUST, run_chapter, show, write_table
 
-from bookkit.records import read_record, record_values
+from bookkit.records import Numerics, read_record, record_values
+from bookkit.run.numerics import other, variables
+from replib.models.sources import available_embedded
 
 CONTROLS = {
     "ioi-circuit-reuse": ("tiny", "planted-ioi"),
@@ -41,20 +50,17 @@ CONTROLS = {
     "context-knob": ("tiny", "planted-gate"),
     "copying-mamba": ("tiny",),  # its planted model is a part of the chapter
 }
+PRETRAINED = ("smollm2-135m", "gemma3-270m")  # where they are installed
 TIMES = ("wall_time_s", "peak_memory_mb", "started", "seal")
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 IDENTICAL = "identical but for times"
 ROUNDING = (
     f"counts, outcomes and heads equal; |a − b| ≤ {ABSOLUTE:g} + {RELATIVE:g} · max(|a|, |b|)"
 )
+OUTCOMES = "outcomes equal"
 SAE = ("measurements.coverage_10", "measurements.sae_")
 # (chapter, model, compared): date and reason, and how the entries that it explains begin.
 EXPLAINED: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {
-    ("ioi-circuit-reuse", "planted-ioi", "float32, float64"): (
-        "2026-11-25: this model hardly knows Colored Objects; clean and corrupted differ by 2e-4 "
-        "logits, so that most effects there are rounding, and so is the order of heads by them",
-        ("claims.1.6.", "heads.content gatherer", "claims.1.3.ceiling_cobj", "claims.1.3.null."),
-    ),
     ("successor-heads", "planted-successor", "float32, float64"): (
         "2026-11-25: 800 steps of Adam magnify a change of 1e-7 in the inputs of the sparse "
         "autoencoders until single features are others; what counts features moves by a few "
@@ -81,6 +87,8 @@ runner.environment = lambda *given: usual(*given) | {"PYTHONHASHSEED": "4711"}
 from bookkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+PUBLISHED = "auto, or the chapter's own"  # number type: no option is given
+OLDER = variables(other(Numerics(threads=1, instructions="all", processor="this one")))
 # The number type and what else a run gets, and how two of their records are compared.
 RUNS = {
     "usual": ("float32", {}),
@@ -90,6 +98,8 @@ RUNS = {
     "float64": ("float64", {}),
     "bfloat16": ("bfloat16", {}),
     "bfloat16 again": ("bfloat16", {}),
+    "published": (PUBLISHED, {}),
+    "other numerics": (PUBLISHED, {"variables": OLDER}),
 }
 COMPARED = {
     "run twice": ("usual", "again", IDENTICAL),
@@ -98,13 +108,17 @@ COMPARED = {
     "float32, float64": ("usual", "float64", ROUNDING),
     "run twice in bfloat16": ("bfloat16", "bfloat16 again", IDENTICAL),
 }
+AS_PUBLISHED = {
+    "threads and instructions, in its number type": ("published", "other numerics", None),
+}
 
 
 def run(paper: str, model: str, how: str, out: Path, settings: Mapping[str, Any]) -> dict | str:
     """The record of one run; the last line it said if it did not finish."""
     out.mkdir()
     dtype, more = RUNS[how]
-    process = run_chapter(paper, model, settings, out, "--dtype", dtype, **more)
+    options = () if dtype == PUBLISHED else ("--dtype", dtype)
+    process = run_chapter(paper, model, settings, out, *options, **more)
     if process.returncode:
         return f"cannot: {process.stderr.strip().splitlines()[-1]}"
     return read_record(out / paper / model / "record.json")
@@ -135,7 +149,9 @@ def difference(a: Mapping, b: Mapping, bound: str) -> tuple[list, set[str]]:
     both = [key for key in x.keys() & y.keys() if is_number(x[key]) and is_number(y[key])]
     apart = {key: abs(x[key] - y[key]) for key in both}
     size = {key: max(abs(x[key]), abs(y[key])) for key in both}
-    if bound == IDENTICAL:
+    if bound == OUTCOMES:
+        faults = {key for key in faults if key.endswith(".outcome")}
+    elif bound == IDENTICAL:
         every = (a.keys() | b.keys()) - {*TIMES}
         faults |= {key for key in every if a.get(key, ...) != b.get(key, ...)}
     else:
@@ -148,10 +164,11 @@ def difference(a: Mapping, b: Mapping, bound: str) -> tuple[list, set[str]]:
 
 def row(paper: str, model: str, name: str, a: dict | str, b: dict | str) -> tuple[list, list[str]]:
     """(the row of a comparison in the table, the faults that nothing explains)."""
-    bound = COMPARED[name][2]
+    bound = (COMPARED | AS_PUBLISHED)[name][2]
     for problem in (a, b):
         if isinstance(problem, str):
             return [paper, model, name, 0, bound, None, None, None, problem], [problem]
+    bound = bound or (ROUNDING if a["model"]["dtype"] == "float32" else OUTCOMES)
     (n, *numbers), found = difference(a, b, bound)
     why, explained = EXPLAINED.get((paper, model, name), ("", ()))
     faults = [key for key in found if key.endswith(".outcome") or not key.startswith(explained)]
@@ -163,19 +180,22 @@ def row(paper: str, model: str, name: str, a: dict | str, b: dict | str) -> tupl
 
 def compare_all(paper: str, model: str, folder: Path, compared: Iterable[str], **settings) -> list:
     """`row` of each comparison, of runs that are made here, with these parameters."""
-    names = sorted({name for one in compared for name in COMPARED[one][:2]})
+    pairs = {one: (COMPARED | AS_PUBLISHED)[one][:2] for one in compared}
+    names = sorted({name for pair in pairs.values() for name in pair})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(lambda name: run(paper, model, name, folder / name, settings), names)
         records = dict(zip(names, made, strict=True))
-    pairs = ((one, *(records[name] for name in COMPARED[one][:2])) for one in compared)
-    return [row(paper, model, *pair) for pair in pairs]
+    return [row(paper, model, one, records[a], records[b]) for one, (a, b) in pairs.items()]
 
 
 def main() -> int:
     rows, n_faults, began = [], 0, time.monotonic()
-    for paper, model in [(p, name) for p, names in CONTROLS.items() for name in names]:
+    jobs = [(p, name, COMPARED, {}) for p, names in CONTROLS.items() for name in names]
+    installed = [name for name in PRETRAINED if name in available_embedded()]
+    jobs += [(p, name, AS_PUBLISHED, SMALL[p]) for p in CONTROLS for name in installed]
+    for paper, model, compared, settings in jobs:
         with tempfile.TemporaryDirectory() as folder:
-            found = compare_all(paper, model, Path(folder), COMPARED)
+            found = compare_all(paper, model, Path(folder), compared, **settings)
         for line, faults in found:
             rows.append(line)
             n_faults += bool(faults)

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from determinism import compare_all
+from determinism import AS_PUBLISHED, OUTCOMES, ROUNDING, compare_all, difference
 from matrix import SMALL
 from trust import ROOT
 
@@ -19,6 +19,27 @@ def test_a_run_gives_the_same_record_again(tmp_path):
         assert faults == [], row
         assert row[3] > 100
     assert found[2][0][5] > 0  # another number type was really another
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+def test_a_record_survives_other_threads_and_instructions(tmp_path):
+    """One page on one pretrained model, in the number type that it is published in."""
+    pair = ("method-residual-stream", "smollm2-135m")
+    ((row, faults),) = compare_all(*pair, tmp_path, AS_PUBLISHED, n_prompts=4)
+    assert faults == [] and row[4] == ROUNDING, row
+    assert row[5] > 0  # the numerics were really others
+
+
+def test_a_bound_on_outcomes_lets_numbers_differ():
+    def record(outcome, value):
+        claim = {"id": "1.1", "outcome": outcome, "measured": {"value": value}}
+        claim |= {"interval": None, "null": None}
+        return {"claims": [claim], "measurements": {}, "heads": {}}
+
+    assert difference(record("holds", 0.5), record("holds", 0.1), OUTCOMES)[1] == set()
+    (numbers, faults) = difference(record("holds", 0.5), record("fails", 0.5), OUTCOMES)
+    assert faults == {"claims.1.1.outcome"} and numbers[-1] == 1
 
 
 # From torch's global generator unless they are given another.

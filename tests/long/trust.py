@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bookkit.book.reports import trust_hash
@@ -55,6 +56,7 @@ def run_chapter(
     start: Sequence[str] = ("-m", "bookkit.cli"),
     cwd: Path = ROOT,
     threads: int = 1,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """One run on the CPU through the command line, in the profile `smoke` with these parameters."""
     words = [sys.executable, *start, "run", paper, "--model", model, "--profile", "smoke"]
@@ -62,4 +64,5 @@ def run_chapter(
     for name, value in settings.items():
         words += ["-p", f"{name}={value}"]
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "REPLIB_THREADS": str(threads)}
+    environment |= variables
     return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)

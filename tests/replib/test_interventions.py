@@ -13,10 +13,10 @@ from replib.errors import UsageError
 from replib.interventions import forward, head_edits, path_patching
 from replib.interventions.head_edits import (
     HeadEdit,
-    _frozen_norm,
     attention_from,
     attention_knockout,
     attention_row,
+    frozen_norm,
     read,
     resample_ablate,
     scale_head,
@@ -193,7 +193,7 @@ def test_frozen_norm_terms_add_up(arch):
     """Terms of a residual stream, sent through the frozen norm one by one, sum to its output."""
     net = network(arch)
     x = torch.randn(3, 4, net.W_U.shape[1], generator=torch.Generator().manual_seed(0))
-    norm = _frozen_norm(net.ln_final, x)
+    norm = frozen_norm(net.ln_final, x)
     whole = net.ln_final(x) - (getattr(net.ln_final, "bias", None) if arch in "gpt2neox" else 0)
     torch.testing.assert_close(norm(0.3 * x) + norm(0.7 * x), whole, atol=1e-5, rtol=1e-4)
 

@@ -508,8 +508,11 @@ def test_objects_of_several_words_are_read(tmp_path):
     assert decode(WORD, pairs.clean[0, pairs.positions["objects"][0]]) == [" pen", " lamp"]
     assert decode(WORD, pairs.clean[0, pairs.positions["colors"][0]]) == [" red", " blue"]
     path = write(tmp_path, "d.json", [[prompt("pen", "table lamp"), "Red"]])
-    with pytest.raises(UsageError, match="row 1: no other object has as many tokens as 'pen'"):
+    with pytest.raises(UsageError, match="row 1: no other object has as many tokens"):
         colored_objects_from_file(WORD, path)
+    rows = [[prompt("pen", "table lamp"), "Red"], [prompt("pen", "cup"), "Red"]]
+    left = colored_objects_from_file(WORD, write(tmp_path, "e.json", rows))
+    assert (len(left), left.dropped) == (1, {"rows": 1})
 
 
 QUESTION = "Q: On the table, there is a red pen and a blue cup. What color is the {}?\nA:"
@@ -526,7 +529,7 @@ QUESTION = "Q: On the table, there is a red pen and a blue cup. What color is th
         ([QUESTION.format("pen").replace("cup", "pen"), "Red"], ".*one object twice"),
         ([QUESTION.format("pen").replace("blue", "red"), "Red"], ".*one colour twice"),
         ([QUESTION.format("pen").replace("blue", "mauve"), "Red"], "'mauve' or 'Mauve' is not one"),
-        ([QUESTION.format("pen"), " Red"], "the last question has 2 objects, row 1 has 3"),
+        ([QUESTION.format("pen"), " Red"], "the last question has 2 objects, others have 3"),
         (authors_rows(1)[0], "repeats row 1"),
     ],
 )

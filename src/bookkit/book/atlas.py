@@ -20,7 +20,7 @@ from replib.claims.file import ROLES
 from replib.errors import UsageError
 
 Head = tuple[int, int]
-_LETTERS = dict(zip(ROLES, "MNIUDPGCYSO", strict=True))
+_LETTERS = dict(zip(ROLES, "MNIUDPGCYXSO", strict=True))
 ALPHA = 0.05
 
 

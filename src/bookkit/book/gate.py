@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 from bs4.element import PreformattedString, Tag
 
-from bookkit.book import crate
+from bookkit.book import across, crate
 from bookkit.book.contents import pages_in
 from bookkit.book.failed import FailedRun, find_failed
-from bookkit.book.html import number_of, outcome_word
+from bookkit.book.html import number_of, outcome_word, why_not
 from bookkit.book.html_policy import DATA_TYPES, is_protected, own_scripts, pages_of
 from bookkit.book.runs import RECORDS, STALE, Run, by_paper, find_runs, finished, of_papers
 from bookkit.book.sphinx_ext import text_of_value
@@ -150,6 +150,7 @@ def page_faults(
     name = path.relative_to(html).as_posix().removesuffix(".html")
     state = failed_faults(page.soup, failed[name]) if name in failed else error_faults(page.soup)
     found = [*state, *number_faults(page.soup, runs), *outcome_faults(page.soup, name, runs)]
+    found += across_faults(page.soup, runs)
     found += [*page.faults_of_itself, *link_faults(html, page)]
     return [f"{name}.html: {fault}" for fault in found]
 
@@ -206,6 +207,8 @@ def number_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]
         claim = run and run.claim(mark.get("data-claim", ""))
         if not claim or cell["title"] != number_of(claim):
             yield f"the transfer table says {cell['title']!r}, no record does"
+        elif (why := cell.select_one(".why")) and why.get_text() != why_not(claim):
+            yield f"the transfer table says {why.get_text()!r} of claim {claim['id']}"
 
 
 def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> Iterator[str]:
@@ -238,8 +241,38 @@ def outcome_faults(page: BeautifulSoup, name: str, runs: Mapping[str, Run]) -> I
         yield f"shows no verdict on claim {id}"
 
 
+def across_faults(page: BeautifulSoup, runs: Mapping[str, Run]) -> Iterator[str]:
+    """Every outcome, number and reason of a claim across models, against the records."""
+    marks = page.select("[data-across]")
+    decided = {(one.paper, one.id): one for one in across.compare(runs.values())} if marks else {}
+    for mark in marks:
+        one = decided.get((mark["data-across"], mark.get("data-claim")))
+        if one is None:
+            yield f"shows a claim across models that no record has: {mark.get('data-claim')}"
+            continue
+        right = None
+        if "outcome" in mark["class"]:
+            right = outcome_word(one.outcome)
+        elif "across-reason" in mark["class"]:
+            right = visible(one.reason)
+        elif "across-number" in mark["class"]:
+            value = one.numbers.get(mark.get("data-key", ""))
+            right = "–" if value is None else show_number(value)
+        if right is not None and mark.get_text().strip() != right:
+            said = mark.get_text().strip()
+            yield f"says {said!r} of claim {one.id} across models, by the records it is {right!r}"
+
+
 def summary_faults(html: Path, runs: Mapping[str, Run], listed: Sequence[str]) -> Iterator[str]:
-    """The scorecard and each chapter's first page name every claim of every run."""
+    """The scorecard and each chapter's first page name every claim of every run, and the page
+    across models every claim that is decided there."""
+    path = html / "across.html"
+    if "across" in listed and path.is_file():
+        marks = read_page(path).soup.select(".outcome[data-across]")
+        there = {(mark["data-across"], mark.get("data-claim")) for mark in marks}
+        for one in across.compare(runs.values()):
+            if (one.paper, one.id) not in there:
+                yield f"across.html: lacks claim {one.id} of {one.paper}"
     for paper, members in by_paper(of_papers(runs.values())).items():
         for name in (f"chapters/{paper}/index", "scorecard"):
             if name not in listed or not (path := html / f"{name}.html").is_file():

@@ -52,6 +52,19 @@ def number_of(claim: Mapping[str, Any]) -> str:
     return visible(text + (f", n = {claim['n']}" if claim["n"] is not None else ""))
 
 
+def why_not(claim: Mapping[str, Any]) -> str:
+    """In a word or two why a claim could not be decided here; empty if that lies in its numbers."""
+    if claim.get("across"):
+        return "across models"
+    if claim.get("unstable"):
+        return "unstable"
+    if claim["outcome"] != "not_testable":
+        return ""
+    if claim["measured"] is None:
+        return "not measured"
+    return "gate" if claim["reason"].startswith("gate not passed") else "not finite"
+
+
 def duration(seconds: float) -> str:
     """How long something took, to the second: `1 min 15 s`, `2 h 1 min`."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -76,7 +89,8 @@ _TEMPLATES = Environment(
     finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
 )
 _TEMPLATES.globals |= {"OUTCOMES": OUTCOMES}
-_FILTERS = (show_value, number_format, number_of, show_number, outcome_word, duration, as_date)
+_FILTERS = (show_value, number_format, number_of, show_number, outcome_word, why_not, duration)
+_FILTERS += (as_date,)
 _TEMPLATES.filters |= {function.__name__: function for function in _FILTERS}
 _TEMPLATES.filters["as_myst"] = lambda text: Markup(as_myst(text))
 _TEMPLATES.filters["raw_html"] = lambda text: Markup(raw_html(text))

@@ -16,7 +16,10 @@ from bookkit.book.failed import FailedRun
 from bookkit.book.html import macro, png, raw_html, render
 from bookkit.book.runs import RECORDS, Run, kinds
 from bookkit.book.tables import outcome_tables
+from bookkit.certify import unstable
 from bookkit.project import words
+from bookkit.run.numerics import in_words
+from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
@@ -52,6 +55,7 @@ def _about(run: Run, paper_model: str, again: str) -> str:
     own = run.record["claims"][0]["scope"] == "replication"
     paper = "the paper’s own model" if own else f"the paper used {paper_model}"
     about = {"size": size, "parameters": given, "scope": f"{run.scope} ({paper})", "again": again}
+    about |= {"numerics": in_words, "unstable": words(unstable(run.record) or [""])}
     changed = words(run.stale) if run.stale else ""
     return render("run_box.html", run=run, changed=changed, records=f"../../_{RECORDS}", **about)
 
@@ -95,6 +99,10 @@ def chapter_page(
     path = run.folder / "notebook.ipynb"
     notebook = json.loads(path.read_bytes()) if run.executed else unexecuted(run, root)
     cells = notebook["cells"]
+    table = verdict_table(run.record["claims"], run.is_method)._repr_html_()
+    for output in (output for cell in cells for output in cell.get("outputs", ())):
+        if MIME in output.get("data", {}):  # a certified record says more than its notebook
+            output["data"]["text/html"] = table
     parts.lift_alt_text(cells, str(path))
     parts.shorten_outputs(cells)
     parts.fold_parameters(cells)

@@ -1,4 +1,4 @@
-"""The Sphinx extension: the role {record}, the directives {scorecard} and {transfer}."""
+"""The Sphinx extension: the role {record}, the directives {scorecard}, {transfer}, {across}."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from markupsafe import Markup
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+from bookkit.book import across
 from bookkit.book.contents import pages_in
 from bookkit.book.html import show_value
 from bookkit.book.html_policy import finish_all
@@ -74,21 +75,25 @@ def number_by_page(app: Any, env: Any) -> list[str]:
 
 
 class RecordTable(SphinxDirective):
-    """{scorecard} and {transfer}: a table of all records in the book."""
+    """{scorecard}, {transfer} and {across}: tables of all records in the book."""
 
     def run(self) -> list[nodes.Node]:
         source = Path(self.env.srcdir)
         pairs = [page.removeprefix("chapters/") for page in pages_in(source / "_toc.yml")]
         found = [pair for pair in pairs if (source / RECORDS / f"{pair}.json").is_file()]
         runs = [_staged_run(self.env.app, pair) for pair in found]
-        make = {"scorecard": scorecard, "transfer": transfer}[self.name]
-        return [nodes.raw("", make(runs), format="html")]
+        make = {"scorecard": scorecard, "transfer": transfer, "across": across.page}[self.name]
+        try:
+            return [nodes.raw("", make(runs), format="html")]
+        except UsageError as error:  # a rule that uses what no record has
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Register {record}, {scorecard} and {transfer} with Sphinx."""
+    """Register {record}, {scorecard}, {transfer} and {across} with Sphinx."""
     app.add_directive("scorecard", RecordTable)
     app.add_directive("transfer", RecordTable)
+    app.add_directive("across", RecordTable)
     app.add_role("record", record_role)
     app.connect("env-get-updated", number_by_page, priority=900)  # after Sphinx numbered them
     app.connect("build-finished", finish_all)

@@ -27,13 +27,13 @@ from typing import Any
 from bookkit.project import chapter_folder
 from bookkit.records import bundles, write_record
 from bookkit.run.environment import environment_hash, kernel_version, package_versions
+from bookkit.run.numerics import usual, variables
 from bookkit.run.plan import Run, stored_inputs
 from bookkit.run.watch import Watched, watch_process
 from replib.errors import UsageError, one_line
 from replib.files import put_in_place
 from replib.hashes import file_hash
 from replib.interventions import budget as batches
-from replib.models.threads import n_threads
 
 
 class RunFailed(Exception):
@@ -91,14 +91,16 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
     folder = chapter_folder(chapter.root, chapter.paper)
     job = {"source": str(source), "notebook": str(notebook), "folder": str(folder)}
     job["parameters"] = changed
-    threads = n_threads()
+    numerics = run.numerics or usual()
     started = datetime.now(UTC)
     clock = time.monotonic()
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"{run.name}, profile {run.profile}, {started:%Y-%m-%dT%H:%M:%SZ}\n")
         file.write(f"parameters: {json.dumps(dict(run.given))}\n")
         file.flush()
-        extra = {batches.VARIABLE: str(run.estimate.batch_scale if run.estimate else 1.0)}
+        extra = variables(numerics) | {
+            batches.VARIABLE: str(run.estimate.batch_scale if run.estimate else 1.0)
+        }
         if run.gpu is not None:
             extra["CUDA_VISIBLE_DEVICES"] = run.gpu
         watched = watch_process(job, run.time_limit_s, file, progress, extra)
@@ -136,7 +138,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
         "hashes": hashes | {"weights": bundle["model"]["sha256"]},
         "versions": package_versions() | {"kernel": kernel},
         "device": run.parameters["device"],
-        "threads": threads,
+        "threads": numerics.threads,
+        "numerics": numerics.model_dump(),
         "wall_time_s": round(wall, 1),
         "peak_memory_mb": round(watched.peak_bytes / 1e6, 1),
         "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",

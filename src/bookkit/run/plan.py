@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bookkit.project import chapter_folder, stored_module
+from bookkit.records import Numerics
 from bookkit.run import resources as sizing
 from bookkit.run.chapter import Chapter
 from bookkit.run.environment import environment
@@ -41,6 +42,7 @@ class Run:
     speed: float | None = None  # FLOP/s of this machine, measured before the run
     gpu: str | None = None  # the one that is held for it
     architecture: str | None = None  # one that no chapter has been tried on
+    numerics: Numerics | None = None  # None: this machine's usual ones
 
     @property
     def name(self) -> str:

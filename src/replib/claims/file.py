@@ -24,7 +24,7 @@ from replib.files import read_text, read_yaml, sha256_text
 # What an attention head can be, in the words of the papers.
 ROLES = (
     *("mover", "negative mover", "inhibition", "induction", "duplicate-token", "previous-token"),
-    *("content gatherer", "in-context", "memory", "successor", "copy"),
+    *("content gatherer", "in-context", "memory", "suppressing", "successor", "copy"),
 )
 MIME = "application/vnd.replib.claims+json"
 

@@ -55,14 +55,24 @@ def decide_claim(
 
 
 def judge(entry: Mapping[str, Any]) -> str | None:
-    """The outcome that the rule of a record's claim gives for its numbers; None: none measured."""
+    """The outcome that the rule of a record's claim gives for its numbers; None: none measured.
+    Of one whose outcome differs between two runs it is unclear."""
+    if both := entry.get("unstable"):
+        runs = [{**entry, "unstable": None, **both[name]} for name in ("first", "second")]
+        outcomes = [judge(run) or run["outcome"] for run in runs]
+        return "unclear" if outcomes == [run["outcome"] for run in runs] else outcomes[0]
     if entry["measured"] is None:
         return None
+    numbers = (entry[key] for key in ("measured", "interval", "n", "null"))
+    return decide_claim(claim_of(entry), *numbers)[0]
+
+
+def claim_of(entry: Mapping[str, Any]) -> Claim:
+    """The claim of the file, as far as its rule goes, from a record's entry."""
     rule = dict(entry["decision_rule"])
     content = {key: entry[key] for key in ("id", "statement", "reported", "source")}
     content |= {"null": None, "decision": rule.pop("text"), **rule}
-    claim = fit(Claim, content, f"claim {entry['id']}")
-    return decide_claim(claim, *(entry[key] for key in ("measured", "interval", "n", "null")))[0]
+    return fit(Claim, content, f"claim {entry['id']}")
 
 
 def _evaluate(claim: Claim, rule: str, numbers: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ RESERVED = {
     "interval",
     "source",
     "decision_rule",
+    "unstable",
 }
 RESERVED |= {*OUTCOMES, *FUNCTIONS, *TRUTH}
 

@@ -115,6 +115,24 @@ class Null(Strict, extra="allow"):
     __pydantic_extra__: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Number | None]
 
 
+class Found(Strict):
+    """What one of two runs gave for a claim. None in a number's place: it was not finite."""
+
+    outcome: Literal[OUTCOMES]
+    reason: Text
+    measured: Measured | None
+    interval: Interval | None
+    n: Count | None
+    null: Null | None
+
+
+class Unstable(Strict):
+    """What two runs of one computation gave that differ in threads and instruction sets only."""
+
+    first: Found
+    second: Found
+
+
 class MeasuredClaim(Strict):
     """A claim as a record has it. None in a number's place: it was not finite."""
 
@@ -131,6 +149,7 @@ class MeasuredClaim(Strict):
     outcome: Literal[OUTCOMES]
     reason: Text
     scope: Literal["replication", "transfer", "method"]
+    unstable: Unstable | None = None  # two outcomes; the numbers above are those of one of them
 
     @model_validator(mode="after")
     def _fits_its_outcome(self) -> "MeasuredClaim":
@@ -143,6 +162,12 @@ class MeasuredClaim(Strict):
             raise ValueError("reason is empty, but the outcome is not_testable")
         if self.outcome == "not_attempted" and self.measured is not None:
             raise ValueError("measured is there, but the outcome is not_attempted")
+        if self.unstable is not None:
+            both = (self.unstable.first, self.unstable.second)
+            if self.outcome != "unclear" or both[0].outcome == both[1].outcome:
+                raise ValueError("unstable is there, but not two outcomes, of which none is clear")
+            if self.measured not in [one.measured for one in both]:
+                raise ValueError("measured is of neither of the two runs in unstable")
         return self
 
 

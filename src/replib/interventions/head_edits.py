@@ -210,7 +210,7 @@ def _edited(
     return resid[:, :, -1], editor.seen
 
 
-def _frozen_norm(
+def frozen_norm(
     norm: Callable[[Tensor], Tensor], at: Float[Tensor, "*batch d_model"]
 ) -> Callable[[Tensor], Tensor]:
     """The norm as the linear map that it is while its scale stays what it is at `at`. For y = (x −
@@ -248,12 +248,12 @@ def _attribution(
     """Direct logit attribution at END (Elhage et al. 2021): each head's write through the final
     norm, frozen at its scale in this run, onto the tokens' unembedding. Where the attention output
     is normalised before it is added (Gemma), that norm is frozen in the same way."""
-    final = _frozen_norm(net.ln_final, resid)
+    final = frozen_norm(net.ln_final, resid)
     layers = []
     for block, z in zip(net.blocks, seen["z"], strict=True):
         writes = torch.einsum("ephd,hdm->ephm", z.float(), block.W_O.float())
         if block.ln1_post is not None:
-            writes = _frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
+            writes = frozen_norm(block.ln1_post, block.o(z.flatten(-2)))(writes)
         layers.append(torch.einsum("ephm,ptm->epht", final(writes), net.W_U[tokens].float()))
     return torch.stack(layers, dim=2)
 

@@ -17,7 +17,7 @@ nearly a constant factor.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ N_LAYERS, N_HEADS, D_HEAD, N_POSITIONS = 5, 4, 74, 256
 D_MODEL = N_HEADS * D_HEAD
 BALLAST = 8.0
 LOGIT = 6.0  # logit of a name whose code fills `output`
-_NOISE = 0.3  # length of what a noise head writes, beside codes of length 1
+NOISE = 0.3  # length of what a noise head writes, beside codes of length 1
 
 
 def make_slots(
@@ -84,8 +84,9 @@ def _head(
     plan: Head, slots: Mapping[str, Float[Tensor, "d_model width"]], scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model] and b_Q [d_head] of a plan."""
-    w_q, w_k, w_v = torch.zeros(3, D_MODEL, D_HEAD)
-    w_o, b_q = torch.zeros(D_HEAD, D_MODEL), torch.zeros(D_HEAD)
+    d_model = len(next(iter(slots.values())))
+    w_q, w_k, w_v = torch.zeros(3, d_model, D_HEAD)
+    w_o, b_q = torch.zeros(D_HEAD, d_model), torch.zeros(D_HEAD)
     at = 0
     for query, key, weight in plan.scores:
         width = slots[key].shape[1]
@@ -106,7 +107,7 @@ def _head(
 
 
 def noise_head(
-    generator: torch.Generator, d_model: int = D_MODEL, d_head: int = D_HEAD, size: float = _NOISE
+    generator: torch.Generator, d_model: int = D_MODEL, d_head: int = D_HEAD, size: float = NOISE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Random weights, in the order of `_head`: scores of about 1, output of about `size` long."""
     w_q, w_k, w_v = torch.randn(3, d_model, d_head, generator=generator) / math.sqrt(d_model)
@@ -120,12 +121,15 @@ def set_heads(
     slots: Mapping[str, Float[Tensor, "d_model width"]],
     scale: float,
     generator: torch.Generator,
+    noise: float = NOISE,
 ) -> None:
-    """Every head of a model of this module's shape: as planned, the others small noise."""
-    for layer in range(N_LAYERS):
-        for head in range(N_HEADS):
+    """Every head of a model with heads of `D_HEAD`: as planned, the others small noise."""
+    config = model.config
+    for layer in range(config.n_layer):
+        for head in range(config.n_head):
             plan = plans.get((layer, head))
-            parts = noise_head(generator) if plan is None else _head(plan, slots, scale)
+            size = config.n_embd, D_HEAD, noise
+            parts = noise_head(generator, *size) if plan is None else _head(plan, slots, scale)
             set_head(model, layer, head, *parts)
 
 
@@ -185,15 +189,17 @@ def knowing(
     *,
     asking: Sequence[str],
     logit: float,
-    frequency: Callable[[str], float] | None = None,
+    strengths: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {}),
     intents: Mapping[str, tuple[float, float]] | None = None,
+    noise: float = NOISE,
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """A model of these slots and heads that knows `known`, pairs of subject and answer, and its
     tokenizer, which writes `texts`.
 
     `asking`: the tokens after which an answer is wanted. `logit`: of an answer whose code fills
-    `output`. `frequency`: of a name, if strengths depend on it. `intents`: for each token that
-    states one, what it says, and how strongly it is looked at.
+    `output`. `strengths`: how long the code of a subject's fact is, and that of an answer to be
+    copied, by name; 1 where none is given. `intents`: for each token that states one, what it says,
+    and how strongly it is looked at.
     """
     words = [f" {word}" for pair in known for word in pair]
     tokenizer = word_tokenizer([*words, *texts])
@@ -203,10 +209,7 @@ def knowing(
     scale = ((BALLAST**2 + 3) / D_MODEL) ** 0.5  # see the top
     answers = sorted({answer for _, answer in known})
     codes = dict(zip(answers, make_codes(len(answers), widths["answer"], generator), strict=True))
-    memory, copying = {}, {}
-    if frequency:
-        memory = _strengths([subject for subject, _ in known], +1.0, frequency, generator)
-        copying = _strengths(answers, -1.0, frequency, generator)
+    memory, copying = strengths
 
     def token(word: str) -> int:
         return tokenizer.convert_tokens_to_ids(f" {word}")
@@ -234,17 +237,5 @@ def knowing(
             unembedding[token(answer)] += logit * scale * slots["output"] @ code
         unembedding[tokenizer.convert_tokens_to_ids(".")] += logit * scale * mark["idle"]
         model.lm_head.weight.copy_(unembedding)
-        set_heads(model, heads, slots, scale, generator)
+        set_heads(model, heads, slots, scale, generator, noise)
     return model, tokenizer
-
-
-def _strengths(
-    names: list[str], sign: float, frequency: Callable[[str], float], generator: torch.Generator
-) -> dict[str, float]:
-    """A strength for each name, from 0.6 to 1.4: 1, plus or minus 0.3 per standard deviation of its
-    frequency, plus 0.1 times a random number."""
-    seen = torch.tensor([frequency(name) for name in names])
-    standard = (seen - seen.mean()) / seen.std()
-    chance = torch.randn(len(names), generator=generator)
-    strength = (1 + 0.3 * sign * standard + 0.1 * chance).clamp(0.6, 1.4)
-    return dict(zip(names, strength.tolist(), strict=True))

@@ -247,10 +247,11 @@ def colored_objects_from_file(
 
     A JSON list of [prompt, answer]; the prompt is one or more questions of the form that
     `colored_objects_pairs` writes, the answer the colour. Corrupted: another object of the last
-    question, of as many tokens, is asked about (drawn by `seed`). Positions and candidates as in
+    question, of as many tokens, is asked about (drawn by `seed`); a prompt that has none in this
+    tokenizer is left out, counted ("rows") and logged. Positions and candidates as in
     `colored_objects_pairs`; an object of several tokens is marked at its last one.
 
-    UsageError as `read_rows`, and for a prompt that does not fit, naming the row.
+    UsageError as `read_rows`, for a prompt that does not fit, naming the row, and if none is left.
     """
     path = Path(path)
     check_tokenizer(tokenizer, str(path), 1)
@@ -258,7 +259,8 @@ def colored_objects_from_file(
         raise UsageError(f"{path}: unknown kind of file; use .json")
     rows = read_rows(path, ColoredRow, once=("prompt",))
     rng = random.Random(seed)
-    pairs: list[Pair] = []
+    pairs: dict[str, Pair] = {}
+    left: list[str] = []
     for where, row in rows.items():
         prompt, answer = row.prompt, row.answer
         try:
@@ -270,16 +272,22 @@ def colored_objects_from_file(
             size = {t: len(continuation_ids(tokenizer, "the", f" {t}")) for t in things}
             others = [t for t in things if t != asked and size[t] == size[asked]]
             if not others:
-                raise ValueError(
-                    f"no other object has as many tokens as {asked!r} in this tokenizer"
-                )
+                left.append(where)
+                continue
             pair = colored_pair(tokenizer, prompt, rng.choice(others))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
-        if pairs and (n := len(pair.candidates)) != (first := len(pairs[0].candidates)):
-            raise UsageError(f"{where}: the last question has {n} objects, row 1 has {first}")
-        pairs.append(pair)
-    return assemble(tokenizer, path.stem, pairs, {}, list(rows))
+        first = next(iter(pairs.values()), pair)
+        if (n := len(pair.candidates)) != (n_first := len(first.candidates)):
+            raise UsageError(f"{where}: the last question has {n} objects, others have {n_first}")
+        pairs[where] = pair
+    if left:
+        what = "no other object has as many tokens in this tokenizer as the one that is asked about"
+        if not pairs:
+            raise UsageError(f"{left[0]}: {what}, and so in all rows")
+        log.warning("%s: %d rows left out (%s): %s", path, len(left), left[0].split()[-1], what)
+    every = list(pairs.values())
+    return assemble(tokenizer, path.stem, every, {"rows": len(left)}, list(pairs))
 
 
 # The files that any chapter may take: by parameter, functions of a tokenizer and a path. A chapter

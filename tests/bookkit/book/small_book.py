@@ -41,6 +41,10 @@ claims:
   - {id: "1.10", statement: It is the largest, reported: "0.69",
      source: {mark: second-hand, where: Sec. 5}, null: null, gate: null, gate_text: null,
      holds_if: value > 0, fails_if: value < 0, decision: Above zero.}
+  - {id: "1.11", statement: Most models <i>gain</i>, reported: "3 of 4 models", across: [gain, bar],
+     source: {mark: abstract, where: null}, null: null, gate: models >= 2,
+     gate_text: at least two models, holds_if: share_low > 0.1, fails_if: share_high < 0.1,
+     decision: Share of models above the bar.}
 """
 PROFILES = """
 smoke: {models: [tiny], parameters: {}}
@@ -55,7 +59,7 @@ parts:
     chapters: [{file: chapters/fake-paper/index}, {file: chapters/hostile-paper/index},
                {file: chapters/unwritten-paper/index}]
   - caption: Results
-    chapters: [{file: scorecard}, {file: atlas/index}, {file: references}]
+    chapters: [{file: scorecard}, {file: across}, {file: atlas/index}, {file: references}]
 """
 FILES = {
     "_toc.yml": TOC,
@@ -64,6 +68,7 @@ FILES = {
     "book/index.md": "# Home\n\nThe gain was {record}`fake-paper/model-b claims.1.1.value:.1%` "
     "and $x_1$. See [the scorecard](scorecard.md) and {cite:p}`nobody`.\n",
     "book/scorecard.md": "# Scorecard\n\n```{transfer}\n```\n\n```{scorecard}\n```\n",
+    "book/across.md": "# Across models\n\n```{across}\n```\n",
     "book/atlas/index.md": "# Head atlas\n",
     "book/references.md": "# References\n\n```{bibliography}\n```\n",
     "book/references.bib": "@misc{nobody, author={A. Nobody}, title={Nothing}, year={2001}}\n",
@@ -140,6 +145,7 @@ def write_run(
         "calibration": None,
         "peak_memory_mb": 900.0,
         "started": "2026-01-02T03:04:05Z",
+        "numerics": {"threads": 2, "instructions": "all", "processor": "the builder's"},
     }
     write_record(folder / "record.json", usual | record)
 
@@ -151,6 +157,8 @@ def make_run(root: Path, model: str, gain: float, **roles: list[tuple[int, int]]
     claims.measure("1.1", gain, interval=(gain - 0.1, gain + 0.1), n=40, null=null, accuracy=0.9)
     claims.measure("1.2", 0.15)
     claims.measure("1.10", None, otherwise="too small")
+    claims.report("gain", gain, interval=(gain - 0.1, gain + 0.1), n=40)
+    claims.report("bar", 0.05)
     for role, heads in roles.items():
         claims.role(role, heads, f"rule of {role}")
     info = {"name": model, "sha256": "0" * 64, "source": "made <here>", "n_params": 1234}

@@ -65,6 +65,27 @@ def test_the_scorecard_shows_every_claim_on_every_model(built: Path) -> None:
     assert gain[1]["title"] == gain[1].select_one(".number").get_text() == "0.3 [0.2, 0.4], n = 40"
     assert largest[1]["title"] == "too small"
     assert largest[1].select_one(".outcome").get_text() == "not testable"
+    assert largest[1].select_one(".why").get_text() == "not measured"
+    assert rows[3].select_one(".why").get_text() == "across models"
+    assert not gain[1].select(".why")
+
+
+def test_a_claim_across_models_is_decided_from_their_records(built: Path) -> None:
+    """Model a lies above the bar; model b, whose page is stale, around it."""
+    section = soup(built, "across.html").select_one(f'section[data-across="{PAPER}"]')
+    assert section.select_one("h2").get_text().startswith("1.11: Most models <i>gain</i>")
+    assert section.select_one(".outcome").get_text() == "unclear"
+    shown = {mark["data-key"]: mark.get_text() for mark in section.select(".across-number")}
+    assert shown == {"models": "2", "share_low": "0.0126", "share_high": "1"}
+    rows = section.select("table")[1].select("tbody tr")
+    assert [[cell.get_text(" ", strip=True) for cell in row.select("td")] for row in rows] == [
+        ["model-a", "1,234", "0.3 [ 0.2 , 0.4 ]", "0.05", "above"],
+        ["model-b", "1,234", "0.06 [ -0.04 , 0.16 ]", "0.05", "around"],
+    ]
+    assert "stale" in rows[1].th.get_text()
+    hostile_one = soup(built, "across.html").select(".across")[1]
+    assert "not testable" in hostile_one.select_one(".outcome").get_text()
+    assert "Left out: " in hostile_one.get_text() and "has no gain" in hostile_one.get_text()
 
 
 def test_a_stale_page_from_a_record_alone_says_so_and_shows_no_figure(built: Path) -> None:
@@ -74,7 +95,7 @@ def test_a_stale_page_from_a_record_alone_says_so_and_shows_no_figure(built: Pat
     for name in (CURRENT, "scorecard.html"):
         marks = soup(built, name).select(".stale")
         assert marks and all(MODELS[1] in str(mark.parent) for mark in marks)
-    assert len(old.select("table.verdicts-table tbody tr")) == 3
+    assert len(old.select("table.verdicts-table tbody tr")) == 4
     assert "was not kept" in old.select_one("figure img, .cell_output img")["alt"]
 
 
@@ -156,6 +177,14 @@ BREAKS = {
         ('1.1">unclear', '1.1">holds', "claim 1.1 holds, the record of fake-paper/model-b says"),
         ('data-format=".3g">0.06<', 'data-format=".3g">0.07<', "shows '0.07' for claims.1.1.value"),
         ('title="0.3 [0.2', 'title="0.4 [0.2', "the transfer table says '0.4"),
+        ('class="why">not measured', 'class="why">gate', "says 'gate' of claim 1.10"),
+    ],
+    "_build/html/across.html": [
+        (">unclear</span>", ">holds</span>", "says 'holds' of claim 1.11 across models, by the"),
+        ('data-key="share_low">0.0126', 'data-key="share_low">0.1', "says '0.1' of claim 1.11"),
+        ('data-claim="1.11"', 'data-claim="1.12"', "a claim across models that no record has"),
+        ('data-format=".3g">0.3<', 'data-format=".3g">0.4<', "shows '0.4' for measurements.gain"),
+        ('class="outcome ', 'class="', "across.html: lacks claim 1.11 of fake-paper"),
     ],
     f"_build/html/{FAILED}": [
         ('class="failed-note"', 'class="note"', "does not say that the run failed"),

@@ -26,6 +26,7 @@ from replib.interventions.generation import continuations
 from replib.metrics import head_label
 from replib.models.load import load_model
 from replib.models.tiny import tiny_parts
+from replib.prompts.colored_objects import colored_objects_pairs
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -49,7 +50,7 @@ def control(tmp_path_factory):
         record = read_record(path) if path.is_file() else {"profile": None}
         if record["profile"] == "laptop" and not changed_since(record, find_chapter(ROOT, paper)):
             return record
-        profile = "laptop" if model in ("planted-facts", "planted-gate") else "smoke"
+        profile = "laptop" if model in ("planted-ioi", "planted-facts", "planted-gate") else "smoke"
         return run(paper, model, tmp_path_factory.mktemp("control"), profile)
 
     return find
@@ -70,30 +71,52 @@ def said(record, id_):
     return dict(part.split(": ") for part in note.split("; "))
 
 
-def test_the_planted_circuit_is_found_head_by_head(control):
+def test_the_planted_circuits_are_found_head_by_head(control):
     record = control(IOI, "planted-ioi")
+    labels = {role: ", ".join(map(head_label, heads)) for role, heads in PLANTED_ROLES.items()}
     for role, planted in (
         ("movers", "name_movers"),
         ("inhibition heads", "inhibition_heads"),
         ("duplicate-token heads", "duplicate_token_heads"),
         ("induction heads", "induction_heads"),
     ):
-        found = set(said(record, "1.1")[role].split(", "))
-        assert found == set(map(head_label, PLANTED_ROLES[planted]))
-    negative = by_id(record)["1.2"]["measured"]["note"]
-    assert negative == head_label(PLANTED_ROLES["negative_movers"][0])
-    assert outcomes(record, "1.1", "1.2") == {"holds"}
-    # It knows nothing of colours: that is neither a success nor a failure of the other claims.
-    assert outcomes(record, *(f"1.{i}" for i in range(3, 13))) == {"not_testable"}
+        assert set(said(record, "1.1")[role].split(", ")) == set(labels[planted].split(", "))
+    measured = {id_: claim["measured"] for id_, claim in by_id(record).items()}
+    assert measured["1.2"]["note"] == labels["negative_movers"]
+    assert set(measured["1.5"]["note"].split(", ")) == set(labels["name_movers"].split(", "))
+    assert set(measured["1.6"]["note"].split(", ")) == set(labels["content_gatherers"].split(", "))
+    both = f"{labels['inhibition_heads']}, {labels['negative_movers']}"
+    assert set(measured["1.8"]["note"].split(", ")) == set(both.split(", "))
+    # All that the paper says was planted; 1.13 compares models.
+    assert outcomes(record, *(f"1.{i}" for i in range(1, 13))) == {"holds"}
+    assert outcomes(record, "1.13") == {"not_attempted"}
+
+
+@pytest.mark.parametrize("n_objects", [2, 3])
+def test_a_readers_colored_objects_are_a_page(tmp_path, n_objects):
+    """In the format of the paper authors' file; with two objects the chance is that of two."""
+    tokenizer = load_model("planted-ioi").tokenizer
+    pairs = colored_objects_pairs(tokenizer, 200, 7, n_objects)
+    answers = tokenizer.batch_decode(pairs.answer[:, None])
+    path = tmp_path / "cobjs.json"
+    path.write_text(json.dumps([list(row) for row in zip(pairs.text, answers, strict=True)]))
+    record = run(IOI, "planted-ioi", tmp_path / "runs", colored_objects_file=str(path))
+    numbers = {name: one["value"] for name, one in record["measurements"].items()}
+    assert numbers["chance"] == pytest.approx(1 / n_objects)
+    assert (numbers["cobj_objects"], numbers["cobj_shots"]) == (n_objects, 1)
+    assert numbers["cobj_variants_tried"] == 1 and numbers["cobj_gap"] > 0
+    assert outcomes(record, "1.1", "1.5", "1.6") == {"holds"}
+    assert by_id(record)["1.8"]["measured"]["value"] > 0
 
 
 def test_the_planted_successor_head_is_found_piece_by_piece(control):
     record = control(SUCCESSOR, "planted-successor")
-    pieces = (1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14)
-    assert outcomes(record, *(f"2.{i}" for i in pieces)) == {"holds"}
-    assert outcomes(record, "2.2") == {"not_testable"}  # one model says nothing about many
-    label, claims = head_label(PLANTED_SUCCESSOR), by_id(record)
-    chosen = f"best {label}; chosen on half of the tokens: {label}"
+    claims = by_id(record)
+    assert {id_ for id_, claim in claims.items() if claim["outcome"] != "holds"} == {"2.2"}
+    assert outcomes(record, "2.2") == {"not_attempted"}  # it is decided across models
+    assert record["measurements"]["successor_score"]["interval"][0] > 0.5
+    label = head_label(PLANTED_SUCCESSOR)
+    chosen = f"input MLP0: best {label}; chosen by either half: {label}, {label}"
     assert claims["2.1"]["measured"]["note"] == chosen
     assert claims["2.14"]["measured"]["note"] == f"most wins: {label}"
 
@@ -139,8 +162,8 @@ def test_the_planted_layers_and_the_planted_direction_are_found(control):
 @pytest.mark.parametrize("paper", [IOI, SUCCESSOR, FACTS, KNOB])
 def test_nothing_is_claimed_on_random_weights(control, paper):
     record = control(paper, "tiny")
-    assert outcomes(record) == {"not_testable"}
-    assert all(claim["reason"] for claim in record["claims"])
+    assert "holds" not in outcomes(record)
+    assert all(claim["reason"] or claim["outcome"] == "fails" for claim in record["claims"])
     if paper == KNOB:
         assert by_id(record)["4.6"]["measured"]["value"] == 0
 

@@ -11,7 +11,6 @@ from replib.chapters.factual_recall.facts import TEMPLATES, Fact
 from replib.chapters.factual_recall.regression import logistic, standardised
 from replib.errors import UsageError
 from replib.interventions.generation import continuations, scaled_heads, text_loss
-from replib.metrics import Estimate
 from replib.models.load import load_model
 from replib.models.tiny import ARCHITECTURES, tiny_model
 
@@ -228,6 +227,9 @@ def test_logistic_regression_at_its_edges():
     separated = logistic(100 * x, x[:, 0] > 0, [names])
     assert np.isnan(separated.coefficient).all()
     mixed = logistic(x, np.arange(20) % 3 == 0, [names])
-    assert mixed.effect(1) == Estimate(0.0, 0.0, 0.0, 20)
+    constant = mixed.effect(1)
+    assert (constant.value, constant.n) == (0, 20) and np.isnan(constant.interval).all()
+    one = logistic(x, np.arange(20) % 3 == 0, [["all"] * 20]).effect(0)
+    assert np.isfinite(one.value) and np.isnan(one.interval).all()
     with pytest.raises(UsageError, match="both outcomes"):
         logistic(x, np.ones(20, dtype=bool), [names])

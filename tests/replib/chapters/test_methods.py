@@ -24,8 +24,8 @@ METHODS = list_methods(ROOT)
 CHEAP, OTHER = "method-residual-stream", "method-nulls"
 
 
-def run(name, out, root=ROOT):
-    return execute(plan(find_chapter(root, name), "tiny", "smoke", {}, out=out))
+def run(name, out, root=ROOT, model="tiny"):
+    return execute(plan(find_chapter(root, name), model, "smoke", {}, out=out))
 
 
 def outcomes(folder):
@@ -80,6 +80,19 @@ def test_a_method_runs_and_its_facts_hold_on_any_weights(runs):
 def test_the_planted_heads_are_found_and_noise_gives_none(tmp_path):
     found = outcomes(run("method-planted", tmp_path))
     assert found == {"M6.1": "holds", "M6.2": "holds", "M6.3": "holds"}
+
+
+@pytest.mark.slow
+def test_the_planted_induction_head_is_found_and_noise_gives_none(tmp_path):
+    """Its OV circuit copies nothing that the unembedding reads: planted so."""
+    folder = run("method-attention", tmp_path, model="planted-ioi")
+    found = {"M7.1": "holds", "M7.2": "holds", "M7.3": "holds", "M7.4": "fails"}
+    assert outcomes(folder) == found
+    claims = read_record(folder / "record.json")["claims"]
+    assert [claim["measured"]["note"] for claim in claims[:2]] == ["L1H2", "L0H1"]
+    noise = outcomes(run("method-attention", tmp_path))
+    assert "holds" not in noise.values()
+    assert [noise[id_] for id_ in ("M7.2", "M7.3", "M7.4")] == ["not_testable"] * 3
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from replib.chapters.successor_heads import arithmetic as ar
 from replib.chapters.successor_heads import index_domain as split
 from replib.chapters.successor_heads import mlp0_features as ft
 from replib.chapters.successor_heads import ordinals as od
@@ -73,7 +74,9 @@ def test_a_probe_reads_what_it_was_not_trained_on():
     x = torch.eye(10)[(index + (domain == 2)) % 10]
     _, right = ft.read_by_probe(x, every, "a")
     assert {name: float(r.double().mean()) for name, r in right.items()} == {"b": 1.0, "c": 0.0}
-    assert ft.against_guessing(right)["classes_above"] == 1
+    found = ft.pooled(right)
+    assert (found["value"].value, found["tokens"], found["classes_above"]) == (0.5, 20, 1)
+    assert ft.pooled({}) == {"value": None}
     assert ft.mean_share(right) == 0.5 and np.isnan(ft.mean_share({}))
     _, each = ft.read_by_probe(x, every)
     assert list(each) == ["a", "b", "c"] and not each["c"].any()
@@ -82,12 +85,39 @@ def test_a_probe_reads_what_it_was_not_trained_on():
     assert abs(ft.mismatched(cosine, rng(0, "m")).draws).max() < 1
 
 
+def test_a_probe_reads_what_comes_ten_places_later():
+    """Two classes that write places modulo 10, and one that writes plain places; a short one."""
+    index = torch.cat([torch.arange(1, 21)] * 3 + [torch.arange(1, 8)])
+    domain = torch.arange(3).repeat_interleave(20)
+    domain = torch.cat([domain, torch.full((7,), 3)])
+    names, none = ("a", "b", "plain", "short"), torch.zeros(0, 2).long()
+    every = od.AllTokens(names, torch.arange(67), index, domain, none)
+    x = torch.eye(21)[torch.where(domain == 2, index, index % 10)]
+    right = ft.read_later(x, every)
+    share = {name: float(r.double().mean()) for name, r in right.items()}
+    assert list(share) == ["a", "b", "plain"] and share["a"] == share["b"] == 1.0
+    assert share["plain"] <= 0.1
+    assert ft.read_later(x, every, others=True)["a"].all()
+
+
+def test_the_neuron_of_period_ten_is_found_in_decades_that_did_not_choose_it():
+    n = torch.arange(100).double()
+    noise = torch.from_numpy(rng(0, "neurons").standard_normal((6, 100)))
+    noise[2] += 3 * torch.cos(2 * np.pi * n / 10)
+    noise[4] += 3 * torch.sin(2 * np.pi * n / 10)
+    found = ft.periodic(noise, rng(0, "period"))
+    assert found.best in (2, 4) and found.n == 50
+    assert found.numbers["neurons"] == 2 and found.numbers["value"].low > 0.5
+    only = torch.where(n % 20 < 10, torch.cos(2 * np.pi * n / 10), 0.0)  # in decades 0, 2, ...
+    assert ft.periodic(torch.stack([only, noise[0]]), rng(0, "p")).numbers["value"].value < 0.2
+
+
 def test_features_without_training_are_residue_means_within_classes():
     index = torch.tensor([1, 11, 2, 1, 2, 1])
     domain = torch.tensor([0, 0, 0, 1, 1, 2])
     every = od.AllTokens(("a", "b", "c"), torch.arange(6), index, domain, torch.zeros(0, 2).long())
     x = torch.tensor([[1.0], [2.0], [6.0], [10.0], [20.0], [1e6]])
-    f = ft.mean_features(x, every, leave="c")  # class means 3 and 15
+    f = ar.mean_features(x, every, leave="c")  # class means 3 and 15
     assert f[1:3, 0].tolist() == pytest.approx([(-2 - 1 - 5) / 3, (3 + 5) / 2])
     assert not f[0].any() and not f[3:].any()
 
@@ -180,13 +210,13 @@ def test_success_is_the_residue_after_the_target_and_the_scale_is_tuned_on_other
     c = od.OrdinalClass("toy", tuple("abcd"), torch.arange(4), torch.arange(4) + 1, pairs)
     says = torch.zeros(4, 10, 4)
     says[0, :, 2] = says[1, :, 0] = says[2:, :, 3] = 1.0
-    success = ft.follows(says, c)
+    success = ar.follows(says, c)
     n = np.nan
     assert success[0].tolist() == pytest.approx([0, n, 1, 0, n, n, n, n, n, n], nan_ok=True)
     assert success[1].tolist() == pytest.approx([1, 0, n, 0, n, n, n, n, n, n], nan_ok=True)
     low, high = torch.full((4, 2), 0.5), torch.tensor([[1.0, 1], [0.2, n], [0, 1], [n, n]])
-    assert ft.tuned([low, high]).tolist() == pytest.approx([0.2, n], nan_ok=True)
-    assert ft.tuned([low, high * 0.6]).tolist() == [0.5, 0.5]
+    assert ar.tuned([low, high]).tolist() == pytest.approx([0.2, n], nan_ok=True)
+    assert ar.tuned([low, high * 0.6]).tolist() == [0.5, 0.5]
 
 
 def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not():
@@ -199,13 +229,15 @@ def test_exchanging_the_planted_features_moves_the_answer_and_random_ones_do_not
     def exchange(name, f, scale):
         moved = x[:, None] - scale * f[c.index % 10][:, None] + scale * f
         writes = ov.ov_writes(net, layer, moved)[..., h, :]
-        return ft.follows(torch.einsum("itm,vm->itv", writes, net.W_U[c.tokens]), c)
+        return ar.follows(torch.einsum("itm,vm->itv", writes, net.W_U[c.tokens]), c)
 
     success = exchange("letters", features, 1.0)
     assert success[0].isnan().tolist() == [False, True] + [False] * 8  # A has residue 1
     assert float(success[:8].nanmean()) > 0.9
-    noise = ft.random_like(features, rng(0, "noise"))
+    noise = ar.random_like(features, rng(0, "noise"))
     assert torch.allclose(noise.norm(dim=-1), features.norm(dim=-1), atol=1e-5)
-    found = ft.against_random(exchange, "letters", features, 0, draws=3, scales=(1.0,))
+    found = ar.against_random(exchange, "letters", features, 0, draws=3, scales=(1.0,))
     assert found.success.n == 13 and found.success.value > 0.8
     assert len(found.null.draws) == 3 and found.null.draws.max() < 0.2
+    some = ar.exchanged(torch.tensor([1.0, torch.nan, 0.5]), [0.1, 0.2])
+    assert (some.success.value, some.success.n) == (0.75, 2)

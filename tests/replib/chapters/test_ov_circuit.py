@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from replib.chapters.successor_heads import choice as ch
 from replib.chapters.successor_heads import direct_effects as de
 from replib.chapters.successor_heads import greater_than as gt
 from replib.chapters.successor_heads import ordinals as od
@@ -60,11 +61,11 @@ def test_a_score_by_hand():
 
 def test_interval_of_the_macro_score_adds_the_classes_errors():
     values = {"a": torch.tensor([True] * 8 + [False] * 2), "b": torch.tensor([True, False] * 5)}
-    # Wilson: 0.8 (0.4902 to 0.9433) and 0.5 (0.2366 to 0.7634); mean 0.65
+    # Clopper-Pearson: 0.8 (0.4439 to 0.9748) and 0.5 (0.1871 to 0.8129); mean 0.65
     found = ov.macro_interval(values, np.random.default_rng(0))
     assert (found.value, found.n) == (pytest.approx(0.65), 20)
-    assert found.low == pytest.approx(0.65 - math.hypot(0.3098, 0.2634) / 2, abs=1e-3)
-    assert found.high == pytest.approx(0.65 + math.hypot(0.1433, 0.2634) / 2, abs=1e-3)
+    assert found.low == pytest.approx(0.65 - math.hypot(0.3561, 0.3129) / 2, abs=1e-3)
+    assert found.high == pytest.approx(0.65 + math.hypot(0.1748, 0.3129) / 2, abs=1e-3)
     heads = {name: torch.stack([~value, value]) for name, value in values.items()}
     assert ov.macro_interval(heads, np.random.default_rng(0), 1) == found
 
@@ -99,30 +100,61 @@ def test_upward_bias_by_hand():
 def test_errors_are_above_or_below_and_wrapping_is_no_error():
     """It says d after a (two too high), d after b (one too high), b after c (two too low)."""
     found = gt.errors({"toy": torch.tensor([3, 3, 1, 3])}, {"toy": small_class()})
-    assert found == {"errors": 3, "upward": pytest.approx(2 / 3)}
+    assert (found["errors"], found["upward"]) == (3, pytest.approx(2 / 3))
+    # Of three wrong words two are above b, one above c, none above d: a third of nine.
+    assert found["by_chance"] == pytest.approx(1 / 3)
+    assert found["errors_p"] == pytest.approx(1 - (2 / 3) ** 3 - 3 * (1 / 3) * (2 / 3) ** 2)
+    assert found["fewer_p"] == pytest.approx(1 - (1 / 3) ** 3)
     wraps = od.OrdinalClass(
         "w", ("a", "b"), *(torch.arange(2),) * 2, torch.tensor([[0, 1], [1, 0]])
     )
-    assert gt.errors({"w": torch.tensor([1, 1])}, {"w": wraps}) == {"errors": 0, "upward": 0.5}
+    none = gt.errors({"w": torch.tensor([1, 1])}, {"w": wraps})
+    assert (none["errors"], none["upward"], none["errors_p"], none["fewer_p"]) == (0, 0.5, 1, 1)
 
 
-def test_the_half_that_reports_decides_and_the_null_is_its_own():
-    """Successions a-b, b-c, c-d, ...: the second, fourth and sixth report. Head 0 knows all six of
-    them but the last, head 1 only the last."""
-    said = {"toy": torch.tensor([[1, 2, 3, 4, 5, 0, 0], [0, 0, 0, 0, 0, 6, 0]])}
+def test_each_succession_is_scored_by_heads_that_it_did_not_choose():
+    """Successions a-b, b-c, ...: six of them, 0 to 5. Head 0 knows 0, 2 and 4 and is chosen by
+    these; head 1 knows 1 and 3 and is chosen by 1, 3 and 5. So each is scored where it knows
+    nothing, and what it says there follows nothing, shuffled or not."""
+    said = {"toy": torch.tensor([[1, 0, 3, 0, 5, 0, 0], [0, 2, 0, 4, 0, 0, 0]])}
     classes = {"toy": small_class(7)}
-    null = ov.shuffled_null(said, classes, rng(0, "null"), 50)
-    scores = ov.Scores(said, ov.hits(said, classes), null)
-    assert (scores.best, scores.top) == (0, pytest.approx(5 / 6))
-    trial = ov.retest(scores, classes, 0, 1, seed=0, draws=50)
-    assert (trial.heldout, trial.second) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert (trial.gap.value, trial.gap.n) == (pytest.approx(1 / 3), 3)
-    assert not trial.beaten and trial.heldout_q95 == pytest.approx(2 / 3)
-    assert ov.classes_above(scores, 0) == ["toy"] and ov.classes_above(scores, 1) == []
-    bar, line = ov.by_class(scores, 0, "L0H0")["toy"].values()
-    assert bar.value == pytest.approx(5 / 6) and line.value == np.quantile(null.best(), 0.95)
+    scores = ch.Scores(
+        said, ov.hits(said, classes), ov.shuffled_null(said, classes, rng(0, "null"), 50)
+    )
+    assert (scores.best, scores.top) == (0, pytest.approx(1 / 2))
+    trial = ch.crossed(scores, classes, seed=0, draws=50)
+    assert trial.rows == (1, 0) and trial.score.value == 0.0 and trial.score.n == 6
+    assert trial.gap.value == pytest.approx(-5 / 6)  # the runner-up is the other head
+    assert trial.gate == {"heldout": 0.0, "heldout_q95": 0.0} and trial.chance == 0.0
+    better = {"toy": torch.tensor([[1, 2, 3, 4, 5, 0, 0], [0, 0, 0, 0, 0, 6, 0]])}
+    scores = ch.Scores(
+        better, ov.hits(better, classes), ov.shuffled_null(better, classes, rng(0, "null"), 50)
+    )
+    trial = ch.crossed(scores, classes, seed=0, draws=50)
+    assert trial.rows == (0, 0) and trial.hit["toy"].tolist() == [True] * 5 + [False]
+    assert trial.gap.value == pytest.approx(4 / 6) and 0.2 < trial.chance < 0.5
+    bar, line = ch.by_class(scores, 0, "L0H0")["toy"].values()
+    assert bar.value == pytest.approx(5 / 6) and line.value == scores.best_null().asdict()["q95"]
+    found = ch.found({"MLP0": trial, "own residual": trial}, "MLP0", {"MLP0": 0.01})
+    assert (found["p"], found["other_high"]) == (0.01, trial.score.high)
     own = {"toy": torch.tensor([[0, 1, 2, 3, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0]])}
-    assert ov.copying(own, [(0, 0), (0, 1)]) == [(0, 0)]  # 4 of 7 are its own word, 3 are not
+    assert ch.copying(own, [(0, 0), (0, 1)]) == [(0, 0)]  # 4 of 7 are its own word, 3 are not
+
+
+def test_a_class_is_scored_by_the_head_that_is_best_in_the_others():
+    """Head 0 knows the first class only, head 1 the second only: each scores 0 in the other."""
+    knows, not_ = torch.tensor([1, 2, 3, 0]), torch.tensor([0, 1, 2, 3])
+    said = {"a": torch.stack([knows, not_]), "b": torch.stack([not_, knows])}
+    classes = {"a": small_class(), "b": small_class()}
+
+    def carried(said):
+        null = ov.shuffled_null(said, classes, rng(0, "null"), 50)
+        return ch.carried(ch.Scores(said, ov.hits(said, classes), null), classes, 0, 50)
+
+    assert carried(said).numbers["value"] == 0 and carried(said).score.value == 0.0
+    one = carried({"a": said["a"], "b": said["a"]})
+    assert one.score.value == 1.0 and 0.2 < one.chance < 0.5
+    assert one.above == []  # of three successions the right order is one shuffle in six
 
 
 def test_the_tokens_of_all_classes_side_by_side():
@@ -157,10 +189,15 @@ def test_the_planted_head_is_the_best_whatever_it_is_given(net, classes):
         assert float(score[booster]) < 0.3
         null = ov.shuffled_null(favoured, classes, rng(0, name), draws=50)
         assert np.quantile(null.best(), 0.95) < 0.3
-    rank = ov.ranks(net, PLANTED_SUCCESSOR, ov.mlp0(net, every.tokens), every)
+    x = ov.mlp0(net, every.tokens)
+    said, raised = (
+        ov.head_write(net, h, x) @ net.W_U.T for h in (PLANTED_SUCCESSOR, PLANTED_BOOSTER)
+    )
+    rank = ov.ranks(said, every)
     assert len(rank) == len(every.pairs) and (rank == 1).double().mean() > 0.95
-    booster = ov.ranks(net, PLANTED_BOOSTER, ov.mlp0(net, every.tokens), every)
-    assert booster.double().median() > 1
+    assert ov.ranks(raised, every).double().median() > 1
+    table = ov.said_instead(net.model.tokenizer, {"head": said}, every)
+    assert table.loc["days", "head"] == "' Tuesday', ' Wednesday', ' Thursday'"
 
 
 def test_random_weights_over_the_planted_vocabulary_beat_no_null():
@@ -193,6 +230,7 @@ def test_the_ov_circuit_is_what_heads_write_of_a_token_alone_and_of_parts_of_it(
     found = ov.ov_writes(net, 1, block.ln1(x), normed=False)
     wrote = torch.einsum("thd,hdm->thm", z, block.W_O)
     torch.testing.assert_close(found - found[:1], wrote - wrote[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ov.head_write(net, (1, 2), x), ov.ov_writes(net, 1, x)[:, 2])
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     writes, twice, both = (
         ov.ov_writes(net, 1, part, direction=True) for part in (x, 2 * x, x[:1] + x[1:2])
@@ -231,6 +269,9 @@ def test_direct_drop_is_the_loss_of_the_write_and_leaves_the_model_alone(arch):
     at = de.effects_at(net, seen.ends(), answer)
     assert torch.equal(at.mean_z, rows.z.mean(1)) and torch.equal(seen.ends().z, rows.z)
     assert at.winner.tolist() == [int(one.argmax()) for one in at.drop.flatten(0, 1).T]
+    said = de.said_instead(net, seen.ends(), torch.tensor([False, True]))
+    assert said.columns == [repr(net.model.tokenizer.decode([int(before[0, 5].argmax())]))]
+    assert said.loc["lists"].tolist() == [1]
     second = at[torch.tensor([False, True])]
     assert torch.equal(second.drop[..., 0], at.drop[..., 1]) and second.tokens.tolist() == [4]
     assert torch.equal(second.mean_z, at.mean_z)
@@ -251,6 +292,27 @@ def test_lists_count_and_their_corruption_does_not(net, classes):
     numbered = od.numbered_pairs(tokenizer, 12, rng(0, "numbered"))
     assert numbered.text[1].startswith("2. ") and numbered.text[1].endswith("\n")
     assert tokenizer.decode([int(numbered.answer[1])]) == "5"
+
+
+def test_the_planted_head_has_a_lift_and_the_booster_has_none(net):
+    numbered = od.numbered_pairs(net.model.tokenizer, 12, rng(0, "numbered"))
+    at, lift, gap = de.lifts(net, numbered)
+    assert len(at.tokens) == 12 and lift.shape == (3, 4, 12) and (gap > 1).all()
+    assert (lift[PLANTED_SUCCESSOR] > 1).all()
+    others = lift.flatten(0, 1)[[i for i in range(12) if i != 6]]
+    assert others.abs().max() < 0.2 * lift[PLANTED_SUCCESSOR].min()
+
+
+def test_wins_by_hand():
+    """Four lists, two heads and one that never wins. On the first two lists head 1 wins one, which
+    makes it the rival; on the last two it wins none."""
+    lift = torch.tensor([[2.0, 0, 2, 2], [1, 1, 1, 1], [0, 0, 0, 0]])
+    nats, gap = torch.ones(4) * 0.5, torch.arange(4.0)
+    found = de.wins(lift, 0, nats, gap, ["a", "b", "c", "d"], 0)
+    assert found.winner.tolist() == [0, 1, 0, 0] and found.share.tolist() == [0.75, 0.25, 0]
+    number = {name: getattr(x, "value", x) for name, x in found.numbers.items()}
+    assert (number["value"], number["lead"], number["lift"], number["gap"]) == (0.75, 1, 1.5, 1.5)
+    assert number["other_share"] == 0.25
 
 
 def test_kinds_of_predictions():

@@ -1,9 +1,10 @@
 """How often each outcome occurs among the answers, and what an edit gains.
 
-Labels are those of `asking.contradicted`: a list of `facts.OUTCOMES`, one a prompt.
+Labels are those of `asking.Asking`: a list of `facts.OUTCOMES`, one a prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,24 @@ def share(labels: Sequence[str], wanted: str) -> float:
     return labels.count(wanted) / max(1, len(labels))
 
 
-def shares(labels: Sequence[str]) -> dict[str, Estimate]:
-    """Share of each outcome, with its 95% Wilson interval. UsageError where there is no label."""
+def subjects(conflicts: Sequence[Conflict]) -> list[str]:
+    """What each conflict is about: several about one subject count as fewer."""
+    return [conflict.fact.subject for conflict in conflicts]
+
+
+def shares(labels: Sequence[str], groups: Sequence[str]) -> dict[str, Estimate]:
+    """Share of each outcome, with its 95% interval (`metrics.proportion`, prompts of one group
+    counting as fewer). UsageError where there is no label."""
     return {
-        name: metrics.proportion(torch.tensor([label == name for label in labels]))
+        name: metrics.proportion(torch.tensor([label == name for label in labels]), groups)
         for name in facts.OUTCOMES
     }
+
+
+def overwritten(shares: Mapping[str, Estimate], known: int) -> dict[str, Any]:
+    """What claim 3.1 is measured by: both shares, and how many facts are known."""
+    both = {"value": shares["in-context"], "memorised": shares["memorised"]}
+    return both | {"other": shares["other"].value, "known": known}
 
 
 def shares_of(wanted: str, **labels: Sequence[str]) -> dict[str, float]:
@@ -36,14 +49,13 @@ def gain(
     after: Sequence[str],
     before: Sequence[str],
     wanted: str,
-    conflicts: Sequence[Conflict],
+    groups: Sequence[str],
     generator: np.random.Generator,
 ) -> Estimate | None:
-    """Share of wanted outcomes after an edit less that before, on the same conflicts, and its 95%
-    interval (`metrics.bootstrap`), in which those of one subject go together. None for none."""
-    if not conflicts:
+    """Share of wanted outcomes after an edit less that before, on the same prompts, and its 95%
+    interval (`metrics.bootstrap`), in which those of one group go together. None for no prompt."""
+    if not before:
         return None
-    groups = [conflict.fact.subject for conflict in conflicts]
     change = [(a == wanted) - (b == wanted) for a, b in zip(after, before, strict=True)]
     return metrics.bootstrap(torch.tensor(change, dtype=torch.double), groups, generator)
 
@@ -68,22 +80,3 @@ def no_room(before: Sequence[str], wanted: str, most: float) -> str:
         f"{share(before, wanted):.0%} of the answers are {wanted} before any edit, which leaves "
         f"no room for more (at most {most:.0%} allowed)"
     )
-
-
-def pooled(
-    conflicts: Mapping[str, Sequence[Conflict]], labels: Mapping[str, Mapping[str, Sequence[str]]]
-) -> tuple[list[Conflict], list[str], list[str]]:
-    """All relations together: the conflicts, and their labels with no edit and with heads scaled.
-    `labels`, by relation (none for one without conflicts), then "no edit" and "scaled"."""
-    together = [conflict for some in conflicts.values() for conflict in some]
-    before, after = (
-        [label for relation in conflicts if conflicts[relation] for label in labels[relation][name]]
-        for name in ("no edit", "scaled")
-    )
-    return together, before, after
-
-
-def counted(conflicts: Mapping[str, Sequence[Conflict]]) -> dict[str, int]:
-    """How many facts of each relation are known, and of how many relations any is."""
-    known = {f"known_{name.replace(' ', '_')}": len(some) for name, some in conflicts.items()}
-    return known | {"relations": sum(map(bool, known.values()))}

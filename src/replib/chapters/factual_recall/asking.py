@@ -6,6 +6,7 @@ Answers are greedy continuations, scored by `facts.outcome` as in Yu, Merullo an
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -59,32 +60,66 @@ def _asked(
 
 
 def known(
-    model: TransformerBridge, some: Sequence[Fact], template: Template, n_new: int
-) -> list[Fact]:
-    """The facts whose answer the model gives, within `n_new` tokens, when nothing was stated."""
-    prompts = [template.alone(fact) for fact in some]
-    labels = _asked(model, prompts, [(fact.answer, None) for fact in some], n_new)
-    return [fact for fact, label in zip(some, labels, strict=True) if label == "memorised"]
+    model: TransformerBridge, some: Sequence[Fact], templates: Sequence[Template], n_new: int
+) -> dict[str, list[Fact]]:
+    """By template: the facts whose answer the model gives, within `n_new` tokens, when nothing was
+    stated. All templates are asked at once, because a large batch takes hardly longer."""
+    asked = [(template, fact) for template in templates for fact in some]
+    prompts = [template.alone(fact) for template, fact in asked]
+    labels = _asked(model, prompts, [(fact.answer, None) for _, fact in asked], n_new)
+    found: dict[str, list[Fact]] = {template.name: [] for template in templates}
+    for (template, fact), label in zip(asked, labels, strict=True):
+        if label == "memorised":
+            found[template.name].append(fact)
+    return found
 
 
-def contradicted(
-    model: TransformerBridge,
-    conflicts: Sequence[Conflict],
-    template: Template,
-    n_new: int,
-    scales: Mapping[Head, float] | None = None,
-) -> list[str]:
-    """The outcome of each conflict, read from `n_new` tokens. `scales`: heads whose output is
-    multiplied at every position, of the prompt and of the answer."""
-    prompts = [template.conflict(c.fact, c.foil) for c in conflicts]
-    return _asked(model, prompts, [(c.fact.answer, c.foil) for c in conflicts], n_new, scales)
+@dataclass
+class Asking:
+    """Asks a model about conflicts and remembers its answers, so that none is asked for twice."""
+
+    model: TransformerBridge
+    n_new: int  # tokens of an answer
+    said: dict[tuple, dict[Conflict, str]] = field(default_factory=dict)
+
+    def __call__(
+        self, conflicts: Sequence[Conflict], template: Template, *edits: tuple[Head, float]
+    ) -> list[str]:
+        """The outcome of each conflict. `edits`: heads whose output is multiplied by a factor at
+        every position, of the prompt and of the answer."""
+        labels = self.said.setdefault((template.name, edits), {})
+        new = [conflict for conflict in dict.fromkeys(conflicts) if conflict not in labels]
+        prompts = [template.conflict(c.fact, c.foil) for c in new]
+        both = [(c.fact.answer, c.foil) for c in new]
+        found = _asked(self.model, prompts, both, self.n_new, dict(edits))
+        labels.update(zip(new, found, strict=True))
+        return [labels[conflict] for conflict in conflicts]
 
 
-def about(some: Sequence[Fact], conflicts: Sequence[Conflict], at_least: int = 8) -> list[Conflict]:
-    """The conflicts about these facts. Where they are fewer than `at_least`, all conflicts: then
-    everything can still be drawn, and the gates of the claims see to it that nothing is claimed."""
+def about(
+    some: Sequence[Fact], conflicts: Sequence[Conflict], at_least: int = 8, at_most: int = 64
+) -> list[Conflict]:
+    """The conflicts about these facts. Where they are fewer than `at_least`, about `at_most` of all
+    conflicts, evenly taken: then everything can still be drawn, and the gates of the claims see to
+    it that nothing is claimed."""
     ours = [conflict for conflict in conflicts if conflict.fact in some]
-    return ours if len(ours) >= at_least else list(conflicts)
+    few = conflicts[:: max(1, len(conflicts) // at_most)]
+    return ours if len(ours) >= at_least else list(few)
+
+
+def cities(
+    tokenizer: PreTrainedTokenizerBase,
+    known: Mapping[str, Sequence[Fact]],
+    asked: Sequence[Fact],
+    some: Sequence[Conflict],
+    n: int,
+    seed: int,
+) -> dict[str, list[Conflict]]:
+    """What the known facts of each template are contradicted with: in the first, the paper's, up to
+    n answers of all other facts that are asked about, in the others `some`."""
+    paper, *others = known
+    found = {paper: about(known[paper], facts.draw_foils(tokenizer, asked, n, seed))}
+    return found | {name: about(known[name], some) for name in others}
 
 
 def transcript(

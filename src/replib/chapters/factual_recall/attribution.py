@@ -7,15 +7,27 @@ split, which have no name in common.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
+from replib.chapters.factual_recall.facts import Conflict
 from replib.interventions.network import Head
-from replib.metrics import head_label, max_statistic_pvalues, rng
+from replib.metrics import Estimate, bootstrap, head_label, max_statistic_pvalues, rng
+from replib.prompts.pairs import PromptPairs
+
+# The sign of A_h of a head that speaks for memory or for the context.
+SIGN = {"memory": -1, "in-context": +1}
+_TEST = "among the three strongest, with p < 0.05, in both halves; on the report split it "
+RULES = {
+    "memory": f"{_TEST}raises the memorised answer against unrelated ones",
+    "in-context": f"{_TEST}raises the stated answer against unrelated ones",
+    "suppressing": f"{_TEST}lowers both answers against unrelated ones",
+}
 
 
 def per_group(
@@ -62,24 +74,18 @@ def names(kinds: Mapping[str, Sequence[Head]]) -> str:
 
 @dataclass(frozen=True)
 class Replication:
-    """The strongest head of one kind in half A, and what half B says of it."""
+    """A head that is among the three strongest of one kind in either half."""
 
     head: Head
     a: float  # A_h in each half, in logits
     b: float
     p_a: float
     p_b: float
-    found_again: bool  # among the three strongest of half B; sign and p < 0.05 in both halves
-
-    def numbers(self, kind: str) -> dict[str, float]:
-        """By the names under which a record has them."""
-        numbers = {"a": self.a, "b": self.b, "p_a": self.p_a, "p_b": self.p_b}
-        return {f"{kind}_{name}": x for name, x in numbers.items()}
+    found_again: bool  # among the three strongest in both halves; p < 0.05 in both
 
     def row(self) -> dict[str, str | bool]:
         """As a row of a table."""
-        row: dict[str, str | bool] = {"strongest in A": head_label(self.head)}
-        row |= {"A_h in A": f"{self.a:+.2f}", "A_h in B": f"{self.b:+.2f}"}
+        row: dict[str, str | bool] = {"A_h in A": f"{self.a:+.2f}", "A_h in B": f"{self.b:+.2f}"}
         row |= {"p in A": f"{self.p_a:.3f}", "p in B": f"{self.p_b:.3f}"}
         return row | {"found again": self.found_again}
 
@@ -99,33 +105,134 @@ class Halves:
         p_value = [max_statistic_pvalues(e, rng(seed, "swap", i)) for i, e in enumerate(effect)]
         return cls(tuple(effect), tuple(p_value))
 
-    def fewest(self) -> int:
-        """Countries in the smaller half."""
-        return min(effect.shape[-1] for effect in self.effect)
-
     def maps(self) -> dict[str, Float[Tensor, "layer head"]]:
         """Mean A_h by the name of each half."""
         return {
-            f"half {name} ({effect.shape[-1]} countries)": effect.mean(-1)
+            f"half {name} ({effect.shape[-1]} subjects)": effect.mean(-1)
             for name, effect in zip("AB", self.effect, strict=True)
         }
 
-    def mean(self, half: int) -> Float[Tensor, "layer head"]:
-        return self.effect[half].mean(-1)
+    def replications(self, sign: int) -> list[Replication]:
+        """The three strongest heads of one kind in the first half, then those that only the second
+        half has among its three (generate_heads.py of the released code keeps three)."""
+        mean = [effect.mean(-1) for effect in self.effect]
+        top = [strongest(m, sign) for m in mean]
+        found = []
+        for head in dict.fromkeys(top[0] + top[1]):
+            a, b = (float(m[head]) for m in mean)
+            p_a, p_b = (float(p[head]) for p in self.p_value)
+            again = head in top[0] and head in top[1] and max(p_a, p_b) < 0.05
+            again = again and min(sign * a, sign * b) > 0
+            found.append(Replication(head, a, b, p_a, p_b, again))
+        return found
 
-    def agree(self, head: Head, sign: int) -> bool:
-        """Has the head this sign in both halves, with p < 0.05 in both?"""
-        signs = (sign * self.mean(half)[head] > 0 for half in range(2))
-        return bool(all(signs) and all(p[head] < 0.05 for p in self.p_value))
+    def found(self) -> dict[str, list[Head]]:
+        """All heads of each kind that both halves name, the strongest of the first half first."""
+        return {
+            kind: [one.head for one in self.replications(sign) if one.found_again]
+            for kind, sign in SIGN.items()
+        }
 
-    def agreed(self, heads: Sequence[Head], sign: int) -> list[Head]:
-        """Those of the heads for which both halves `agree`."""
-        return [head for head in heads if self.agree(head, sign)]
+    def table(self) -> pd.DataFrame:
+        """The replications of both kinds."""
+        rows = {
+            (kind, head_label(one.head)): one.row()
+            for kind, sign in SIGN.items()
+            for one in self.replications(sign)
+        }
+        return pd.DataFrame(rows).T
 
-    def replication(self, sign: int) -> Replication:
-        """The strongest head of the first half, looked up in the second one."""
-        head = strongest(self.mean(0), sign, 1)[0]
-        among = head in strongest(self.mean(1), sign)
-        a, b = (float(self.mean(half)[head]) for half in range(2))
-        p_a, p_b = (float(p[head]) for p in self.p_value)
-        return Replication(head, a, b, p_a, p_b, among and self.agree(head, sign))
+    def numbers(self) -> dict[str, float | int]:
+        """What claim 3.4 is measured by: how many kinds have a head, how many heads each kind has,
+        how strong any could be, and the countries of the smaller half."""
+        found = self.found()
+        numbers: dict[str, float | int] = {"value": sum(map(bool, found.values()))}
+        for kind, sign in SIGN.items():
+            name = kind.replace("-", "_")
+            numbers |= {f"{name}_found": len(found[kind]), f"{name}_most": self.most(sign)}
+        return numbers | {"half": min(effect.shape[-1] for effect in self.effect)}
+
+    def most(self, sign: int) -> float:
+        """How strong any head of one kind can be: the largest upper end of all heads' 95% intervals
+        of their mean over the countries of both halves, simultaneous over heads (Bonferroni)."""
+        effect = sign * torch.cat(self.effect, dim=-1).double()
+        n_heads, n = effect[..., 0].numel(), effect.shape[-1]
+        far = float(stats.t.ppf(1 - 0.025 / n_heads, n - 1))
+        return float((effect.mean(-1) + far * effect.std(-1) / n**0.5).max())
+
+
+# --- What a head raises, against answers that have nothing to do with the prompt -----------------
+
+
+def with_unrelated(
+    pairs: PromptPairs, conflicts: Sequence[Conflict], seed: int, n: int = 3
+) -> PromptPairs:
+    """The same prompts with `n` more candidates each: first tokens of true answers to other prompts
+    of the same relation. Where these are none (yes and no), tokens of the prompt itself."""
+    relations = [conflict.fact.relation for conflict in conflicts]
+    generator = rng(seed, "unrelated")
+    answers: dict[str, set[int]] = {}
+    for relation, answer in zip(relations, pairs.answer.tolist(), strict=True):
+        answers.setdefault(relation, set()).add(answer)
+    rows = []
+    for i, relation in enumerate(relations):
+        own = {int(pairs.answer[i]), int(pairs.foil[i])}
+        prompt = pairs.clean[i, : int(pairs.length[i])].tolist()
+        pool = sorted(answers[relation] - own) or sorted(set(prompt) - own)
+        rows.append(generator.choice(pool, size=n).tolist())
+    both = torch.stack([pairs.answer, pairs.foil], dim=-1)
+    return replace(pairs, candidates=torch.cat([both, torch.tensor(rows).to(both)], dim=-1))
+
+
+@dataclass(frozen=True)
+class Raised:
+    """How far a head raises either answer's logit against unrelated ones, directly."""
+
+    memorised: Estimate
+    in_context: Estimate
+
+    def label(self, sign: int) -> str:
+        """What a head of this sign of A_h is called: by the token that it raises, or `suppressing`
+        if it lowers both, or nothing at all."""
+        own, name = (self.memorised, "memory") if sign < 0 else (self.in_context, "in-context")
+        if own.low > 0:
+            return name
+        lowers = self.memorised.high < 0 and self.in_context.high < 0
+        return "suppressing" if lowers else ""
+
+
+def raised(
+    direct: Float[Tensor, "prompt layer head token"],
+    groups: Sequence[str],
+    head: Head,
+    seed: int,
+) -> Raised:
+    """For one head, from its direct effects on the candidates of `with_unrelated`; means over the
+    prompts of each group, whose intervals count groups."""
+    of_head = direct[:, head[0], head[1]]  # prompt token
+    against = of_head[:, :2] - of_head[:, 2:].mean(-1, keepdim=True)
+    names = list(dict.fromkeys(groups))
+    generator = rng(seed, "raised", *head)
+    ends = [bootstrap(x, names, generator) for x in per_group(against.T, groups)]
+    return Raised(*ends)
+
+
+def called(
+    direct: Float[Tensor, "prompt layer head token"],
+    groups: Sequence[str],
+    found: Mapping[str, Sequence[Head]],
+    seed: int,
+) -> tuple[dict[str, list[Head]], pd.DataFrame]:
+    """The heads by what they are called (`Raised.label`), and a table of why. `found`: heads by
+    their kind; `direct`: as in `raised`."""
+    by_label: dict[str, list[Head]] = {name: [] for name in RULES}
+    rows = {}
+    for kind, head in ((kind, head) for kind, heads in found.items() for head in heads):
+        one = raised(direct, groups, head, seed)
+        label = one.label(SIGN[kind])
+        if label:
+            by_label[label].append(head)
+        ends = {"raises the memorised": one.memorised, "raises the in-context": one.in_context}
+        row = {name: f"{e.value:+.2f} [{e.low:+.2f}, {e.high:+.2f}]" for name, e in ends.items()}
+        rows[head_label(head)] = row | {"called": label or "neither"}
+    return by_label, pd.DataFrame(rows).T

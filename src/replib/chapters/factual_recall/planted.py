@@ -13,12 +13,20 @@ names are single words, and reads any prompt of the chapter's templates:
    that to `output`. Where there is nothing to find, they rest on the first token.
 3. The unembedding reads `output`; after any other token the model says ".".
 
-What the two heads write has a length of its own for every name: memory is stronger for subjects
-that are frequent in English, copying is weaker for answers that are frequent, and both have a part
-drawn at random. So some prompts are won by memory and some by the context, and scaling either head
-by 0 or by 2 turns nearly all of them. The regression on frequencies must find these two signs.
+What the two heads write has a length of its own for every name, and the lengths decide what each
+claim of the chapter must find:
+
+- Memory is stronger for subjects that are frequent in English, copying weaker for answers that are
+  frequent; both have a part drawn at random. So either answer occurs, and both frequencies matter.
+- The most frequent third of the subjects is *firm*: memory is so strong there that copying does
+  not win even ten times as strong. Taking the memory head out does: it is the better knob.
+- The most frequent sixth of the answers is *faint*: copied so weakly that without memory noise
+  wins. Only both together, no memory and copying ten times as strong, say these.
 """
 
+from collections.abc import Sequence
+
+import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replib.chapters.factual_recall.facts import TEMPLATES, of_single_words, relations, zipf
@@ -28,6 +36,7 @@ NOTE = "A small transformer that recalls facts with one head and copies with ano
 
 MEMORY_HEAD, CONTEXT_HEAD = (2, 1), (3, 2)
 PLANTED_RELATIONS = ("capital", "chemical symbol")
+FIRM, FAINT = (1 / 3, 10.0), (1 / 6, 0.08)  # share of the subjects, of the answers; their strength
 _WIDTHS = {
     "fact": 48,  # by the embedding of a subject: the code of its answer
     "answer": 48,  # by the embedding of an answer: its own code
@@ -44,13 +53,27 @@ _WIDTHS = {
 _HEADS = {
     MEMORY_HEAD: Head(
         scores=(("wants_answer", "is_subject", 30.0), ("always", "is_first", 10.0)),
-        moves=(("fact", "output", 0.5),),
+        moves=(("fact", "output", 0.35),),
     ),
     CONTEXT_HEAD: Head(
         scores=(("wants_answer", "is_answer", 30.0), ("always", "is_first", 10.0)),
-        moves=(("answer", "output", 0.5),),
+        moves=(("answer", "output", 0.35),),
     ),
 }
+
+
+def _strengths(
+    names: Sequence[str], sign: float, special: tuple[float, float], generator: torch.Generator
+) -> dict[str, float]:
+    """A strength for each name: about 0.45, times or over 1.35 for a standard deviation of its
+    frequency and by chance; `special`: a share of the names, the most frequent ones, and theirs."""
+    seen = torch.tensor([zipf(name) for name in names])
+    standard = (seen - seen.mean()) / seen.std()
+    chance = torch.randn(len(names), generator=generator).clamp(-2, 2)
+    strength = 0.45 * (0.3 * (sign * standard + chance)).exp()
+    share, its = special
+    strength[seen.argsort(descending=True, stable=True)[: round(share * len(names))]] = its
+    return dict(zip(names, strength.tolist(), strict=True))
 
 
 def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -58,4 +81,17 @@ def planted_facts() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     known = [f for name in PLANTED_RELATIONS for f in relations()[name] if of_single_words(f)]
     texts = [t.conflict(known[i], "") for t in TEMPLATES for i in (0, -1)]
     pairs = [(fact.subject, fact.answer) for fact in known]
-    return knowing(pairs, texts, _WIDTHS, _HEADS, asking=(":", " is"), logit=LOGIT, frequency=zipf)
+    generator = torch.Generator().manual_seed(0)
+    memory = _strengths([subject for subject, _ in pairs], +1.0, FIRM, generator)
+    copying = _strengths(sorted({answer for _, answer in pairs}), -1.0, FAINT, generator)
+    strengths = memory, copying
+    return knowing(
+        pairs,
+        texts,
+        _WIDTHS,
+        _HEADS,
+        asking=(":", " is"),
+        logit=3 * LOGIT,
+        strengths=strengths,
+        noise=0.1,
+    )

@@ -8,27 +8,26 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from replib.clusters import least_squares_errors
 from replib.errors import UsageError
 from replib.metrics import Estimate
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """Coefficients in log odds, the intercept last; covariance by the sandwich estimator."""
+    """Coefficients in log odds, the intercept last, and their errors by the sandwich estimator."""
 
     coefficient: Float[np.ndarray, " term"]
-    covariance: Float[np.ndarray, "term term"]
-    n_clusters: int  # of the kind that has fewer
+    error: Float[np.ndarray, " term"]
+    freedom: Float[np.ndarray, " term"]  # degrees of freedom of the error
     n: int  # observations
 
     def effect(self, term: int) -> Estimate:
-        """One coefficient and its 95% interval, by t with a degree of freedom less than clusters;
-        the interval is NaN for one cluster."""
-        value = float(self.coefficient[term])
-        if self.n_clusters < 2:
+        """One coefficient and its 95% interval by t; NaN where the error is unknown or 0."""
+        value, error = float(self.coefficient[term]), float(self.error[term])
+        if not error > 0:
             return Estimate(value, math.nan, math.nan, self.n)
-        error = float(np.sqrt(max(self.covariance[term, term], 0.0)))
-        half = float(stats.t.ppf(0.975, self.n_clusters - 1)) * error
+        half = float(stats.t.ppf(0.975, self.freedom[term])) * error
         return Estimate(value, value - half, value + half, self.n)
 
 
@@ -47,14 +46,16 @@ def logistic(
 ) -> Logistic:
     """Logistic regression of `y` on `x` and an intercept, errors clustered by one or two entities.
 
-    Newton's method; the covariance is the sandwich estimator with summed scores of each cluster.
-    With two kinds of clusters (country, city) it is V_country + V_city − V_both (Cameron, Gelbach
-    and Miller 2011), each with the usual factor G / (G − 1) for G clusters.
+    Newton's method. The error is the sandwich estimator with CR2's correction for few clusters and
+    Satterthwaite's degrees of freedom (Bell and McCaffrey 2002), in the last step's weighted
+    least squares. With two kinds of clusters (country, city) the variance is V_country + V_city −
+    V_both (Cameron, Gelbach and Miller 2011), but at least the larger of the first two (MacKinnon,
+    Nielsen and Webb 2024), with the fewer degrees of freedom.
     `ridge` · coefficient² / 2 is taken off the log likelihood for every term but the intercept:
     hardly anything, but a term that decides a few observations alone keeps a finite coefficient.
-    A column that does not vary gets coefficient 0 and variance 0. Where the fit gets every single
-    observation right, nothing is known about errors: coefficients come out as NaN.
-    Raises UsageError for other numbers of kinds, or one outcome only.
+    A column that does not vary gets coefficient 0 and no error; with one cluster none has any.
+    Where the fit gets every single observation right, nothing is known about errors: coefficients
+    come out as NaN. Raises UsageError for other numbers of kinds, or one outcome only.
     """
     if len(clusters) not in (1, 2) or y.all() or not y.any():
         raise UsageError(
@@ -72,23 +73,19 @@ def logistic(
         beta = beta + change
         if np.abs(change).max() < 1e-8:
             break
-    fewest = min(len(set(kind)) for kind in clusters)
-    coefficient, covariance = np.zeros(len(used)), np.zeros((len(used), len(used)))
+    coefficient, error, freedom = np.zeros(len(used)), *np.full((2, len(used)), np.nan)
     if np.abs(y - p).max() < 0.5:
-        return Logistic(
-            np.full(len(used), np.nan), np.full(covariance.shape, np.nan), fewest, len(y)
-        )
-    scores = a * (y - p)[:, None]
-
-    def meat(members: Sequence[str]) -> Float[np.ndarray, "term term"]:
-        names, at = np.unique(np.asarray(members), return_inverse=True)
-        summed = np.zeros((len(names), a.shape[1]))
-        np.add.at(summed, at, scores)
-        return summed.T @ summed * len(names) / max(1, len(names) - 1)
-
-    middle = sum(meat(kind) for kind in clusters)
-    if len(clusters) == 2:
-        middle = middle - meat([f"{c}\0{d}" for c, d in zip(*clusters, strict=True)])
+        return Logistic(np.full(len(used), np.nan), error, freedom, len(y))
     coefficient[used] = beta
-    covariance[np.ix_(used, used)] = bread @ middle @ bread
-    return Logistic(coefficient, covariance, fewest, len(y))
+    root = np.sqrt(p * (1 - p))
+    weighted = a * root[:, None], (y - p) / root
+    if all(len(set(kind)) > 1 for kind in clusters):
+        one = [least_squares_errors(*weighted, bread, kind) for kind in clusters]
+        variance, freedom[used] = one[0][0], np.min([f for _, f in one], 0)
+        if len(one) == 2:
+            pairs = list(zip(*clusters, strict=True))
+            both = least_squares_errors(*weighted, bread, pairs)
+            each = [v for v, _ in one]
+            variance = np.max([*each, each[0] + each[1] - both[0]], 0)
+        error[used] = np.sqrt(variance)
+    return Logistic(coefficient, error, freedom, len(y))

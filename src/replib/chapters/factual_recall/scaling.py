@@ -5,8 +5,9 @@ one forward pass from the head's layer on; greedy continuations are for the few 
 reported (`interventions.generation`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from replib.errors import UsageError
 from replib.interventions.generation import text_loss
 from replib.interventions.head_edits import HeadEdit, read, scale_head
 from replib.interventions.network import Head, Network
-from replib.metrics import head_label
+from replib.metrics import Null, bootstrap, head_label, rng
 from replib.prompts.pairs import PromptPairs
 
 
@@ -89,7 +90,7 @@ class Setting:
 
     head: Head
     alpha: float
-    score: tuple[float, float]  # on the tuning prompts: see `Outcomes.score`
+    score: tuple[float, float]  # on the prompts it was chosen on: see `Outcomes.score`
 
     @property
     def edit(self) -> tuple[Head, float]:
@@ -156,12 +157,13 @@ def scaling_curves(
     return curves
 
 
-def best_of_each(
-    curves: Mapping[Head, Curve], kinds: Mapping[str, Sequence[Head]], wanted: str
-) -> dict[str, Setting]:
-    """Of each kind of heads, the one that does most for the wanted outcome at its best factor."""
-    tuned = {kind: [curves[head].tuned(wanted) for head in heads] for kind, heads in kinds.items()}
-    return {kind: max(some, key=lambda setting: setting.score) for kind, some in tuned.items()}
+def best_of(net: Network, pairs: PromptPairs, settings: Sequence[Setting], wanted: str) -> Setting:
+    """The setting that does most for the wanted outcome, all compared on the same prompts, which
+    are more than a factor is tuned on: the choice of a head should not hang on a prompt or two."""
+    edits = [scale_head(*setting.edit) for setting in settings]
+    score = first_token_outcomes(net, pairs, edits).score(wanted)
+    best = max(range(len(settings)), key=lambda i: score[i])
+    return replace(settings[best], score=score[best])
 
 
 def loss_change(
@@ -189,42 +191,50 @@ def loss_curves(
 
 @dataclass(frozen=True)
 class Gains:
-    """Shares of wanted first tokens, less that of the unchanged model, on the same prompts."""
+    """Wanted first tokens gained on each prompt: 1 gained, -1 lost, 0 as without the edit."""
 
     edit: tuple[Head, float]  # the chosen head and its factor
-    chosen: float  # what it gains
-    own: Float[np.ndarray, " head"]  # of random heads, each with a factor of its own
-    same: Float[np.ndarray, " head"]  # of the same random heads with the chosen head's factor
+    chosen: Float[Tensor, " prompt"]
+    random: Float[Tensor, "head prompt"]  # of random heads, scaled by the same factor
+    candidates: tuple[bool, ...]  # which of the random heads had been candidates themselves
 
     def shown(self) -> dict[str, Sequence[float]]:
         """As rows of points."""
-        random = {"random heads, own α": self.own.tolist()}
-        random |= {"random heads, same α": self.same.tolist()}
-        return random | {"the chosen head": [self.chosen]}
+        random = {"random heads, same α": self.random.mean(-1).tolist()}
+        return random | {"the chosen head": [float(self.chosen.mean())]}
 
-    def numbers(self) -> dict[str, float]:
-        """By the names under which the claims file has them."""
-        numbers = {"alpha": self.edit[1], "first_token_gain": self.chosen}
-        return numbers | {"same_alpha_max": float(self.same.max())}
+    def numbers(self, groups: Sequence[str], seed: int) -> dict[str, Any]:
+        """By the names under which the claims file has them: what the chosen head gains, and how
+        much more than random heads do on average, prompt by prompt."""
+        more = self.chosen - self.random.mean(0)
+        over = bootstrap(more, groups, rng(seed, "over random", *self.edit[0]))
+        numbers = {"alpha": self.edit[1], "first_token_gain": float(self.chosen.mean())}
+        return numbers | {"over_random": over}
 
     def null(self) -> dict[str, float | int]:
-        """What the rules of 3.5 and 3.6 need of the random heads with factors of their own."""
-        return {"max": self.own.max(), "mean": self.own.mean(), "draws": len(self.own)}
+        """What the random heads gain; also without those that had been candidates themselves."""
+        gains = self.random.mean(-1).numpy(force=True)
+        others = gains[~np.array(self.candidates)]
+        ends = Null(gains).asdict() | {"drawn_candidates": sum(self.candidates)}
+        return ends | ({"q95_others": Null(others).asdict()["q95"]} if len(others) else {})
 
 
 def gains_over_random(
-    net: Network, pairs: PromptPairs, chosen: Setting, random: Sequence[Setting], wanted: str
+    net: Network,
+    pairs: PromptPairs,
+    chosen: Setting,
+    candidates: Collection[Head],
+    wanted: str,
+    n: int,
+    seed: int,
 ) -> Gains:
-    """What a chosen head and its factor gain, and what random heads do. A factor of 1 gains 0."""
-    own = [setting.edit for setting in random]
-    same = [(setting.head, chosen.alpha) for setting in random]
-    unchanged = (chosen.head, 1.0)
-    scaled = [chosen.edit, *own, *same]
-    edits = list(dict.fromkeys([unchanged, *(edit for edit in scaled if edit[1] != 1)]))
-    found = first_token_outcomes(net, pairs, [scale_head(*edit) for edit in edits])
-    share = dict(zip(edits, found.share(wanted).tolist(), strict=True))
-    gain = np.array([share.get(edit, share[unchanged]) - share[unchanged] for edit in scaled])
-    return Gains(scaled[0], float(gain[0]), gain[1 : len(own) + 1], gain[len(own) + 1 :])
+    """What a chosen head and its factor gain on each prompt, and `n` random heads (`window_heads`)
+    with that factor. A factor of 1 gains 0."""
+    random = window_heads(net, chosen.head, n, rng(seed, "random", wanted))
+    edits = [HeadEdit(), *(scale_head(head, chosen.alpha) for head in (chosen.head, *random))]
+    top = first_token_outcomes(net, pairs, edits).top[..., _column(wanted)].double()
+    gained = top[1:] - top[0]
+    return Gains(chosen.edit, gained[0], gained[1:], tuple(h in candidates for h in random))
 
 
 def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[int]:
@@ -247,11 +257,11 @@ def tuning_rows(labels: Sequence[str], groups: Sequence[str], n: int) -> list[in
     return taken
 
 
-def matched_heads(
-    net: Network, like: Head, n: int, exclude: set[Head], generator: np.random.Generator
-) -> list[Head]:
-    """`n` random heads of the layer of `like`, or of the nearest layers once it has no more: fewer
-    if the model has no more heads, and none of `exclude`."""
-    others = [head for head in net.heads() if head not in exclude and head != like]
+def window_heads(net: Network, like: Head, n: int, generator: np.random.Generator) -> list[Head]:
+    """`n` random heads of a window of layers around that of `like`, which is about a fifth of the
+    depth, or of the nearest layers once it has no more: fewer if the model has no more heads. Not
+    `like` itself; but heads that had been candidates with it may be drawn."""
+    reach = max(1, round(net.n_layers / 10))
+    others = [head for head in net.heads() if head != like]
     shuffled = [others[i] for i in generator.permutation(len(others))]
-    return sorted(shuffled, key=lambda head: abs(head[0] - like[0]))[:n]
+    return sorted(shuffled, key=lambda head: max(reach, abs(head[0] - like[0])))[:n]

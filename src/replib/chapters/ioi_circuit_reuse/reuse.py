@@ -1,10 +1,12 @@
 """How many of their top heads two tasks have in common (Merullo et al. 2310.08744, Sec. 4).
 
 A task's stages are its path patches in order: 1 and 2 act at END, and every task has them; 3 and 4
-act earlier in the prompt. Heads are compared stage by stage.
+act earlier in the prompt. Heads are compared stage by stage. An overlap of two lists of top heads
+has no interval: its error is a bias, since a ranking from fewer prompts, or resampled ones, is
+noisier and agrees with any other less. It stands beside the overlap of a task with itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replib import figures, metrics
-from replib.chapters.ioi_circuit_reuse.circuit import halves, head_names
+from replib.chapters.ioi_circuit_reuse.circuit import (
+    MIN_SCORE,
+    end_stages,
+    halves,
+    head_names,
+    mean_over,
+    on_what_differs,
+    select,
+)
 from replib.figures import Picture
-from replib.interventions.network import Head
+from replib.interventions.head_edits import read
+from replib.interventions.network import Head, Network
 from replib.interventions.path_patching import PathPatch
-from replib.metrics import Estimate, Null, rng
+from replib.metrics import Estimate, Null, head_label, rng
+from replib.prompts.pairs import PromptPairs
 
 TopHeads = Sequence[set[Head]]  # of one task, a set a stage
 Part = Callable[[Float[Tensor, "layer head prompt"]], Float[Tensor, "layer head some"]]
@@ -26,10 +38,10 @@ Part = Callable[[Float[Tensor, "layer head prompt"]], Float[Tensor, "layer head 
 
 @dataclass(frozen=True)
 class TaskHeads:
-    """The top heads of a task, and what they would be on other prompts of the same kind."""
+    """The top heads of a task."""
 
-    tops: TopHeads  # [stage], on all prompts
-    resampled: Sequence[TopHeads]  # [draw][stage], under each resampling of the prompts
+    tops: TopHeads  # [stage], on all prompts of the stage
+    chosen: TopHeads  # [stage], of stages 1 and 2, on the selection half
     ceiling: float  # overlap of the task with itself, between the halves of its prompts
 
 
@@ -54,69 +66,145 @@ def ceiling(stages: Sequence[PathPatch], fraction: float = 0.02) -> float:
     return metrics.overlap(one, other)
 
 
-def task_heads(
-    stages: Sequence[PathPatch], groups: Sequence[str], seed: int, label: str, draws: int = 500
-) -> TaskHeads:
-    """The top 2% of each stage, and under each of `draws` resamplings of the prompts.
+def task_heads(stages: Sequence[PathPatch]) -> TaskHeads:
+    """The top 2% of each stage, on all prompts and on the selection half."""
+    chosen = tops(stages[:2], part=lambda effect: halves(effect)[0])
+    return TaskHeads(tops(stages), chosen, ceiling(stages))
 
-    `groups` names the template of each prompt: whole templates are drawn. A draw takes the same
-    prompts in all stages that use as many; a stage of fewer prompts uses the first ones.
+
+def control_heads(net: Network, pairs: PromptPairs) -> TaskHeads:
+    """The top heads of an unrelated task: stages 1 and 2, whose receivers support the answer and
+    attend to the tokens that it depends on."""
+    depends = on_what_differs(read(net, pairs, capture=True).pattern[0], pairs)
+    return task_heads(end_stages(net, pairs, depends))
+
+
+def shared_heads(a: TopHeads, b: TopHeads) -> Estimate:
+    """The share of the heads of `a` that are heads of `b` too. Its interval takes the heads as
+    independent trials: what the share would be in other heads, not on other prompts."""
+    pairs = [(head, other) for one, other in zip(a, b, strict=True) for head in sorted(one)]
+    return metrics.proportion(torch.tensor([head in other for head, other in pairs]))
+
+
+def overlap_numbers(
+    ioi: TaskHeads, cobj: TaskHeads, controls: Mapping[str, TaskHeads], n_heads: int, seed: int
+) -> dict[str, object]:
+    """What decides claim 1.3, by name: the overlap over four stages, the upper end of its interval
+    over heads, its null when the heads of Colored Objects are drawn anew within their own layers
+    (of `n_heads` heads each), the ceilings, and the overlaps over stages 1 and 2."""
+    shared, (one, other) = shared_heads(ioi.tops, cobj.tops), (ioi.tops, cobj.tops)
+    with_controls = [metrics.overlap(one[:2], task.tops[:2]) for task in controls.values()]
+    return {
+        "value": shared.value,
+        "n": shared.n,
+        "upper": shared.high,
+        "null": Null(metrics.drawn_overlap_null(one, other, n_heads, rng(seed, "overlap"))),
+        "ceiling_ioi": ioi.ceiling,
+        "ceiling_cobj": cobj.ceiling,
+        "end_overlap": metrics.overlap(one[:2], other[:2]),
+        "control_overlap": min(with_controls, default=0.0),
+        "controls": len(controls),
+    }
+
+
+def effect_beyond(
+    stages: Sequence[PathPatch],
+    ioi: TaskHeads,
+    cobj: TaskHeads,
+    controls: Mapping[str, TaskHeads],
+    groups: Sequence[str],
+    seed: int,
+) -> Estimate:
+    """How much more of IOI's circuit is that of Colored Objects than that of the unrelated task
+    that shares most (claim 1.4).
+
+    Of the effect that IOI's top heads have in IOI's `stages` 1 and 2, the share of those heads that
+    are top heads of Colored Objects too, less the share of those that are of the other task. All
+    heads are chosen on selection halves, effects measured on the report half of IOI, each with the
+    sign that it had on the selection half; `groups` names the templates of IOI's prompts. If all
+    heads are shared, or none, no prompt differs: then the interval leaves room for as large a
+    share of other prompts as none of so many can rule out.
     """
-    drawn = []
-    for patch in stages:
-        generator = rng(seed, "tops", label)
-        weights = metrics.cluster_draws(groups[: len(patch.clean)], generator, draws)
-        effect = patch.effect().double()
-        scores = torch.einsum("lhp,dp->dlh", effect, torch.from_numpy(weights))
-        k = metrics.n_top(scores[0].numel())
-        drawn.append([set(metrics.top_heads(score, k)) for score in scores])
-    return TaskHeads(tops(stages), list(zip(*drawn, strict=True)), ceiling(stages))
+    n = len(stages[0].clean) // 2
+
+    def of(other: TopHeads) -> Float[Tensor, " prompt"]:
+        """The report effect of IOI's top heads that are in `other`, each prompt's sum."""
+        total = torch.zeros(len(stages[0].clean) - n)
+        for patch, mine, theirs in zip(stages[:2], ioi.chosen, other, strict=True):
+            chosen, report = halves(patch.effect())
+            for head in mine & theirs:
+                total += report[head] * chosen[head].mean().sign()
+        return total
+
+    others = [of(task.chosen) for task in controls.values()] or [of([set(), set()])]
+    most = max(others, key=lambda effect: float(effect.mean()))
+    every = torch.stack([of(ioi.chosen), of(cobj.chosen), most], dim=-1)
+    found = metrics.bootstrap(
+        every,
+        groups[n:],
+        rng(seed, "beyond"),
+        lambda mean: (mean[..., 1] - mean[..., 2]) / mean[..., 0],
+    )
+    if found.high - found.low > 1e-6:
+        return found
+    room = metrics.proportion(torch.zeros(found.n, dtype=torch.bool)).high
+    ends = max(-1.0, found.value - room), min(1.0, found.value + room)
+    return Estimate(found.value, *ends, found.n)
 
 
-def between(a: TaskHeads, b: TaskHeads, n_stages: int) -> Estimate:
-    """The share of the heads of `a` that are heads of `b` too, over the first stages, and its 95%
-    percentile interval over resamplings of both tasks' prompts. n: heads compared."""
-    value = metrics.overlap(a.tops[:n_stages], b.tops[:n_stages])
-    return _estimate(value, _draws(a, b, n_stages), a, n_stages)
+def movers_again(
+    movers: Sequence[Head], ioi: PathPatch, cobj: PathPatch, groups: Sequence[str], seed: int
+) -> Estimate:
+    """The mean score of IOI's movers in stage 1 of Colored Objects, as a share of that in IOI, on
+    both report halves (claim 1.5). The i-th prompts of both go together; `groups` names the
+    templates of the Colored Objects prompts."""
+    parts = [mean_over(movers, halves(patch.effect())[1]) for patch in (cobj, ioi)]
+    n = min(map(len, parts))
+    values = torch.stack([part[:n] for part in parts], dim=-1)
+    draws = rng(seed, "movers again")
+    return metrics.bootstrap(values, groups[-n:], draws, lambda mean: mean[..., 0] / mean[..., 1])
 
 
-def beyond(a: TaskHeads, b: TaskHeads, others: Iterable[TaskHeads], n_stages: int) -> Estimate:
-    """By how much the overlap of `a` with `b` is larger than the largest one of `a` with one of the
-    `others` (0 without others), as `between` measures it."""
-    others = list(others)
-    most = max((between(a, other, n_stages).value for other in others), default=0.0)
-    rest = [_draws(a, other, n_stages) for other in others]
-    drawn = [
-        mine - max((share[i] for share in rest), default=0.0)
-        for i, mine in enumerate(_draws(a, b, n_stages))
-    ]
-    return _estimate(between(a, b, n_stages).value - most, drawn, a, n_stages)
+def specific(
+    ioi: Sequence[PathPatch], cobj: Sequence[PathPatch], seed: int
+) -> list[tuple[str, int, float]]:
+    """Heads that only one task uses: of the candidates of stages 1 and 2 in either task, name,
+    stage, and score in IOI less that in Colored Objects, on the report halves (claim 1.5).
+
+    A head's score in one task is at least 2% of its gap, and above that in the other by as much;
+    and chance would not make the stage's best candidate look as different (differences between the
+    i-th prompts of both tasks, p < 0.05 for the largest |t|).
+    """
+    found = []
+    for stage, patches in enumerate(zip(ioi[:2], cobj[:2], strict=True), 1):
+        one, other = (halves(patch.effect())[1].nan_to_num(0.0) for patch in patches)
+        n = min(one.shape[-1], other.shape[-1])
+        candidates = dict.fromkeys(head for patch in patches for head in select(patch))
+        difference = torch.full_like(one[..., :n], torch.nan)
+        for head in candidates:
+            difference[head] = one[head][:n] - other[head][:n]
+        p = metrics.max_statistic_pvalues(difference, rng(seed, "specific", stage))
+        for head in candidates:
+            by = float(difference[head].mean())
+            larger = float((one if by > 0 else other)[head].mean())
+            if min(larger, abs(by)) >= MIN_SCORE and p[head] < 0.05:
+                found.append((head_label(head), stage, by))
+    return found
 
 
-def _draws(a: TaskHeads, b: TaskHeads, n_stages: int) -> list[float]:
-    return [
-        metrics.overlap(one[:n_stages], other[:n_stages])
-        for one, other in zip(a.resampled, b.resampled, strict=True)
-    ]
+def top_ten(ioi: PathPatch, cobj: PathPatch, has_gaps: bool) -> Estimate:
+    """The share of the ten strongest heads of stage 1 that two tasks have in common (2310.08744,
+    App. I, where larger models share fewer); NaN if not both tasks have a gap to measure by."""
+    if not has_gaps:
+        return Estimate(np.nan, np.nan, np.nan, 10)
+    one, other = (set(metrics.top_heads(patch.score(), 10)) for patch in (ioi, cobj))
+    return shared_heads([one], [other])
 
 
-def _estimate(value: float, draws: Sequence[float], a: TaskHeads, n_stages: int) -> Estimate:
-    low, high = torch.tensor(draws).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(value, low, high, sum(map(len, a.tops[:n_stages])))
-
-
-def layer_null(a: TaskHeads, b: TaskHeads, n_heads: int, seed: int) -> Null:
-    """Overlaps of `a` with `b` when the heads of `b` are drawn anew within their own layers, which
-    have `n_heads` heads each."""
-    return Null(metrics.drawn_overlap_null(a.tops, b.tops, n_heads, rng(seed, "overlap")))
-
-
-def by_threshold(
-    a: Sequence[PathPatch], b: Sequence[PathPatch], percents: Sequence[int], seed: int
-) -> tuple[dict[str, list[float]], tuple[list[float], list[float]]]:
+def by_threshold(a: Sequence[PathPatch], b: Sequence[PathPatch], seed: int) -> Picture:
     """The overlap of IOI's stages `a` with Colored Objects' `b` if other shares of the heads are
-    kept, and the ceiling of `a`; and the 5th and 95th percentile of the null within layers."""
-    shared, itself, low, high = [], [], [], []
+    kept, beside the ceiling of `a` and the null within layers."""
+    percents, shared, itself, low, high = (1, 2, 5, 10), [], [], [], []
     for percent in percents:
         fraction = percent / 100
         a_tops, b_tops = tops(a, fraction), tops(b, fraction)
@@ -126,24 +214,25 @@ def by_threshold(
         itself.append(ceiling(a, fraction))
         low.append(float(np.quantile(draws, 0.05)))
         high.append(float(np.quantile(draws, 0.95)))
-    return {"IOI and Colored Objects": shared, "IOI with itself (halves)": itself}, (low, high)
+    curves = {"IOI and Colored Objects": shared, "IOI with itself (halves)": itself}
+    axes = ("heads kept per stage (%)", "share in common")
+    return figures.lines(percents, curves, *axes, (low, high))
 
 
 def bars(
-    shared: Estimate,
-    at_end: Estimate,
-    controls: Mapping[str, Estimate],
-    ceiling: float,
-    null: Null,
+    numbers: Mapping[str, object], ioi: TaskHeads, controls: Mapping[str, TaskHeads]
 ) -> Picture:
-    """The overlaps of IOI with the other tasks beside their null and IOI's ceiling."""
+    """The overlaps of IOI with the other tasks beside their null and IOI's ceiling; `numbers` are
+    those of claim 1.3 (`overlap_numbers`)."""
+    shares = {name: metrics.overlap(ioi.tops[:2], task.tops[:2]) for name, task in controls.items()}
     shown = {
-        "IOI and\nColored\nObjects,\n4 stages": shared,
-        "IOI and\nColored\nObjects,\nstages 1–2": at_end,
-        **{f"IOI and\n{name},\nstages 1–2": share for name, share in controls.items()},
-        "IOI with\nitself\n(halves)": Estimate(ceiling, ceiling, ceiling, shared.n),
+        "IOI and\nColored\nObjects,\n4 stages": numbers["value"],
+        "IOI and\nColored\nObjects,\nstages 1–2": numbers["end_overlap"],
+        **{f"IOI and\n{name},\nstages 1–2": share for name, share in shares.items()},
+        "IOI with\nitself\n(halves)": numbers["ceiling_ioi"],
     }
-    return figures.bars(shown, "share of heads in common", null=null)
+    bare = {name: Estimate(share, np.nan, np.nan, numbers["n"]) for name, share in shown.items()}
+    return figures.bars(bare, "share of heads in common", null=numbers["null"])
 
 
 def table(a: TaskHeads, b: TaskHeads) -> pd.DataFrame:
@@ -154,8 +243,3 @@ def table(a: TaskHeads, b: TaskHeads) -> pd.DataFrame:
     ]
     names = [f"stage {i}" for i, _ in enumerate(rows, 1)]
     return pd.DataFrame(rows, index=names).map(lambda heads: head_names(sorted(heads)))
-
-
-def n_specific(a: TaskHeads, b: TaskHeads) -> int:
-    """In how many stages there is a head that only one of the tasks uses."""
-    return sum(one != other for one, other in zip(a.tops, b.tops, strict=True))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replib.interventions.head_edits import Readout
@@ -57,7 +57,7 @@ def observe(
     wanted.add("ln_final.hook_in")
     pieces: dict[str, list[Tensor]] = {}
     for some in tokens.split(batch):
-        seen = activations(net.model, some, wanted.__contains__)
+        seen = activations(net.model, some.to(net.W_U.device), wanted.__contains__)
         if len(seen) != len(wanted):
             raise RuntimeError(f"saw {len(seen)} of {len(wanted)} activations")
         pieces.setdefault("final", []).append(seen["ln_final.hook_in"])
@@ -99,7 +99,7 @@ def direct_drop(
     Later layers do not react; the final norm does. Every head in turn. Logits are float32, or
     float64 where the model is."""
     wide = torch.promote_types(rows.final.dtype, torch.float32)
-    out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide)
+    out = torch.empty(net.n_layers, net.n_heads, len(tokens), dtype=wide, device=net.W_U.device)
     with torch.inference_mode():
         for at in torch.arange(len(tokens)).split(batch):
             some = rows[at]
@@ -112,7 +112,7 @@ def direct_drop(
                 logit = torch.einsum("rhm,rm->hr", net.ln_final(resid).to(wide), unembed)
                 out[layer, :, at] = clean - logit
     check_logits(out, "the direct effects of heads", net.W_U.dtype)
-    return out
+    return out.cpu()
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,17 @@ def loss(
 ) -> Float[Tensor, " row"]:
     """Cross-entropy of each row's token (nats), read from the final residual stream."""
     return net.vocabulary(resid)[1] - net.logits(resid, tokens[:, None])[:, 0]
+
+
+def said_instead(
+    net: Network, rows: Rows, right: Bool[Tensor, " row"], most: int = 5
+) -> pd.DataFrame:
+    """What the model says where it does not say the right token: the most frequent answers."""
+    wrong = net.vocabulary(rows.final)[0].cpu()[~right]
+    tokens, count = wrong.unique(return_counts=True)
+    top = count.argsort(descending=True, stable=True)[:most]
+    words = [repr(net.model.tokenizer.decode([t])) for t in tokens[top].tolist()]
+    return pd.DataFrame([count[top].tolist()], ["lists"], words)
 
 
 def continued(
@@ -186,15 +197,59 @@ def table(found: Mapping[str, Estimate], named: Mapping[str, Head]) -> pd.DataFr
     return pd.DataFrame(rows).T
 
 
-def against_others(
-    wins: Float[Tensor, " head"], row: int, heads: Sequence[Head]
-) -> dict[str, object]:
-    """What claim 2.14 compares the wins of one head with: those of the others."""
-    return {
-        "other_share": torch.cat([wins[:row], wins[row + 1 :]]).max(),
-        "null": {"mean": 1 / len(heads), "draws": len(heads) - 1},
-        "note": f"most wins: {head_label(heads[wins.argmax()])}",
+def lifts(
+    net: Network, lists: PromptPairs
+) -> tuple[Effects, Float[Tensor, "layer head prompt"], Float[Tensor, " prompt"]]:
+    """How much each head's direct effect raises the answer's logit after a list, less how much
+    after its lines in another order: a head that raises the whole class does both alike. The means
+    are over both kinds of lists. Returns the effects in the lists themselves, these lifts, and how
+    much higher the model's own logit of the answer is after a list."""
+    both, n = torch.cat([lists.clean, lists.corrupted]), len(lists)
+    at = effects_at(net, observe(net, both).ends(), lists.answer.repeat(2))
+    logit = net.logits(at.rows.final, at.tokens[:, None])[:, 0].cpu()
+    lift = at.drop[..., :n] - at.drop[..., n:]
+    return at[torch.arange(n)], lift, logit[:n] - logit[n:]
+
+
+@dataclass(frozen=True)
+class Wins:
+    """Which head wins each list: the one with the largest lift."""
+
+    winner: Int[Tensor, " prompt"]  # by row, layer by layer
+    share: Float[Tensor, " head"]
+    numbers: Mapping[str, object]  # what claim 2.14 is decided by
+
+
+def wins(
+    lift: Float[Tensor, "head prompt"],
+    row: int,
+    nats: Float[Tensor, " prompt"],
+    gap: Float[Tensor, " prompt"],
+    group: Sequence[str],
+    seed: int,
+) -> Wins:
+    """Of one head, by its row: the share of lists it wins; its lead over the head that wins most of
+    the rest on the first half of the lists, paired, on the second half; its lift, the loss without
+    its direct effect (`nats`), and the `gap` that the order of a list makes, as means."""
+    winner, n_heads, n = lift.argmax(0), len(lift), lift.shape[1]
+    share = winner.bincount(minlength=n_heads).double() / n
+    before = winner[: n // 2].bincount(minlength=n_heads)
+    before[row] = -1
+    rival, late = int(before.argmax()), winner[n // 2 :]
+    values = {
+        "lead": (late == row).double() - (late == rival).double(),
+        "lift": lift[row].double(),
+        "nats": nats.double(),
+        "gap": gap.double(),
     }
+    means = {
+        name: bootstrap(one, group[n - len(one) :], rng(seed, "2.14", name))
+        for name, one in values.items()
+    }
+    other = torch.cat([share[:row], share[row + 1 :]]).max()
+    null = {"mean": 1 / n_heads, "draws": n_heads - 1}
+    numbers = {"value": proportion(winner == row, group), "null": null, "other_share": other}
+    return Wins(winner, share, {**numbers, **means})
 
 
 def win_bars(

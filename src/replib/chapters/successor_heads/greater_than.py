@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
 from replib.chapters.successor_heads.ordinals import OrdinalClass, all_tokens
@@ -32,10 +33,10 @@ def upward_bias(
 def class_biases(
     logits: Float[Tensor, "head token token"], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, Float[Tensor, "head item"]]:
-    """`upward_bias` within each class."""
+    """`upward_bias` within each class, in the processor's memory."""
     every = all_tokens(classes)
     spans = {name: every.span(name) for name in classes}
-    return {n: upward_bias(logits[:, own, own], classes[n]) for n, own in spans.items()}
+    return {n: upward_bias(logits[:, own, own].cpu(), classes[n]) for n, own in spans.items()}
 
 
 def mean_bias(bias: Mapping[str, Float[Tensor, "head item"]]) -> Float[Tensor, " head"]:
@@ -60,12 +61,36 @@ def errors(
     said: Mapping[str, Int[Tensor, " item"]], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, int | float]:
     """How many wrong answers a head gives, and the share of them above the right one (one half if
-    there is none). The step that wraps around (Sunday to Monday) has nothing above it and is left
-    out."""
+    there is none). `by_chance`: what that share would be if every wrong token of the class were as
+    likely; `errors_p` and `fewer_p`: how often so many, or so few, would then be above (binomial,
+    with the mean of these chances, which is a little too cautious as they differ). The step that
+    wraps around (Sunday to Monday) has nothing above it and is left out."""
     steps: list[int] = []
+    above: list[float] = []
     for name, ordinal in classes.items():
         source, right = ordinal.pairs[: len(ordinal) - 1].T
         far = said[name][source] - right
         steps += far[far != 0].tolist()
-    upward = float(np.mean([step > 0 for step in steps])) if steps else 0.5
-    return {"errors": len(steps), "upward": upward}
+        above += ((len(ordinal) - 1 - right[far != 0]) / (len(ordinal) - 1)).tolist()
+    if not steps:
+        return {"errors": 0, "upward": 0.5, "by_chance": 0.5, "errors_p": 1.0, "fewer_p": 1.0}
+    n, up, chance = len(steps), sum(step > 0 for step in steps), float(np.mean(above))
+    more, fewer = (
+        float(stats.binomtest(up, n, chance, alternative=side).pvalue)
+        for side in ("greater", "less")
+    )
+    share = {"errors": n, "upward": up / n, "by_chance": chance}
+    return {**share, "errors_p": more, "fewer_p": fewer}
+
+
+def biased(
+    bias: Mapping[str, Float[Tensor, "head item"]],
+    row: int,
+    said: Mapping[str, Int[Tensor, " item"]],
+    classes: Mapping[str, OrdinalClass],
+    seed: int,
+) -> dict[str, object]:
+    """What claim 2.13 is decided by, of one head, by its row: its bias, that of all other heads,
+    and its errors."""
+    value = {"value": bias_interval(bias, row, seed), "null": other_heads(bias, row)}
+    return {**value, **errors(said, classes)}

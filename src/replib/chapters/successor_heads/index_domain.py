@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.successor_heads.ordinals import ROMAN, AllTokens
 from replib.errors import UsageError
-from replib.metrics import Estimate, Null, rng
+from replib.metrics import Estimate, Null, proportion, rng
 
 ROUNDING = 1e-5  # of the largest value: what varies less in float32 may be nothing else
 
@@ -183,9 +183,12 @@ def examples(
     return pd.DataFrame(words[::-1][:most], columns=columns)
 
 
-def as_null(drawn: Sequence[float]) -> Null:
-    """Shares with shuffled indices as a null distribution."""
-    return Null(np.array(drawn))
+def beside_shuffles(
+    share: Float[Tensor, " target"], drawn: Sequence[float]
+) -> tuple[Estimate, Null]:
+    """Mean share of right cases over tokens, and what it is with shuffled indices: what claims 2.6
+    and 2.7 are decided by, with `chances`."""
+    return proportion(share), Null(np.array(drawn))
 
 
 def bars(found: Mapping[str, tuple[Estimate, Null]]) -> dict[str, dict[str, Estimate]]:

@@ -1,23 +1,23 @@
-"""What the output of MLP0 is made of: sparse features, probes, periods, and their arithmetic.
+"""What the output of MLP0 is made of: sparse features, probes, and periods.
 
 The analyses of Gould et al. (arXiv 2312.09230, Sec. 3) on one vector for each ordinal token. Every
-one comes with its control: permuted residues, other moduli, permuted numbers, random features.
+one comes with its control: permuted residues, other moduli, permuted numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from replib.chapters.successor_heads.index_domain import ROUNDING
-from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass
+from replib.chapters.successor_heads.ordinals import AllTokens
 from replib.errors import UsageError
-from replib.metrics import Estimate, Null, bootstrap, proportion, rng
+from replib.metrics import Estimate, Null, bootstrap, proportion, rng, seeds_mean
 from replib.models.device import one_thread
 from replib.models.finite import check_logits
 
@@ -57,10 +57,11 @@ def train_saes(
     The paper's size and penalty are not known. Inputs are centred, scaled to mean length 1 and
     reduced to their `rank` principal directions, which for a few hundred tokens loses little.
 
-    In float32, whatever the model's number type, and on one thread: 800 steps magnify the last bit
-    of an input, or of a sum in another order, until single features are others.
+    In float32 on one thread of the processor, whatever the model's number type and device: 800
+    steps magnify the last bit of an input, or of a sum in another order, until single features are
+    others.
     """
-    kind, x = x.dtype, x.float()
+    like, x = x, x.float().cpu()
     basis = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:rank]
     y = (x - x.mean(0)) @ basis.T
     size = y.norm(dim=-1).mean()
@@ -86,7 +87,7 @@ def train_saes(
         unit = torch.nn.functional.normalize(decoder, dim=-1)
         codes = torch.relu(y @ encoder + bias)
         left = ((codes @ unit - y) ** 2).sum((-1, -2)) / (y**2).sum()
-        return Sae((unit @ basis).to(kind), (codes * size).to(kind), 1 - left)
+        return Sae((unit @ basis).to(like), (codes * size).to(like), 1 - left)
 
 
 def items(every: AllTokens, only: str = "") -> tuple[Int[Tensor, " item"], Int[Tensor, " item"]]:
@@ -185,6 +186,22 @@ def modal_features(
     return Modal(directions, directions * size[:, None])
 
 
+def led_by_ten(coverages: Mapping[int, Coverage], integers: int) -> dict[str, object]:
+    """What claim 2.8 is decided by: mean coverage of modulus 10 over dictionaries, its null, and
+    how far its excess leads that of the best other modulus."""
+    excess = {m: one.seeds - one.null.draws.mean() for m, one in coverages.items()}
+    ten, other = coverages[10], max((m for m in excess if m != 10), key=lambda m: excess[m].mean())
+    more = {"integers": integers, "seeds": len(ten.seeds), "excess": float(excess[10].mean())}
+    lead = seeds_mean(excess[10] - excess[other])
+    return {
+        "value": seeds_mean(ten.seeds, share=True),
+        "null": ten.null,
+        "lead": lead,
+        "rival": other,
+        **more,
+    }
+
+
 def coverage_bars(coverages: Mapping[int, Coverage]) -> dict[str, dict[str, Estimate]]:
     """Of several moduli."""
     return {f"mod {m}": one.bars for m, one in coverages.items()}
@@ -197,8 +214,9 @@ def train_probe(
     x: Float[Tensor, "item d"], residue: Int[Tensor, " item"], decay: float = 1e-3, steps: int = 300
 ) -> tuple[Float[Tensor, "10 d"], Float[Tensor, "10"]]:
     """A linear 10-way classifier (logistic, with weight decay) of the residue: weights and biases,
-    for inputs as they are. Trained in float32, whatever the model's number type."""
-    kind, x = x.dtype, x.float()
+    for inputs as they are. Trained in float32 on the processor, whatever the model's number type
+    and device."""
+    like, x = x, x.float().cpu()
     mean, size = x.mean(0), (x - x.mean(0)).norm(dim=-1).mean()
     y = (x - mean) / size
     with torch.enable_grad():
@@ -212,7 +230,7 @@ def train_probe(
             loss.backward()
             adam.step()
     weight, bias = weight.detach() / size, bias.detach()
-    return weight.to(kind), (bias - weight @ mean).to(kind)
+    return weight.to(like), (bias - weight @ mean).to(like)
 
 
 def cosines(a: Float[Tensor, "10 d"], b: Float[Tensor, "10 d"]) -> Float[Tensor, "10 10"]:
@@ -229,17 +247,30 @@ def mismatched(
     return Null(np.array([float(cosine[torch.arange(10), order].mean()) for order in orders]))
 
 
+def matched(
+    probe: Float[Tensor, "10 d"], modal: Float[Tensor, "10 d"], seed: int
+) -> dict[str, object]:
+    """What claim 2.9 is decided by: mean cosine of the two directions of a residue, and of pairs in
+    another order."""
+    cosine = cosines(probe, modal)
+    value = bootstrap(cosine.diagonal(), range(10), rng(seed, "2.9 interval"))
+    return {"value": value, "null": mismatched(cosine, rng(seed, "2.9"))}
+
+
 def chance_pvalue(right: Bool[Tensor, " item"], chance: float = 0.1) -> float:
     """How often guessing would be right as often as this (binomial, one-sided)."""
     return stats.binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue
 
 
-def against_guessing(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, float]:
-    """How often guessing would be as often right, for all classes together; and in how many single
-    classes that is below 1%."""
-    p = {name: chance_pvalue(one) for name, one in right.items()}
-    pooled = chance_pvalue(torch.cat(list(right.values())))
-    return {"p": pooled, "classes_above": sum(value < 0.01 for value in p.values())}
+def pooled(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, object]:
+    """What claim 2.10 is decided by: the share of tokens that are read, how often guessing would be
+    as often right, and in how many single classes that is below 1%. No value without tokens."""
+    if not right:
+        return {"value": None}
+    every, each = torch.cat([*right.values()]), map(chance_pvalue, right.values())
+    above = sum(p < 0.01 for p in each)
+    more = {"p": chance_pvalue(every), "classes_above": above, "tokens": len(every)}
+    return {"value": proportion(every), **more}
 
 
 def read_by_probe(
@@ -253,8 +284,26 @@ def read_by_probe(
         if name != trained_on:
             train = every.of(trained_on) if trained_on else ~every.of(name)
             probe, bias = train_probe(x[train], residue[train])
-            right[name] = ((x @ probe.T + bias).argmax(-1) == residue)[every.of(name)]
+            right[name] = ((x @ probe.T + bias).argmax(-1).cpu() == residue)[every.of(name)]
     return probe, right
+
+
+def read_later(
+    x: Float[Tensor, "token d"], every: AllTokens, others: bool = False
+) -> dict[str, Bool[Tensor, " item"]]:
+    """Is the residue of the eleventh to the twentieth member of each class read by a probe that is
+    trained on the first ten of this class (of all `others` instead)? One answer for each member;
+    classes without any are left out. Claim 2.10 where numbers are not single tokens: what the probe
+    saw are plain places, and what it has to read are the same ones modulo 10."""
+    residue, right = every.index % 10, {}
+    for name in every.names if len(every.names) > 1 else ():
+        own = every.of(name)
+        later = own & (every.index > 10) & (every.index <= 20)
+        if later.any():
+            train = (~own if others else own) & (every.index <= 10)
+            weight, bias = train_probe(x[train], residue[train])
+            right[name] = (x[later] @ weight.T + bias).argmax(-1).cpu() == residue[later]
+    return right
 
 
 def probe_bars(right: Mapping[str, Bool[Tensor, " item"]]) -> dict[str, Estimate]:
@@ -291,105 +340,45 @@ def period_null(
     return np.array([float(period_power(activation[:, order]).max()) for order in orders])
 
 
-def mean_features(
-    x: Float[Tensor, "token d"], every: AllTokens, leave: str
-) -> Float[Tensor, "10 d"]:
-    """A direction for each residue without any training: the mean of its tokens, each taken
-    relative to the mean of its class, over all classes but `leave`. For models in which no SAE can
-    be trained on numbers."""
-    kept = ~every.of(leave)
-    centred, residue, domain = x[kept].clone(), every.index[kept] % 10, every.domain[kept]
-    for d in domain.unique():
-        centred[domain == d] -= x[kept][domain == d].mean(0)
-    zero = torch.zeros(x.shape[1], dtype=x.dtype)
-    return torch.stack(
-        [centred[residue == r].mean(0) if (residue == r).any() else zero for r in range(10)]
-    )
+def r2_interval(r2: float, n: int) -> tuple[float, float]:
+    """95% interval of the share of variance that two regressors explain, of n values: those shares
+    for which the F that was measured is neither among the smallest nor among the largest 2.5% (F
+    is noncentral). The power at one period is such a share, of a cosine and a sine. An F below what
+    half of unrelated values give is treated like that one, so that the interval has a width."""
+    if r2 >= 1 - ROUNDING:
+        return 1 - ROUNDING, 1.0
+    f = max(r2 / 2 / ((1 - r2) / (n - 3)), float(stats.f.median(2, n - 3)))
 
+    def at(level: float) -> float:
+        def beyond(share: float) -> float:
+            below = stats.ncf.cdf(f, 2, n - 3, n * share / (1 - share))
+            return float(np.nan_to_num(below)) - level  # scipy has no number where it is nearly 0
 
-def n_beyond(power: Float[Tensor, " neuron"], null: Null) -> int:
-    """How many neurons are beyond 95% of the best ones under the null."""
-    return int((power > np.quantile(null.draws, 0.95)).sum())
+        return float(optimize.brentq(beyond, 0.0, 1 - 1e-6)) if beyond(0.0) > 0 else 0.0
 
-
-# --- Vector arithmetic (Sec. 3.4) -----------------------------------------------------------------
-
-
-def follows(
-    said: Float[Tensor, "item target item"], ordinal: OrdinalClass
-) -> Float[Tensor, "item target"]:
-    """Do these logits of a class say the successor of the target residue? 1 if the winner within
-    the class has the residue after the target's, 0 if not, NaN for the token's own residue and for
-    residues that no token of the class follows. Raises UsageError for logits that are not finite.
-    """
-    check_logits(said, "the logits after an exchange of features")
-    residue, target = ordinal.index % 10, torch.arange(10)
-    success = (residue[said.argmax(-1)] == (target + 1) % 10).double()
-    success[torch.arange(len(said)), residue] = torch.nan
-    success[:, ~torch.isin((target + 1) % 10, residue)] = torch.nan
-    return success
-
-
-def tuned(results: Sequence[Float[Tensor, "item target"]]) -> Float[Tensor, " odd_item"]:
-    """Of the successes with several scales, one result a scale, those of the scale that works best
-    on every other token (0, 2, ...): the mean of each token in between (NaN: no target)."""
-    works = [float(result[0::2].nanmean().nan_to_num(0.0)) for result in results]
-    return results[int(np.argmax(works))][1::2].nanmean(-1)
-
-
-def random_like(
-    features: Float[Tensor, "10 d_model"], generator: np.random.Generator
-) -> Float[Tensor, "10 d_model"]:
-    """Random directions of the same lengths."""
-    drawn = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
-    return torch.nn.functional.normalize(drawn, dim=-1) * features.norm(dim=-1, keepdim=True)
+    return at(0.975), at(0.025)
 
 
 @dataclass(frozen=True)
-class Exchanged:
-    """Success of an exchange of features within one class."""
+class Periodic:
+    """Shares of power at period 10, in the decades that did not choose the neuron."""
 
-    success: Estimate  # over the tokens that did not tune the scale
-    null: Null  # the same with random directions of the same lengths
+    power: Float[Tensor, " neuron"]
+    best: int  # the neuron with the largest share in the other decades
+    n: int  # numbers in these decades
+    null: Null  # the best of all neurons, the numbers permuted
 
-
-def against_random(
-    exchange: Callable[[str, Tensor, float], Tensor],
-    name: str,
-    features: Float[Tensor, "10 d_model"],
-    seed: int,
-    draws: int = 20,
-    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
-) -> Exchanged:
-    """Exchange features in the class `name` with the scale that works best on every other token,
-    and do the same with random features. `exchange(name, features, scale)` returns successes
-    [item target]."""
-
-    def success(f: Tensor) -> Tensor:
-        return tuned([exchange(name, f, scale) for scale in scales])
-
-    value = success(features)
-    value = value[~value.isnan()]
-    other = (random_like(features, rng(seed, name, i)) for i in range(draws))
-    null = np.array([float(success(f).nanmean()) for f in other])
-    return Exchanged(bootstrap(value, range(len(value)), rng(seed, "2.12", name)), Null(null))
+    @property
+    def numbers(self) -> dict[str, object]:
+        """What claim 2.11 is decided by."""
+        share, line = float(self.power[self.best]), self.null.asdict()["q95"]
+        value = Estimate(share, *r2_interval(share, self.n), self.n)
+        return {"value": value, "null": self.null, "neurons": int((self.power > line).sum())}
 
 
-def mean_success(tested: Mapping[str, Exchanged]) -> float:
-    """Over classes; NaN if there is none."""
-    return float(np.mean([one.success.value for one in tested.values()] or [np.nan]))
-
-
-def exchange_table(tested: Mapping[str, Exchanged]) -> pd.DataFrame:
-    """A row for each class."""
-    rows = {
-        name: {
-            "success": one.success.value,
-            "low": one.success.low,
-            "high": one.success.high,
-            "random features, 95th pct.": float(np.quantile(one.null.draws, 0.95)),
-            "held-out tokens": str(one.success.n),
-        }
-        for name, one in tested.items()
-    }
-    return pd.DataFrame(rows).T
+def periodic(activation: Float[Tensor, "neuron n"], generator: np.random.Generator) -> Periodic:
+    """Choose the neuron of period 10 on every other decade, look at all neurons in the rest."""
+    decade = torch.arange(activation.shape[-1]) // 10
+    chooses, reports = (activation[:, decade % 2 == which] for which in (0, 1))
+    best, null = int(period_power(chooses).argmax()), Null(period_null(reports, generator))
+    return Periodic(period_power(reports), best, reports.shape[-1], null)

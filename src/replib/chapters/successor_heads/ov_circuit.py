@@ -12,19 +12,20 @@ a query head uses the value projection of its group.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from replib.chapters.successor_heads.direct_effects import observe
 from replib.chapters.successor_heads.ordinals import AllTokens, OrdinalClass, all_tokens
 from replib.interventions.network import Head, Network
-from replib.metrics import Estimate, Null, bootstrap, head_label, proportion, rng
+from replib.metrics import Estimate, bootstrap
 from replib.models.finite import check_logits
 
 # --- From tokens to a head's input ----------------------------------------------------------------
@@ -44,9 +45,9 @@ class Source:
 
 
 def embed(net: Network, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
-    """Token embeddings as the first block gets them, without positions."""
+    """Token embeddings as the first block gets them, without positions, on the model's device."""
     with torch.no_grad():
-        return net.model.original_model.get_input_embeddings()(tokens)
+        return net.model.original_model.get_input_embeddings()(tokens.to(net.W_U.device))
 
 
 def mlp0(
@@ -129,6 +130,21 @@ def before_readout(
         return _linear(net.ln_final, out if post is None else _linear(post, out))
 
 
+def head_write(
+    net: Network,
+    head: Head,
+    x: Float[Tensor, "*token d_model"],
+    normed: bool = True,
+    direction: bool = False,
+) -> Float[Tensor, "*token d_model"]:
+    """What one head would add, ready for the unembedding, if it attended to x alone."""
+    layer, h = head
+    v = head_values(net, layer, x, normed, direction)[..., h, :]
+    with torch.no_grad():
+        out = (v @ net.blocks[layer].W_O[h])[..., None, :]
+    return before_readout(net, layer, out, normed)[..., 0, :]
+
+
 def ov_writes(
     net: Network,
     layer: int,
@@ -147,13 +163,13 @@ def ov_writes(
 def predicted(
     logits: Float[Tensor, "head token token"], classes: Mapping[str, OrdinalClass]
 ) -> dict[str, Int[Tensor, "head item"]]:
-    """For each class, the item of it that each head favours, for each of its items. The logits are
-    those of all tokens (`ordinals.all_tokens`) when each of them is read. Raises UsageError for
-    logits that are not finite."""
+    """For each class, the item of it that each head favours, for each of its items, in the
+    processor's memory. The logits are those of all tokens (`ordinals.all_tokens`) when each of them
+    is read. Raises UsageError for logits that are not finite."""
     check_logits(logits, "the logits of ordinal tokens")
     every = all_tokens(classes)
     spans = {name: every.span(name) for name in classes}
-    return {name: logits[:, own, own].argmax(-1) for name, own in spans.items()}
+    return {name: logits[:, own, own].argmax(-1).cpu() for name, own in spans.items()}
 
 
 # --- Scores and their null ------------------------------------------------------------------------
@@ -167,6 +183,14 @@ def hits(
         name: pred[name][:, ordinal.pairs[:, 0]] == ordinal.pairs[:, 1]
         for name, ordinal in classes.items()
     }
+
+
+def in_class(
+    logits: Float[Tensor, "token d_vocab"], classes: Mapping[str, OrdinalClass]
+) -> dict[str, Bool[Tensor, "1 _"]]:
+    """`hits` of logits over the whole vocabulary, given when each token is read."""
+    of_classes = logits[None, :, all_tokens(classes).tokens]
+    return hits(predicted(of_classes, classes), classes)
 
 
 def half(values: Mapping[str, Tensor], which: int) -> dict[str, Tensor]:
@@ -242,140 +266,36 @@ def shuffled_null(
     return ShuffledNull(per_class, stacked.mean(0), np.tensordot(weights, stacked, axes=1))
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What all heads favour when they are given one input, beside shuffled successors."""
-
-    said: Mapping[str, Int[Tensor, "head item"]]
-    hit: Mapping[str, Bool[Tensor, "head pair"]]
-    null: ShuffledNull
-
-    @property
-    def macro(self) -> Float[Tensor, " head"]:
-        """Macro score of each head."""
-        return macro(self.hit)
-
-    @property
-    def best(self) -> int:
-        """Row of the head with the best macro score, the first of several."""
-        return int(self.macro.argmax())
-
-    @property
-    def top(self) -> float:
-        """That score."""
-        return float(self.macro.max())
-
-    def best_null(self, what: str = "macro") -> Null:
-        """What the best of all heads reaches by chance; `what` is macro, micro or a class."""
-        return Null(self.null.best(what))
-
-
-def compare(scores: Mapping[str, Scores], heads: Sequence[Head]) -> pd.DataFrame:
-    """The best head with each input, its scores and what shuffled successors give the best."""
-    rows = {}
-    for name, one in scores.items():
-        null = one.best_null()
-        rows[name] = {
-            "best head": head_label(heads[one.best]),
-            "macro": one.top,
-            "null, 95th pct.": null.asdict()["q95"],
-            "p": null.pvalue(one.top),
-            "best micro": float(micro(one.hit).max()),
-            "its null": one.best_null("micro").asdict()["q95"],
-        }
-    return pd.DataFrame(rows).T
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The chosen head and the runner-up on the successions that did not choose them."""
-
-    heldout: float  # macro score of the chosen head
-    second: float  # and of the runner-up
-    gap: Estimate  # their difference
-    heldout_q95: float  # of the chosen head, when successors are shuffled
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """What claim 2.1 needs to know of it."""
-        return {"heldout": self.heldout, "heldout_q95": self.heldout_q95}
-
-    @property
-    def beaten(self) -> bool:
-        """Is the chosen head above its null?"""
-        return self.heldout > self.heldout_q95
-
-
-def retest(
-    scores: Scores,
-    classes: Mapping[str, OrdinalClass],
-    row: int,
-    runner_up: int,
-    seed: int,
-    draws: int = 1000,
-) -> Trial:
-    """Score two heads, by their rows, on the half of the successions that reports."""
-    report = half(scores.hit, 1)
-    mine, other = one_head(report, row), one_head(report, runner_up)
-    heldout, second = float(macro(mine)), float(macro(other))
-    gap = {name: mine[name].double() - other[name].double() for name in mine}
-    null = shuffled_null(scores.said, classes, rng(seed, "held out"), draws, which=1)
-    return Trial(
-        heldout,
-        second,
-        replace(macro_interval(gap, rng(seed, "2.3")), value=heldout - second),
-        float(np.quantile(null.macro[:, row], 0.95)),
-    )
-
-
-def by_class(scores: Scores, row: int, label: str) -> dict[str, dict[str, Estimate]]:
-    """A head's score in each class, and the 95th percentile of the best of all heads under the
-    null, as bars."""
-    bars = {}
-    for name, hit in scores.hit.items():
-        line = float(np.quantile(scores.null.best(name), 0.95))
-        bars[name.replace(" ", "\n")] = {
-            f"head {label}": proportion(hit[row]),
-            "best head under the null (95th pct.)": Estimate(line, line, line, len(hit[row])),
-        }
-    return bars
-
-
-def classes_above(scores: Scores, row: int) -> list[str]:
-    """The classes in which a head's score is above that percentile."""
-    line = {name: np.quantile(scores.null.best(name), 0.95) for name in scores.hit}
-    return [name for name, hit in scores.hit.items() if hit[row].double().mean() > line[name]]
-
-
-def key_of(name: str) -> str:
-    """A report's key for the best score with an input: best_embedding_MLP0_no_norms."""
-    return "_".join(["best", *name.replace(",", "").replace("+", "").split()])
-
-
-SUCCESSOR = "best on half of the tokens; above the null there, and on the other half"
-COPYING = "writes, of the words of a class, most to the one it reads, in over half of cases"
-
-
-def copying(
-    said: Mapping[str, Int[Tensor, "head item"]], heads: Sequence[Head]
-) -> list[tuple[int, int]]:
-    """The heads that favour the very word they read, as `COPYING` says (mean over classes)."""
-    share = macro({name: x == torch.arange(x.shape[-1]) for name, x in said.items()})
-    return [head for head, one in zip(heads, share, strict=True) if one > 0.5]
-
-
 def table(hits: Mapping[str, Mapping[str, Bool[Tensor, "1 pair"]]]) -> pd.DataFrame:
     """Scores of one head in each class: a row for each set of successes."""
     rows = {n: {k: float(v.double().mean()) for k, v in hit.items()} for n, hit in hits.items()}
     return pd.DataFrame(rows).T
 
 
-def ranks(
-    net: Network, head: Head, x: Float[Tensor, "token d_model"], every: AllTokens
-) -> Int[Tensor, " pair"]:
-    """Rank of each successor among all tokens of the vocabulary when a head reads its token, given
-    as x; 1 is the first."""
-    write = ov_writes(net, head[0], x)[:, head[1]]
-    logits = (write @ net.W_U.T)[every.pairs[:, 0]]
-    own = logits.gather(1, every.tokens[every.pairs[:, 1]][:, None])
-    return (logits > own).sum(-1) + 1
+def ranks(logits: Float[Tensor, "token d_vocab"], every: AllTokens) -> Int[Tensor, " pair"]:
+    """Rank of each successor among all tokens of the vocabulary, from the logits that are given
+    when a token is read; 1 is the first."""
+    from_, to = every.pairs.T
+    own = logits[from_, every.tokens[to]]
+    return (logits[from_] > own[:, None]).sum(-1).cpu() + 1
+
+
+def said_instead(
+    tokenizer: PreTrainedTokenizerBase,
+    logits: Mapping[str, Float[Tensor, "token d_vocab"]],
+    every: AllTokens,
+    most: int = 3,
+) -> pd.DataFrame:
+    """What comes first of the whole vocabulary when a token is read, for the first few of each
+    class: a row for a class, a column for each way to get logits."""
+    rows = {}
+    for name in every.names:
+        at = every.of(name).nonzero()[:most, 0]
+        rows[name] = {"read": _words(tokenizer, every.tokens[at])}
+        for way, one in logits.items():
+            rows[name][way] = _words(tokenizer, one[at].argmax(-1))
+    return pd.DataFrame.from_dict(rows, "index")
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, tokens: Int[Tensor, " token"]) -> str:
+    return ", ".join(repr(tokenizer.decode([t])) for t in tokens.tolist())

@@ -154,7 +154,7 @@ def kinds_at(
     return np.array(
         [
             kind_of(word[int(t)], [word[int(windows[p, s])] for s in some])
-            for t, p, some in zip(at.following, at.prompt, attended, strict=True)
+            for t, p, some in zip(at.following, at.prompt, attended.cpu(), strict=True)
         ]
     )
 
@@ -185,3 +185,10 @@ def numbers(in_text: Mapping[str, tuple[Estimate, Estimate]]) -> dict[str, int |
     won, everywhere = in_text["successorship"]
     rest = {kind.replace("-", "_"): in_text[kind][0] for kind in KINDS[1:]}
     return {"positions": everywhere.n, "wins": won.n, **rest}
+
+
+def succession(in_text: Mapping[str, tuple[Estimate, Estimate]]) -> dict[str, object]:
+    """What claim 2.15 is decided by: the share of successorship among the positions won (none: no
+    value), and among all."""
+    won, everywhere = in_text["successorship"]
+    return {"value": won if won.n else None, "base": everywhere.value, "wins": won.n}
