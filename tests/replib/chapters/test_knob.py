@@ -17,6 +17,7 @@ from replib.chapters.context_knob import (
     steering,
 )
 from replib.chapters.context_knob.intents import Case
+from replib.chapters.context_knob.reading import BothIntents
 from replib.chapters.factual_recall.facts import Fact
 from replib.interventions.generation import Prefilled
 from replib.models.tiny import ARCHITECTURES, tiny_model
@@ -196,3 +197,16 @@ def test_layers_below_a_start_need_not_be_run(arch):
     torch.testing.assert_close(
         last_token.logits(prompts, whole[:, 2]), prompts.step(), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("arch", ("gpt2", "neox", "llama"))
+def test_prompts_of_both_intents_are_what_each_is_alone(arch):
+    model = tiny_model(arch)
+    start = "When Mary and John went to"
+    ends = (" the store, Mary gave", " the park, John gave a drink", " it, she gave him a ball")
+    prompts = [f"{start}{end}{more}" for more in (" to John", " and a ball to") for end in ends]
+    found, alone = BothIntents(model, prompts), Prefilled(model, prompts)
+    assert (found.common, found.width) == (6, alone.width)
+    assert torch.equal(found.gap, alone.gap)
+    torch.testing.assert_close(found.step(), alone.step(), atol=1e-4, rtol=1e-4)
+    assert found.continuations(3) == alone.continuations(3)
