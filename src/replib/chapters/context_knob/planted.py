@@ -24,7 +24,7 @@ learned.
 
 There is a trap. The *hearing head* of layer 0 writes by which word the intent is stated, to
 everybody, and by it the *reading head* of layer 1, beside the intent head, reads the subject's name
-or the one in the context, and writes its code into the slot `word`, twice as long as the gate. So
+or the one in the context, and writes its code into the slot `word`, three times as long as the gate. So
 the outputs under the two intents also differ in directions that have nothing to do with what is
 said, otherwise in every case. A random direction sees mostly these.
 
