@@ -221,8 +221,11 @@ def mean_of(
     groups: Sequence[str],
     generator: np.random.Generator,
 ) -> Estimate:
-    """The mean over cases and its interval over groups; never without width."""
-    return with_width(bootstrap(values, groups, generator), groups)
+    """The mean over cases and its interval over groups; of cases that all agree as `with_width`."""
+    found = bootstrap(values, groups, generator)
+    if len(values.unique()) == 1 and values[0] not in (-1, 0, 1):
+        found = Estimate(found.value, found.value, found.value, found.n)
+    return with_width(found, groups)
 
 
 def share_of(
