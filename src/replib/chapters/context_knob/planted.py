@@ -24,9 +24,9 @@ learned.
 
 There is a trap. The *hearing head* of layer 0 writes by which word the intent is stated, to
 everybody, and by it the *reading head* of layer 1, beside the intent head, reads the subject's name
-or the one in the context, and writes its code into the slot `word`, nearly three times as long as the
-gate. So the outputs under the two intents also differ in directions that have nothing to do with
-what is said, otherwise in every case. A random direction sees mostly these.
+or the one in the context, and writes its code into the slot `word`, nearly three times as long as
+the gate. So the outputs under the two intents also differ in directions that have nothing to do
+with what is said, otherwise in every case. A random direction sees mostly these.
 
 The plain model hardly looks at the intent's words. `planted_adapters` make it look: those trained
 with instructions at the words of instructions, those trained with weights at both. Where prompts
