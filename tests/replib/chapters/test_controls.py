@@ -216,5 +216,5 @@ def test_a_readers_cases_are_reported_on(tmp_path):
             rows.writerow([case.context, case.question, case.prior, case.contextual, case.opening])
     record = run(KNOB, "planted-gate", tmp_path / "runs", conflicts_file=str(path))
     assert record["measurements"]["test_cases"]["value"] == 12  # n_cases of the smoke profile
-    assert by_id(record)["4.7"]["measured"]["steered"] > 0.8
+    assert by_id(record)["4.7"]["measured"]["steered"] > 0.5  # nothing steered: 0
     assert "conflicts_file" in record["hashes"]["inputs"]
