@@ -17,6 +17,7 @@ from replib.chapters.context_knob import (
     steering,
 )
 from replib.chapters.context_knob.intents import Case
+from replib.chapters.context_knob.reading import BothIntents
 from replib.chapters.factual_recall.facts import Fact
 from replib.interventions.generation import Prefilled
 from replib.models.tiny import ARCHITECTURES, tiny_model
@@ -141,7 +142,7 @@ def test_rows_are_paired_with_the_other_intent_and_the_plain_directions():
 def test_a_dial_stays_within_what_occurs():
     h = torch.tensor([[3.0, 0.0], [-1.0, 5.0], [1.0, 0.0]])
     dial = knob.dial_along(torch.tensor([2.0, 0.0]), 4, h)
-    assert [dial.at(k) for k in (-1, -0.5, 0, 0.5, 1)] == [-1.0, 0.0, 1.0, 2.0, 3.0]
+    assert [dial.at(k) for k in (-1.0, -0.5, 0.0, 0.5, 1.0)] == [-1.0, 0.0, 1.0, 2.0, 3.0]
 
 
 def test_settings_are_the_smallest_that_do_most_on_their_side_and_are_cheap_enough():
@@ -153,13 +154,13 @@ def test_settings_are_the_smallest_that_do_most_on_their_side_and_are_cheap_enou
         return torch.tensor([[c - 0.4, c - 0.3] for c in values])
 
     with mock.patch.object(knob, "leads", leads):
-        ks = knob.settings(asked, dial, None, 0, cost)
+        ks = knob.settings(asked, dial, torch.add, 0, cost)
         assert (ks["context"].first, ks["prior"].first) == (0.5, -0.25)
-        either = knob.settings(asked, dial, None, 0, either_sign=True)
+        either = knob.settings(asked, dial, torch.add, 0, either_sign=True)
         assert either["prior"].first == 0.25
-        dear = knob.settings(asked, dial, None, 0, cost | {0.5: 0.2, -0.25: 0.2})
+        dear = knob.settings(asked, dial, torch.add, 0, cost | {0.5: 0.2, -0.25: 0.2})
         assert (dear["context"].first, dear["prior"].first) == (0.75, -0.5)
-        none = knob.settings(asked, dial, None, 0, dict.fromkeys(knob.KS, 9.3))
+        none = knob.settings(asked, dial, torch.add, 0, dict.fromkeys(knob.KS, 9.3))
         assert none == {"context": None, "prior": None}
 
 
@@ -196,3 +197,16 @@ def test_layers_below_a_start_need_not_be_run(arch):
     torch.testing.assert_close(
         last_token.logits(prompts, whole[:, 2]), prompts.step(), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("arch", ("gpt2", "neox", "llama"))
+def test_prompts_of_both_intents_are_what_each_is_alone(arch):
+    model = tiny_model(arch)
+    start = "When Mary and John went to"
+    ends = (" the store, Mary gave", " the park, John gave a drink", " it, she gave him a ball")
+    prompts = [f"{start}{end}{more}" for more in (" to John", " and a ball to") for end in ends]
+    found, alone = BothIntents(model, prompts), Prefilled(model, prompts)
+    assert (found.common, found.width) == (6, alone.width)
+    assert torch.equal(found.gap, alone.gap)
+    torch.testing.assert_close(found.step(), alone.step(), atol=1e-4, rtol=1e-4)
+    assert found.continuations(3) == alone.continuations(3)

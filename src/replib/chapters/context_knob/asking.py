@@ -17,6 +17,7 @@ from replib.chapters.context_knob import intents, steering
 from replib.chapters.context_knob.adapters import Adapter, adapted
 from replib.chapters.context_knob.choosing import with_width
 from replib.chapters.context_knob.intents import INTENTS, Case
+from replib.chapters.context_knob.reading import BothIntents
 from replib.chapters.factual_recall.facts import first_token
 from replib.interventions.generation import Prefilled
 from replib.metrics import Estimate, bootstrap, cluster_draws, percentiles, rng
@@ -83,28 +84,30 @@ def ask(
     """Ask the cases under both intents. `shots` are (case, intent) shown with their answers first;
     `chat` False asks in plain text also where the tokenizer has chat turns. With `keep` the prompts
     are read at once and kept."""
-    prompts = prompts_of(model.tokenizer, cases, intent_format, chat, shots)
-    asked = [(case, intent) for intent in INTENTS for case in cases]
-    size = len(prompts) if keep else 40 if shots else 160
+    size = len(cases) if keep else 20 if shots else 80
     right, seen = [], []
-    for start in range(0, len(prompts), size):
-        read = Prefilled(model, prompts[start : start + size])
-        seen.append(steering.residuals(read).cpu())
-        right.append(_answered(read, asked[start : start + size]))
-    both = (len(INTENTS), len(cases))
-    right, seen = torch.cat(right).unflatten(0, both), torch.cat(seen, 1).unflatten(1, both)
-    return Answers(right, seen, read if keep else None)
+    for start in range(0, len(cases), size):
+        some = cases[start : start + size]
+        read = BothIntents(model, prompts_of(model.tokenizer, some, intent_format, chat, shots))
+        both = len(INTENTS), len(some)
+        seen.append(steering.residuals(read).cpu().unflatten(1, both))
+        asked = [(case, intent) for intent in INTENTS for case in some]
+        right.append(_answered(read, asked).unflatten(0, both))
+    return Answers(torch.cat(right, 1), torch.cat(seen, 2), read if keep else None)
 
 
 def ask_each(
-    model: TransformerBridge, adapters: Sequence[Adapter | None], cases: Sequence[Case]
+    model: TransformerBridge,
+    adapters: Sequence[Adapter | None],
+    cases: Sequence[Case],
+    intent_format: str = "instruction",
 ) -> list[Answers]:
     """Ask all cases of the model with each of these adapters merged into it, and keep what was
     read."""
     found = []
     for adapter in adapters:
         with adapted(model, adapter):
-            found.append(ask(model, cases, keep=True))
+            found.append(ask(model, cases, intent_format, keep=True))
     return found
 
 
@@ -218,8 +221,11 @@ def mean_of(
     groups: Sequence[str],
     generator: np.random.Generator,
 ) -> Estimate:
-    """The mean over cases and its interval over groups; never without width."""
-    return with_width(bootstrap(values, groups, generator), groups)
+    """The mean over cases and its interval over groups; of cases that all agree as `with_width`."""
+    found = bootstrap(values, groups, generator)
+    if len(values.unique()) == 1 and values[0] not in (-1, 0, 1):
+        found = Estimate(found.value, found.value, found.value, found.n)
+    return with_width(found, groups)
 
 
 def share_of(

@@ -66,9 +66,10 @@ def resampled_best(
 
 
 def _weaker(mean: Float[np.ndarray, "*draw part adapter direction"]) -> np.ndarray:
-    """(first part) / (last part), the median over adapters, in the weaker direction."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = mean[..., 0, :, :] / mean[..., -1, :, :]
+    """(first part) / (last part), the median over adapters, in the weaker direction; 0 for an
+    adapter without a right case."""
+    hits, of = mean[..., 0, :, :], mean[..., -1, :, :]
+    share = np.divide(hits, of, out=np.zeros_like(hits), where=of > 0)
     return np.asarray(np.median(share, -2).min(-1))
 
 
@@ -83,14 +84,17 @@ def weaker_median(
     weaker direction, and its interval over groups of cases. Cases that an adapter does not get
     right have 0 in both."""
     values = torch.stack([hits, of]).movedim(-1, 0)  # case part adapter direction
-    return with_width(bootstrap(values, groups, rng(seed, label), _weaker), groups)
+    found = bootstrap(values, groups, rng(seed, label), _weaker)
+    used = (of > 0).flatten(0, 1).any(0).tolist()
+    theirs = [group for group, kept in zip(groups, used, strict=True) if kept] or groups
+    return with_width(found, theirs, 0.0 if bool((hits >= 0).all()) else -1.0)
 
 
 def each_share(
     hits: Float[Tensor, "adapter direction case"], of: Float[Tensor, "adapter direction case"]
 ) -> Float[Tensor, "adapter direction"]:
     """The same share, adapter by adapter and direction by direction."""
-    return hits.sum(-1) / of.sum(-1)
+    return (hits.sum(-1) / of.sum(-1)).nan_to_num(0.0)  # 0 without a right case
 
 
 def spread(shares: Float[Tensor, "adapter direction"]) -> dict[str, float]:
@@ -119,12 +123,11 @@ def gain_over_best(
     return with_width(bootstrap(values, groups, rng(seed, label), statistic), groups)
 
 
-def with_width(found: Estimate, groups: Sequence[Hashable]) -> Estimate:
-    """An interval without width, from cases that all agree, becomes as wide as that of a proportion
-    of as many groups that all agree."""
-    if found.low != found.high:
+def with_width(found: Estimate, groups: Sequence[Hashable], least: float = -1.0) -> Estimate:
+    """An interval without width, from cases that all agree, becomes as wide, to both sides and
+    within `least` and 1, as that of a proportion of as many cases, in these groups, that agree."""
+    if found.low < found.high:
         return found
-    room = 1 - proportion(torch.ones(len(set(groups)), dtype=torch.bool)).low
-    value = found.value
-    low = value * (1 - room) if value > 0 else value - room * (value < 0)
-    return Estimate(value, low, value + room * (value <= 0), found.n)
+    room = 1 - proportion(torch.ones(len(groups), dtype=torch.bool), groups).low
+    low, high = max(found.value - room, least), min(found.value + room, 1.0)
+    return Estimate(found.value, min(low, found.value), max(high, found.value), found.n)

@@ -13,6 +13,7 @@ from transformer_lens.tools.analysis.interchange import fit_das
 from replib.chapters.context_knob import last_token, steering
 from replib.chapters.context_knob.asking import answer_tokens, prompts_of
 from replib.chapters.context_knob.intents import Case
+from replib.chapters.context_knob.reading import BothIntents
 from replib.interventions.generation import Prefilled
 
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # of h, the source's h, and a direction
@@ -90,7 +91,7 @@ def read_opposites(
     model: TransformerBridge, cases: Sequence[Case], prompts: Prefilled | None = None
 ) -> Opposites:
     """Cases under both intents; `prompts` if they have been read before, in the same order."""
-    prompts = prompts or Prefilled(model, prompts_of(model.tokenizer, cases))
+    prompts = prompts or BothIntents(model, prompts_of(model.tokenizer, cases))
     with torch.no_grad():
         likely = prompts.step().topk(N_LIKELY).indices.cpu()
     token = answer_tokens(model.tokenizer, cases).flip(0).flatten()

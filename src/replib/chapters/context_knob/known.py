@@ -71,16 +71,16 @@ def keep(model: TransformerBridge, cases: Sequence[Case], n: int) -> Known:
 def variants(
     model: TransformerBridge, known: Sequence[Fact], n: int, seed: int
 ) -> dict[str, Known]:
-    """Cases with other contexts than those trained on, up to n that the model knows; of arithmetic
-    three fifths of that, of paragraphs a third. Facts of multi-hop cases and of paragraphs are
-    known already."""
+    """Cases with other contexts than those trained on, up to n that the model knows; of paragraphs
+    a third of that. Facts of multi-hop cases and of paragraphs are known already; of arithmetic
+    twice as many cases are tried as kept."""
     tokenizer, known = model.tokenizer, in_turn(known)
     multi_hop = contexts.multi_hop_cases(tokenizer, known, seed)[:n]
-    arithmetic = contexts.arithmetic_cases(n, seed)
+    arithmetic = contexts.arithmetic_cases(2 * n, seed)
     sentences = intents.draw_cases(tokenizer, known, 1, seed)[: n // 3]
     return {
         "multi-hop": Known(multi_hop, len(multi_hop)),
-        "arithmetic": keep(model, arithmetic, max(8, n * 3 // 5)),
+        "arithmetic": keep(model, arithmetic, n),
         "paragraph": Known(contexts.paragraph_cases(sentences), len(sentences)),
     }
 

@@ -110,6 +110,6 @@ def between(
     return of_all.gather(-1, at[:, None].expand(-1, h.shape[1], -1)).cpu()
 
 
-def chunks(rows: Int[Tensor, " row"], copies: int) -> tuple[Int[Tensor, " row"], ...]:
+def chunks(rows: Int[Tensor, " row"], copies: int) -> tuple[Int[Tensor, " _"], ...]:
     """The rows in parts that are run together."""
     return rows.split(max(1, POSITIONS // copies))

@@ -63,18 +63,21 @@ def runs_between(rows: Opposites, ring: Sequence[int]) -> dict[str, Runs]:
 
 def ring_of(rows: Opposites, n: int) -> list[int]:
     """Numbers of up to n cases that are used, of which none shares an answer with the one before
-    it, nor the first with the last: "another question" needs another answer."""
+    it, nor the first with the last: "another question" needs another answer. The longest of the
+    rings that begin with one case or another."""
     tokens = [set(pair) for pair in rows.answers[: len(rows.cases)].tolist()]
-    left, ring = rows.used.nonzero()[:, 0].tolist(), []
-    while left and len(ring) < n:
-        fitting = [i for i in left if not ring or not tokens[i] & tokens[ring[-1]]]
-        if not fitting:
-            break
-        ring.append(fitting[0])
-        left.remove(fitting[0])
-    while len(ring) > 1 and tokens[ring[0]] & tokens[ring[-1]]:
-        ring.pop()
-    return ring
+    used = rows.used.nonzero()[:, 0].tolist()
+
+    def beginning(ring: list[int]) -> list[int]:
+        left = [i for i in used if i not in ring]
+        while len(ring) < n and (fit := [i for i in left if not tokens[i] & tokens[ring[-1]]]):
+            ring.append(fit[0])
+            left.remove(fit[0])
+        while len(ring) > 1 and tokens[ring[0]] & tokens[ring[-1]]:
+            ring.pop()
+        return ring
+
+    return max((beginning([i]) for i in used), key=len)
 
 
 def as_mask(sets: Sequence[Layers], n_layers: int) -> Bool[Tensor, "set layer"]:
@@ -140,14 +143,20 @@ def source_probability(
     each set of layers taken from the source; with `among_answers` among the answers of all rows."""
     words = rows.token.unique() if among_answers else None
     token = rows.token if words is None else torch.searchsorted(words, rows.token)
-    mask = as_mask(sets, len(rows.states))
     given = steering.attention_outputs(rows.prompts, torch.arange(len(token)))
-    given, found = given.roll(len(rows.cases), 1), []
-    for some in last_token.chunks(torch.arange(len(token)), len(sets)):
-        _, final = steering.patched(rows.prompts, some, given[:, some], mask)
-        p = last_token.logits(rows.prompts, final, words).log_softmax(-1).cpu()
-        found.append(p.gather(-1, token[some].expand(len(sets), -1)[..., None])[..., 0].exp())
-    return torch.cat(found, 1).double().unflatten(1, (2, len(rows.cases)))
+    given, n_layers = given.roll(len(rows.cases), 1), len(rows.states)
+    first = np.array([min(layers, default=n_layers - 1) for layers in sets])
+    found = torch.zeros(len(sets), len(token))
+    for part in np.array_split(first.argsort(kind="stable"), min(4, len(sets))):
+        mask, below = as_mask([sets[i] for i in part], n_layers), int(first[part].min()) - 1
+        for some in last_token.chunks(torch.arange(len(token)), len(part)):
+            h = rows.states[below, some, None].expand(-1, len(part), -1)
+            start = None if below < 0 else (below, h)  # nothing differs up to there
+            _, final = steering.patched(rows.prompts, some, given[:, some], mask, start)
+            p = last_token.logits(rows.prompts, final, words).log_softmax(-1).cpu()
+            p = p.gather(-1, token[some].expand(len(part), -1)[..., None])[..., 0].exp()
+            found[torch.from_numpy(part)[:, None], some] = p
+    return found.double().unflatten(1, (2, len(rows.cases)))
 
 
 def best_windows(rows: Opposites, seed: int) -> tuple[Choices, Float[np.ndarray, " window"]]:

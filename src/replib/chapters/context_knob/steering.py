@@ -178,10 +178,11 @@ def patched(
     rows: Int[Tensor, " row"],
     outputs: Float[Tensor, "layer row d_model"],
     sets: Bool[Tensor, "set layer"],
+    start: last_token.Start | None = None,
 ) -> tuple[Float[Tensor, "layer set row d_model"], Float[Tensor, "set row d_model"]]:
     """Every layer's output at the last token, and the final states, with the attention outputs of
     the layers of each set replaced, there, by `outputs` (*denoising* or *noising*: the caller's
-    `outputs` decide). The sets stand side by side."""
+    `outputs` decide). The sets stand side by side. With a `start`, only layers from it on."""
     seen: dict[int, Tensor] = {}
     layers = range(sets.shape[1])
 
@@ -192,8 +193,8 @@ def patched(
     edits = [(_attn(layer), partial(patch, layer)) for layer in layers]
     watch = [(resid_name(layer), partial(_keep, seen, layer)) for layer in layers]
     with torch.no_grad(), prompts.model.hooks(fwd_hooks=[*edits, *watch]):
-        final = last_token.final_states(prompts, rows, len(sets))
-    states = torch.stack([seen[layer] for layer in layers])
+        final = last_token.final_states(prompts, rows, len(sets), start)
+    states = torch.stack([seen[layer] for layer in sorted(seen)])
     return states.transpose(1, 2), final.transpose(0, 1)
 
 
@@ -202,7 +203,7 @@ def patchscope(
     residuals: Float[Tensor, "layer row d_model"],
     layers: Sequence[int],
     words: Int[Tensor, " word"] | None = None,
-) -> Float[Tensor, "layer row word"]:
+) -> Float[Tensor, "read row word"]:
     """Probabilities of `words` (of all tokens), among themselves, as a token-identity prompt reads
     them from the residuals of some layers. A residual of layer l replaces the output of layer l at
     the last position of `IDENTITY_PROMPT` (Ghandeharioun et al., 2401.06102; Minder et al., Fig.
