@@ -7,7 +7,17 @@ from pathlib import Path
 from bookkit.project import list_papers
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "files", "markup", "hashes", "prompts", "models", "interventions", "metrics")
+ORDER = (
+    "errors",
+    "files",
+    "markup",
+    "hashes",
+    "prompts",
+    "models",
+    "interventions",
+    "clusters",
+    "metrics",
+)
 ORDER += ("claims", "figures", "chapters")
 
 
