@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from replib.chapters.ioi_circuit_reuse import circuit, repair, reuse, tasks
-from replib.interventions.head_edits import HeadEdit, Readout
+from replib.chapters.ioi_circuit_reuse.planted import PLANTED_ROLES
+from replib.interventions.head_edits import HeadEdit, Readout, zero_ablate
 from replib.interventions.network import Network
 from replib.interventions.path_patching import PathPatch
 from replib.metrics import rng
+from replib.models.load import load_model
 from replib.models.tiny import tiny_model
 from replib.prompts.capitals import capital_pairs
+from replib.prompts.ioi import ioi_pairs
 from replib.prompts.vocabulary import word_tokenizer
 
 WORD = word_tokenizer()
 NET = Network(tiny_model("gpt2"))
+MOVERS = PLANTED_ROLES["name_movers"]
 
 
 def patch(*effects):
@@ -163,6 +167,13 @@ def test_random_tokens_are_before_end_and_no_colours_and_each_word_is_of_one_kin
     said = torch.tensor([listed[other][0], listed[other][1], color, word])
     kinds = repair.kinds_of_answer(WORD, prompts[[other] * 4], said)
     assert torch.stack(list(kinds.values())).equal(torch.eye(4, dtype=bool))
+
+
+def test_without_the_planted_movers_the_loss_rises():
+    model = load_model("planted-ioi")
+    pairs = ioi_pairs(model.tokenizer, 20)
+    cost = repair.added_loss(Network(model), pairs, zero_ablate(MOVERS), 0)
+    assert cost.low > 1  # nats
 
 
 def test_no_heads_cost_nothing():
