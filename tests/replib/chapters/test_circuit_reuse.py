@@ -7,19 +7,30 @@ import pytest
 import torch
 
 from replib.chapters.ioi_circuit_reuse import circuit, repair, reuse, single_heads, tasks
+from replib.chapters.ioi_circuit_reuse.planted import PLANTED_ROLES
 from replib.errors import UsageError
-from replib.interventions.head_edits import HeadEdit, Readout, Site, attention_row, read
+from replib.interventions.head_edits import (
+    HeadEdit,
+    Readout,
+    Site,
+    attention_row,
+    read,
+    zero_ablate,
+)
 from replib.interventions.network import Network
 from replib.interventions.path_patching import PathPatch
 from replib.metrics import Estimate, rng
+from replib.models.load import load_model
 from replib.models.tiny import tiny_model
 from replib.prompts.capitals import capital_pairs
 from replib.prompts.colored_objects import colored_objects_pairs
+from replib.prompts.ioi import ioi_pairs
 from replib.prompts.vocabulary import word_tokenizer
 from replib.prompts.words import COLORS
 
 WORD = word_tokenizer()
 NET = Network(tiny_model("gpt2"))
+MOVERS = PLANTED_ROLES["name_movers"]
 
 
 def patch(*effects):
@@ -322,6 +333,13 @@ def test_rank_correlation_within_layers():
     grid = torch.tensor([[1.0, 2.0], [4.0, 3.0], [5.0, 6.0]])
     opposite, p = single_heads.tie(grid, -grid, 0)
     assert opposite.value == pytest.approx(-1) and p < 0.2  # one of eight orders within layers
+
+
+def test_without_the_planted_movers_the_loss_rises():
+    model = load_model("planted-ioi")
+    pairs = ioi_pairs(model.tokenizer, 20)
+    cost = repair.added_loss(Network(model), pairs, zero_ablate(MOVERS), 0)
+    assert cost.low > 1  # nats
 
 
 def test_no_heads_cost_nothing():
