@@ -33,6 +33,7 @@ def test_a_chapter_has_a_page_a_model_and_one_without_runs_none(tmp_path: Path) 
         "chapters/fake-paper/index",
         *(f"chapters/{pair}" for pair in EXPECTED),
         "scorecard",
+        "across",
         "atlas/index",
         "atlas/model-a",
         "references",
