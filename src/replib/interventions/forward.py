@@ -259,7 +259,7 @@ def positions_of(pairs: PromptPairs, name: str) -> Int[Tensor, "prompt k"]:
     return at[:, None] if at.ndim == 1 else at
 
 
-def logit_diff(
+def resid_logit_diff(
     net: Network, resid: Float[Tensor, "*edit prompt d_model"], pairs: PromptPairs
 ) -> Float[Tensor, "*edit prompt"]:
     """`logit[answer] − logit[foil]`, one value per prompt, from the residual stream at END."""

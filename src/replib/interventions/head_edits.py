@@ -16,8 +16,8 @@ from replib.interventions.forward import (
     Run,
     chunks,
     keep_past,
-    logit_diff,
     positions_of,
+    resid_logit_diff,
     run_batches,
     run_forward,
 )
@@ -177,7 +177,7 @@ def read(
                 some = edits[start : start + batch]
                 resid, seen = _edited(net, past, clean, some, site, capture)
                 out = {"logits": net.logits(resid, tokens[prompts].expand(len(some), -1, -1))}
-                out["logit_diff"] = logit_diff(net, resid, chunk)
+                out["logit_diff"] = resid_logit_diff(net, resid, chunk)
                 if correct:
                     out["correct"] = net.is_top1(resid, chunk.answer.expand(resid.shape[:-1]))
                 if full_vocabulary:

@@ -14,8 +14,8 @@ from replib.interventions.forward import (
     Run,
     chunks,
     keep_past,
-    logit_diff,
     positions_of,
+    resid_logit_diff,
     run_batches,
     run_forward,
 )
@@ -193,8 +193,8 @@ def path_patch(
             past = keep_past(net, pairs, prompts)
             clean = run_batches(net, pairs, "clean", prompts, past, dest)
             corrupted = run_batches(net, pairs, "corrupted", prompts, past, dest)
-            clean_diff[prompts] = logit_diff(net, clean.final[:, -1], chunk)
-            corrupted_diff[prompts] = logit_diff(net, corrupted.final[:, -1], chunk)
+            clean_diff[prompts] = resid_logit_diff(net, clean.final[:, -1], chunk)
+            corrupted_diff[prompts] = resid_logit_diff(net, corrupted.final[:, -1], chunk)
             batch = max(1, MAX_ROWS // dest.numel())
             for start in range(0, len(senders), batch):
                 some = senders[start : start + batch]
@@ -213,7 +213,7 @@ def path_patch(
                 if heads and editor.fired != set(recorded):
                     raise RuntimeError("a receiver was not patched")
                 at_layer, at_head = torch.tensor(some).T[..., None]
-                patched[at_layer, at_head, prompts] = logit_diff(net, resid[:, :, -1], chunk)
+                patched[at_layer, at_head, prompts] = resid_logit_diff(net, resid[:, :, -1], chunk)
     return PathPatch(patched, clean_diff, corrupted_diff)
 
 
