@@ -74,8 +74,8 @@ def scaled(wanted, share_before, share_after, gates=KNOWN):
     moved[HEAD] += 5 * change
     pairs = zip(after, before, strict=True)
     chosen = torch.tensor([float((a == wanted) - (b == wanted)) for a, b in pairs]).double()
-    random = torch.from_numpy(g.choice([-1.0, 0, 1], (20, len(GROUPS)), p=[0.02, 0.96, 0.02]))
-    gains = scaling.Gains((HEAD, 0.0), chosen, random, (False,) * 20)
+    random = torch.from_numpy(g.choice([-1.0, 0, 1], (10, len(GROUPS)), p=[0.02, 0.96, 0.02]))
+    gains = scaling.Gains((HEAD, 0.0), chosen, random, (False,) * 10)
     return {
         "value": answers.gain(after, before, wanted, GROUPS, rng(0)),
         "null": gains.null(),
