@@ -153,7 +153,7 @@ def _decide(claim: Mapping[str, Any], runs: list[Run], of_paper: Run) -> Compari
         related = largest_family(models)
         here = f"{len(models)} {'model' if len(models) == 1 else 'models'}"
         if related:
-            here += f", of one family at most {known['sizes']} in size ({related[0].family})"
+            here += f", {known['sizes']} in one family at most ({related[0].family})"
         reason += f"; there are {here}"
     about = (of_paper.paper, of_paper.record["title"], claim)
     return Comparison(*about, models, left_out, shown, outcome, reason)

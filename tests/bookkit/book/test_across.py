@@ -81,8 +81,8 @@ def test_two_sizes_are_not_enough_and_it_says_so() -> None:
     (one,) = compare(sized(0.1, 0.3))
     assert one.outcome == "not_testable"
     assert one.reason == (
-        "gate not passed: three sizes of one family; there are 3 models, of one family at most 2 "
-        "in size (pythia)"
+        "gate not passed: three sizes of one family; there are 3 models, 2 in one "
+        "family at most (pythia)"
     )
     (one,) = compare(sized(0.1))  # growth is not to be had
     assert one.numbers["growth"] is None
