@@ -18,7 +18,7 @@ import psutil
 
 from bookkit.run.environment import kernel_environment
 
-SAMPLE_S = 0.1
+SAMPLE_S = 0.5  # to look through all processes takes a twentieth of a second
 
 
 @dataclass
