@@ -49,9 +49,9 @@ def control(tmp_path_factory):
         path = ROOT / "build/runs" / paper / model / "record.json"
         record = read_record(path) if path.is_file() else {"profile": None}
         profile = "laptop" if model in ("planted-ioi", "planted-facts", "planted-gate") else "smoke"
-        if record["profile"] in (profile, "laptop"):
-            if not changed_since(record, find_chapter(ROOT, paper)):
-                return record
+        usable = record["profile"] in (profile, "laptop")
+        if usable and not changed_since(record, find_chapter(ROOT, paper)):
+            return record
         return run(paper, model, tmp_path_factory.mktemp("control"), profile)
 
     return find
