@@ -25,6 +25,7 @@ from bookkit.run.plan import OPTIONS, Run, plan
 from replib.claims.schema import Found
 from replib.claims.tables import show_number
 from replib.errors import UsageError
+from replib.models.sources import MADE_IN_MEMORY
 
 SECOND = Path("build/certify")  # second runs, in the project
 SAME = ("paper", "model", "profile", "parameters", "seed", "device", "hashes")
@@ -74,8 +75,22 @@ def second_run(chapter: Chapter, record: Mapping[str, Any]) -> Run:
 
 def is_second(record: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Is `second` the same computation with other numerics?"""
-    same = all(record[key] == second[key] for key in SAME)
-    return same and second.get("numerics") not in (None, record["numerics"])
+    return not _apart(record, second) and second.get("numerics") not in (None, record["numerics"])
+
+
+def _apart(record: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In what two runs differ that have to be of the same computation. Weights that are made in
+    memory are computed anew, with the numerics of each run, and do not count."""
+    if record["model"]["name"] in MADE_IN_MEMORY:
+        record, second = _without_weights(record), _without_weights(second)
+    return [key for key in SAME if record[key] != second[key]]
+
+
+def _without_weights(record: Mapping[str, Any]) -> dict[str, Any]:
+    model, hashes = ({**record[key]} for key in ("model", "hashes"))
+    model.pop("sha256", None)
+    hashes.pop("weights", None)
+    return {**record, "model": model, "hashes": hashes}
 
 
 def certify(
@@ -98,7 +113,7 @@ def certify(
 def unite(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The first run's record, with what the second run says otherwise."""
     if not is_second(first, second):
-        apart = [key for key in SAME if first[key] != second[key]] or ["numerics, which are equal"]
+        apart = _apart(first, second) or ["numerics, which are equal"]
         raise UsageError(f"the second run of {first['paper']} is another's: {words(apart)}")
     again = {key: second[key] for key in ("numerics", "wall_time_s", "started")}
     said = [in_words(record["numerics"]) for record in (first, second)]

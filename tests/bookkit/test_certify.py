@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bookkit.certify import SAME, is_second
 from bookkit.cli import main
 from bookkit.records import Numerics, read_record
 from bookkit.run import numerics
@@ -69,6 +70,24 @@ def test_one_command_runs_twice_and_says_what_rounding_decides(project, capsys, 
     monkeypatch.setattr("bookkit.cli.execute", None)
     assert main(["certify", "toy/tiny"]) == 0
     assert read_record(project / "results/toy/tiny/record.json") == record
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "expected"),
+    [
+        ("planted-ioi", {"weights": "b", "notebook": "n"}, True),  # they are made with the numerics
+        ("planted-ioi", {"weights": "b", "notebook": "m"}, False),
+        ("smollm2-135m", {"weights": "b", "notebook": "n"}, False),
+    ],
+)
+def test_only_weights_made_in_memory_may_differ(name, other, expected):
+    def record(hashes, numerics):
+        model = {"name": name, "sha256": hashes["weights"]}
+        return dict.fromkeys(SAME) | {"model": model, "hashes": hashes, "numerics": numerics}
+
+    first = record({"weights": "a", "notebook": "n"}, "1 thread")
+    assert is_second(first, record(other, "2 threads")) == expected
+    assert not is_second(first, first)
 
 
 @pytest.mark.parametrize(
