@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from replib import metrics
-from replib.chapters.copying_mamba import comparison, lengths, lookups, tables, trained
+from replib.chapters.copying_mamba import lengths, lookups, tables, trained
 from replib.chapters.copying_mamba import strings as copying
-from replib.chapters.copying_mamba.comparison import Scores
 from replib.chapters.copying_mamba.lengths import ByLength
 from replib.chapters.copying_mamba.networks import Size
 from replib.chapters.copying_mamba.trained import Trained
@@ -100,37 +99,3 @@ def test_examples_are_compared_by_their_geometric_means():
     assert ratio.low * ratio.high == pytest.approx(100)  # symmetric in logarithms
     with pytest.raises(UsageError, match="live_steps is 99; give at least 100"):
         trained.train_now({}, (), (), 99)
-
-
-# --- Pretrained models ----------------------------------------------------------------------------
-
-
-def scores(*whole):
-    table = torch.tensor(whole, dtype=torch.double)
-    return Scores(table, table)
-
-
-def test_scores_of_items_by_length():
-    short = [torch.tensor([True, True]), torch.tensor([True, False])]
-    long = [torch.tensor([True, False, False, False]), torch.tensor([True] * 4)]
-    found = comparison._scores([short, long])
-    assert found.whole.tolist() == [[1, 0], [0, 1]]  # length item
-    assert found.tokens.tolist() == [[1, 0.5], [0.25, 1]]
-    assert found.area.tolist() == [0.5, 0.5]
-
-
-def test_one_model_alone_leads_nothing_and_two_are_compared_item_by_item():
-    a, b = scores([1, 1, 1, 0], [1, 1, 0, 0]), scores([1, 1, 0, 0], [0, 0, 0, 0])
-    assert comparison.lead([a.area], metrics.rng(0)) is None
-    assert comparison.shuffling_lead([a], [b], metrics.rng(0)) is None
-    lead = comparison.lead([a.area, b.area], metrics.rng(0))
-    assert (lead.value, lead.n) == (5 / 8 - 2 / 8, 4)
-
-
-def test_what_shuffling_takes_away_is_a_share_of_what_was_copied():
-    plain, mixed = scores([1, 1, 1, 0], [1, 1, 0, 0]), scores([1, 0, 1, 0], [0, 0, 0, 0])
-    assert comparison.shuffling_loss(plain, mixed) == pytest.approx(1 - 2 / 5)
-    none = scores([0, 0, 0, 0], [0, 0, 0, 0])
-    assert comparison.shuffling_loss(none, none) == 1
-    lead = comparison.shuffling_lead([plain, plain], [mixed, none], metrics.rng(0))
-    assert lead.value == pytest.approx(1 - 3 / 5) and lead.n == 4  # the second loses all

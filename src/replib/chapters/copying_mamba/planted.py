@@ -147,6 +147,14 @@ class Register(nn.Module):
             logits[torch.arange(len(tokens)), asked - 1 + i, token] = 20.0
         return logits
 
+    def pattern(self, tokens: Int[Tensor, "string pos"]) -> Float[Tensor, "string dest src"]:
+        """Where it looks while it copies: at the letter to be said, if it holds it."""
+        n = int((tokens[0] == SEPARATOR).nonzero()[0, 0]) - 1
+        found = torch.zeros(len(tokens), tokens.shape[1], tokens.shape[1])
+        held = torch.arange(min(n, self.capacity))
+        found[:, n + 1 + held, 1 + held] = 1
+        return found
+
     def state(self, read: Int[Tensor, "string pos"]) -> Float[Tensor, "string feature"]:
         """What it holds of `$` and a string: the letters of its places, one-hot."""
         kept = read[:, 1 : 1 + self.capacity]

@@ -13,7 +13,6 @@ from replib.metrics import Estimate
 
 COPIED = 0.9  # of the strings
 FURTHEST = 100.0  # times as many examples: factors beyond it, or its inverse, are not told apart
-_FACTORS = np.geomspace(1 / FURTHEST, FURTHEST, 801)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,13 @@ def factor(slow: Arrivals, fast: Arrivals) -> Estimate:
     1983), from 1 / `FURTHEST` to `FURTHEST`. n is the number of seeds of both."""
     n = len(slow.examples) + len(fast.examples)
     value = float(np.clip(slow.median / fast.median, 1 / FURTHEST, FURTHEST))
+    # The test sees the order of the examples only, which changes at their quotients.
+    quotients = np.unique(slow.examples[:, None] / fast.examples)
+    inside = quotients[(quotients > 1 / FURTHEST) & (quotients < FURTHEST)]
+    edges = np.array([1 / FURTHEST, *inside, FURTHEST])
+    middles = np.sqrt(edges[1:] * edges[:-1])
     with np.errstate(invalid="ignore", divide="ignore"):
-        tests = [stats.logrank(_censored(slow), _censored(fast, x)).pvalue for x in _FACTORS]
-    kept = _FACTORS[[not p < 0.05 for p in tests]]  # a test of no arrivals has p = NaN
-    low, high = (min(value, kept[0]), max(value, kept[-1])) if len(kept) else (value, value)
+        tests = [stats.logrank(_censored(slow), _censored(fast, x)).pvalue for x in middles]
+    kept = np.array([not p < 0.05 for p in tests])  # where none arrives, p is no number
+    low, high = edges[:-1][kept].min(initial=value), edges[1:][kept].max(initial=value)
     return Estimate(value, float(low), float(high), n)
