@@ -777,7 +777,7 @@ def read_tokenizer(case: tuple, folder: Path) -> None:
     )
 
 
-_CELL = cells.reported(ROOT, "copy", "rope")[0]
+_CELL = cells.reported(ROOT, "copy", "hard-alibi")[0]
 _ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
     chapter_file(f"checkpoints/{_CELL.name}.json", cells.PAPER),

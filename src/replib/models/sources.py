@@ -75,8 +75,8 @@ KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 # model is loaded there: the chapter itself makes, or reads, what it runs on.
 TRAINING = {
     "copying": "copying-mamba",
-    "icl-gd": "icl-gd",
-    "induction-birth": "induction-birth",
+    "icl-gd": "icl-gradient-descent",
+    "induction-birth": "abrupt-induction",
 }
 WAYS = {
     "trained": "trained here and stored with the book",

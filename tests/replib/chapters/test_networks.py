@@ -64,7 +64,7 @@ def test_a_mimetic_start_keeps_the_state_and_reads_it_as_it_was_written():
     network = build("mamba2", 0, "m10").eval()
     mixer = network.backbone.layers[0].mixer
     hidden = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
-    _, _, b, c, step = read_mamba2(mixer, hidden)
+    _, _, b, c, _ = read_mamba2(mixer, hidden)
     assert torch.allclose(b, c)
     assert torch.allclose(torch.nn.functional.softplus(mixer.dt_bias), torch.ones(8), atol=1e-5)
     assert (-mixer.A_log.exp()).exp().tolist() == pytest.approx([0.99] * 8)

@@ -75,7 +75,7 @@ def selection(root: Path, study: str, architecture: str) -> dict[Setting, dict[i
     """(rate, start) -> seed -> validation loss at the end (nats), of the trainings with selection
     seeds that are stored."""
     found: dict[Setting, dict[int, float]] = {}
-    for path in sorted((folder(root) / study).glob(f"{architecture}-*.json")):
+    for path in sorted((folder(root) / study).glob(f"{architecture}-*-[sm]??-*.json")):
         cell = grid.cell_of(f"{study}/{path.stem}")
         if cell.architecture == architecture and not cell.is_reported:
             loss = read_card(root, cell)["curve"]["loss"][-1]
