@@ -121,10 +121,12 @@ def test_after_a_run_that_occurs_twice():
 
 def test_a_state_in_so_many_bits_has_no_more_values():
     learn, some = torch.randn(100, 30, generator=seeded()), torch.randn(50, 30, generator=seeded(1))
-    four = state_bits.in_bits(some, learn, 4)
+    of = state_bits.components(learn, 30)
+    assert torch.allclose(of.axes.T @ of.axes, torch.eye(30), atol=1e-4)
+    four = state_bits.in_bits(some, of, 4)
     assert len(four.round(decimals=4).unique(dim=0)) <= 16
-    assert len(state_bits.in_bits(some, learn, 8).round(decimals=4).unique(dim=0)) > 16
-    error = [(state_bits.in_bits(some, learn, b) - some).norm() for b in (4, 32, 120)]
+    assert len(state_bits.in_bits(some, of, 8).round(decimals=4).unique(dim=0)) > 16
+    error = [(state_bits.in_bits(some, of, b) - some).norm() for b in (4, 32, 120)]
     assert error[0] > error[1] > error[2] and error[2] < 0.2 * some.norm()
 
 
@@ -137,9 +139,9 @@ def test_the_whole_state_of_a_register_and_of_mamba_2_gives_their_own_answers():
 
 
 def test_more_bits_let_a_register_copy_more():
-    reach = state_bits.reach_by_bits(Register("copy", 30), 40, (16, 2048))
-    assert reach[0] < 5 and reach[1] == 20
-    assert (reach <= np.array([16, 2048]) / math.log2(26)).all()
+    reach = state_bits.reach_by_bits(Register("copy", 30), 40, (16, 1024))
+    assert reach[0] < 5 < 10 < reach[1]
+    assert (reach <= np.array([16, 1024]) / math.log2(26)).all()
 
 
 # --- Attention ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import worlds
 
 from replib.chapters.copying_mamba import decided
 from replib.chapters.copying_mamba.lengths import LENGTHS, ByLength
+from replib.chapters.copying_mamba.state_bits import BITS
 from replib.chapters.copying_mamba.survival import arrivals
 from replib.chapters.copying_mamba.training_grid import BATCH, EVERY
 from replib.metrics import rng
@@ -46,9 +47,6 @@ def curves(points, budget):
 
 def efficiency(transformer, ssm, budget=120):
     return decided.efficiency(curves(transformer, 60), curves(ssm, budget), budget * POINT)
-
-
-BITS = tuple(2**k for k in range(4, 14))
 
 
 def states(slope, full=20.0, start=2.0):

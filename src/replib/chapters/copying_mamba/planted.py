@@ -179,7 +179,7 @@ _HELD = {
     "copy-40": {"mamba2": 44},
     "states": {"mamba2-16": 10, "mamba2-4": 6},
     "prefix": {"hard-alibi": 10_000, "nope": 10_000, "mamba2": 10_000},
-    "suffix": {"hard-alibi": 10_000, "mamba2": 36},
+    "suffix": {"hard-alibi": 10_000, "mamba2": 30},
     "phone": {"hard-alibi": 48, "mamba2": 20, "hybrid": 48},
 }
 _ARRIVE = {"hard-alibi": 18, "rope": 22, "nope": 30, "alibi": 20, "hybrid": 25}  # points

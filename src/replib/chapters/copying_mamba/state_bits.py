@@ -6,6 +6,7 @@ They are replaced by what is left of them in so many bits, and the copy goes on 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from replib.chapters.copying_mamba.lengths import reach_of
 from replib.chapters.copying_mamba.planted import Register
 from replib.chapters.copying_mamba.strings import Strings
 
-BITS = tuple(2**k for k in range(4, 12))
+BITS = tuple(2**k for k in range(4, 11))
 EACH = 4  # bits of a component: 16 levels
 LENGTHS = (5, 10, 15, 20)
-N_LEARNT = 640  # strings that the components are found on
+N_LEARNT = 320  # strings that the components are found on
 _WIDEST = 2.5  # standard deviations between the middle and the outermost level
 
 
@@ -63,23 +64,37 @@ def copied_from(
     return torch.stack(said, 1).argmax(-1) == strings.answers
 
 
+@dataclass(frozen=True)
+class Components:
+    """Principal components of states, the leading first."""
+
+    middle: Float[Tensor, " feature"]
+    axes: Float[Tensor, "feature component"]  # of length 1
+    spread: Float[Tensor, " component"]  # standard deviation along each
+
+
+def components(states: Float[Tensor, "string feature"], n: int) -> Components:
+    """The `n` leading components of states, fewer if there are fewer strings."""
+    middle = states.mean(0)
+    apart = states - middle
+    # From the matrix of products of strings: there are more features than strings.
+    values, vectors = torch.linalg.eigh((apart @ apart.T).double())
+    kept = values.flip(0)[:n].clamp_min(1e-9)
+    axes = apart.T @ (vectors.flip(1)[:, : len(kept)] / kept.sqrt()).float()
+    return Components(middle, axes, (kept / len(states)).sqrt().float())
+
+
 def in_bits(
-    state: Float[Tensor, "string feature"], learn: Float[Tensor, "other feature"], bits: int
+    state: Float[Tensor, "string feature"], of: Components, bits: int
 ) -> Float[Tensor, "string feature"]:
-    """What is left of states in so many bits: their leading principal components (found on other
-    strings, `learn`), as many as fit at `EACH` bits, each on the nearest of 2^`EACH` levels. What
-    is left differs in at most 2^bits ways."""
-    middle = learn.mean(0)
-    apart = (learn - middle).double()
-    # Components from the matrix of products of strings: there are more features than strings.
-    values, vectors = torch.linalg.eigh(apart @ apart.T)
-    kept = values.flip(0)[: bits // EACH].clamp_min(1e-12)
-    axes = apart.T @ vectors.flip(1)[:, : len(kept)] / kept.sqrt()
-    spread = (kept / len(learn)).sqrt()
+    """What is left of states in so many bits: as many leading components (of other strings) as fit
+    at `EACH` bits, each on the nearest of 2^`EACH` levels. What is left differs in at most 2^bits
+    ways."""
+    axes, spread = of.axes[:, : bits // EACH], of.spread[: bits // EACH]
     step = 2 * _WIDEST / (2**EACH - 1)
-    where = ((state - middle).double() @ axes / spread).clamp(-_WIDEST, _WIDEST)
+    where = ((state - of.middle) @ axes / spread).clamp(-_WIDEST, _WIDEST)
     levels = ((where + _WIDEST) / step).round() * step - _WIDEST
-    return ((levels * spread) @ axes.T).to(state.dtype) + middle
+    return (levels * spread) @ axes.T + of.middle
 
 
 def reach_by_bits(
@@ -93,7 +108,8 @@ def reach_by_bits(
             for n, seed in ((N_LEARNT, 8000), (n_strings, 8100))
         ]
         learn, state = (state_before_bar(network, some) for some in made)
+        of = components(learn, max(bits) // EACH)
         for row, number in enumerate(bits):
-            right = copied_from(network, made[1], in_bits(state, learn, number))
+            right = copied_from(network, made[1], in_bits(state, of, number))
             accuracy[row, column] = right.all(1).double().mean()
     return np.array([reach_of(LENGTHS, row, 0.5) for row in accuracy])
