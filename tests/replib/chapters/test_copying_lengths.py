@@ -87,10 +87,9 @@ class Scripted(torch.nn.Module):
 def test_strings_are_right_as_a_whole_and_letters_one_by_one():
     # "$aab|aab.": after `|` and each letter, the token 3 before is a, a, b and then `|`, not `.`
     said = copying.copies_of(torch.tensor([[0, 0, 1], [2, 3, 4]]))
-    assert lengths.string_accuracy(Scripted(3), said) == 0.0
-    assert lengths.letter_accuracy(Scripted(3), said) == 3 / 4
+    assert lengths.shares(Scripted(3), said) == (0.0, 3 / 4)
     short = copying.Strings(said.tokens[:, :-1], 3, said.source)  # without the final `.`
-    assert lengths.string_accuracy(Scripted(3), short) == 1.0
+    assert lengths.shares(Scripted(3), short) == (1.0, 1.0)
     some = [Trained(CELL, {}, Scripted(back)) for back in (3, 3, 0)]
     scores = lengths.each_seed(some, lambda network, test: float(network.back + test), [1, 10])
     assert scores.tolist() == [[4, 13], [4, 13], [1, 10]]
@@ -100,14 +99,14 @@ def test_strings_are_right_as_a_whole_and_letters_one_by_one():
 def test_a_register_answers_what_it_holds(task):
     length = 9
     some = copying.TASKS[task](200, length, seeded())
-    whole = lengths._right(Register(task, 10_000), some)
+    whole = lengths.right(Register(task, 10_000), some)
     assert whole.all()
-    held = lengths._right(Register(task, 12 if task == "phone_book" else 4), some)
+    held = lengths.right(Register(task, 12 if task == "phone_book" else 4), some)
     first = 1 + 4 * (task == "prefix_ngram")
     inside = some.source - first < (12 if task == "phone_book" else 4)
     expected = torch.ones_like(inside) if task == "prefix_ngram" else inside
     assert torch.equal(held[:, :-1], expected) and held[:, -1].all()
-    assert not lengths._right(Register(task, 10_000, furthest=8), some)[:, :-1].any()
+    assert not lengths.right(Register(task, 10_000, furthest=8), some)[:, :-1].any()
 
 
 def test_after_a_run_that_occurs_twice():

@@ -14,6 +14,7 @@ from scipy import stats
 
 from replib import metrics
 from replib.chapters.copying_mamba.lengths import ByLength
+from replib.chapters.copying_mamba.state_bits import LENGTHS
 from replib.chapters.copying_mamba.survival import Arrivals, factor
 from replib.chapters.copying_mamba.training_grid import BATCH, EVERY
 
@@ -39,7 +40,9 @@ def state_bits(
     numbers: Measured = {"learnt": int(learnt.sum())}
     if numbers["learnt"] < ENOUGH:
         return _few({"Mamba-2_learnt": numbers["learnt"]})
-    numbers["most_of_bound"] = float(np.max(reach * np.log2(26) / np.array(bits)))
+    # By the lengths tested, which are half copied: between them L50 is a line, and no string.
+    copied = np.array([[max(n for n in (0, *LENGTHS) if n <= x) for x in row] for row in reach])
+    numbers["most_of_bound"] = float((copied * np.log2(26) / (np.array(bits) + 1)).max())
     slopes = [stats.linregress(np.log2(bits), row).slope for row in reach[learnt]]
     numbers |= {"fewest": reach[learnt, 0].mean(), "most": reach[learnt, -1].mean()}
     return {"value": metrics.seeds_mean(slopes), "full": full[learnt].mean(), **numbers}

@@ -20,6 +20,7 @@ from replib.chapters.copying_mamba.training import strings_for
 from replib.chapters.copying_mamba.training_grid import STUDIES
 from replib.metrics import Estimate
 
+AT_ONCE = 32  # strings
 # Letters of a string, or entries of a phone book, that each study is tested on.
 COPIES = (5, 10, 15, 20, 25, 30, 40, 60, 80, 120)
 LOOKUPS = (15, 30, 45, 60, 100)
@@ -86,10 +87,11 @@ def measured(study: str, networks: Mapping[str, Sequence[Trained]], n_strings: i
     tests = [
         strings_for(STUDIES[study], length, n_strings, 1000 + length) for length in LENGTHS[study]
     ]
-    whole, letters = (
-        {name: each_seed(some, score, tests) for name, some in networks.items()}
-        for score in (string_accuracy, letter_accuracy)
-    )
+    found = {
+        name: np.array([[shares(one.network, test) for test in tests] for one in some])
+        for name, some in networks.items()
+    }
+    whole, letters = ({name: each[..., i] for name, each in found.items()} for i in (0, 1))
     return ByLength(study, LENGTHS[study], whole, letters)
 
 
@@ -100,19 +102,21 @@ def each_seed(
     return np.array([[score(one.network, test) for test in tests] for one in networks])
 
 
-def _right(network: nn.Module, strings: Strings) -> Bool[Tensor, "string answer"]:
+def right(network: nn.Module, strings: Strings) -> Bool[Tensor, "string answer"]:
+    """Is each token of the answers right, given the true ones before? A few strings at a time: the
+    states of Mamba on long ones would fill the memory."""
+    parts = zip(strings.tokens.split(AT_ONCE), strings.source.split(AT_ONCE), strict=True)
     with fast_scans(network):
-        return copying.teacher_forced(network, strings)
+        return torch.cat(
+            [copying.teacher_forced(network, Strings(t, strings.n_answer, s)) for t, s in parts]
+        )
 
 
-def string_accuracy(network: nn.Module, strings: Strings) -> float:
-    """Share of the strings whose whole answer is right, to the final `.`."""
-    return _right(network, strings).all(1).double().mean().item()
-
-
-def letter_accuracy(network: nn.Module, strings: Strings) -> float:
-    """Share of the answers' tokens that are right, given the true ones before."""
-    return _right(network, strings).double().mean().item()
+def shares(network: nn.Module, strings: Strings) -> tuple[float, float]:
+    """Share of the strings whose whole answer is right, to the final `.`, and of the answers'
+    tokens that are right."""
+    found = right(network, strings)
+    return found.all(1).double().mean().item(), found.double().mean().item()
 
 
 def after_run(network: nn.Module, run: int, n_strings: int, length: int = 20) -> float:
@@ -122,4 +126,4 @@ def after_run(network: nn.Module, run: int, n_strings: int, length: int = 20) ->
     twice, after = copying.duplicate_ngram(
         n_strings, length, torch.Generator().manual_seed(4000 + run), run
     )
-    return _right(network, twice).gather(1, after).double().mean().item()
+    return right(network, twice).gather(1, after).double().mean().item()

@@ -30,6 +30,8 @@ class Arrivals:
     def median(self) -> float:
         """The number of examples at which half of the seeds can copy (Kaplan and Meier); if fewer
         than half ever could, the least that it can be: the largest number that any seed saw."""
+        if not self.arrived.any():
+            return float(self.examples.max())
         survival = stats.ecdf(_censored(self)).sf
         below = survival.quantiles[survival.probabilities <= 0.5]
         return float(below[0]) if len(below) else float(self.examples.max())
@@ -59,6 +61,8 @@ def factor(slow: Arrivals, fast: Arrivals) -> Estimate:
     1983), from 1 / `FURTHEST` to `FURTHEST`. n is the number of seeds of both."""
     n = len(slow.examples) + len(fast.examples)
     value = float(np.clip(slow.median / fast.median, 1 / FURTHEST, FURTHEST))
+    if not (slow.arrived.any() or fast.arrived.any()):
+        return Estimate(value, 1 / FURTHEST, FURTHEST, n)
     # The test sees the order of the examples only, which changes at their quotients.
     quotients = np.unique(slow.examples[:, None] / fast.examples)
     inside = quotients[(quotients > 1 / FURTHEST) & (quotients < FURTHEST)]
