@@ -28,7 +28,9 @@ def study(name, **middles):
     """A study in which each architecture copies up to so many letters, or an array as it is."""
     lengths = LENGTHS[name]
     rows = {
-        key.replace("_", "-"): m if isinstance(m, np.ndarray) else falling(m, lengths, label=key)
+        key.replace("_", "-"): m
+        if isinstance(m, np.ndarray)
+        else falling(m, lengths, label=f"{name} {key}")
         for key, m in middles.items()
     }
     return ByLength(name, lengths, rows, rows)

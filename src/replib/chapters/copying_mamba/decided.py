@@ -5,6 +5,7 @@ Seeds either learn a task or do not, so nothing is averaged over the two kinds: 
 gate of its own, and what is compared are the seeds that did.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from replib.chapters.copying_mamba.lengths import ByLength
 from replib.chapters.copying_mamba.state_bits import LENGTHS
 from replib.chapters.copying_mamba.survival import Arrivals, factor
 from replib.chapters.copying_mamba.training_grid import BATCH, EVERY
+from replib.metrics import Estimate
 
 TRAINED_TO = 20  # letters
 INSIDE, BEYOND = 30, 60  # letters of a lookup: the longest of training, and twice as many
@@ -130,12 +132,15 @@ def prefix_and_suffix(before: ByLength, after: ByLength) -> Measured:
     """5.7: the Transformer's lead with 60 letters when the question comes after the string, less
     its lead when it comes before."""
     transformer, ssm = "hard-alibi", "mamba2"
-    late = after.at(transformer, BEYOND) - after.at(ssm, BEYOND)
-    early = before.at(transformer, BEYOND) - before.at(ssm, BEYOND)
+    late, early = (test.lead(transformer, ssm, BEYOND) for test in (after, before))
+    value = late.value - early.value
+    # The interval of a difference from those of its two numbers (MOVER, Zou and Donner 2008).
+    below = math.hypot(late.value - late.low, early.high - early.value)
+    above = math.hypot(late.high - late.value, early.value - early.low)
     return {
-        "value": metrics.seeds_mean(late - early),
-        "lead_after": after.lead(transformer, ssm, BEYOND),
-        "lead_before": before.lead(transformer, ssm, BEYOND),
+        "value": Estimate(value, value - below, value + above, late.n),
+        "lead_after": late,
+        "lead_before": early,
         "before": min(before.mean(name, BEYOND).value for name in (transformer, ssm)),
         "after": after.mean(transformer, BEYOND).value,
         "over_nope": before.lead(ssm, "nope", BEYOND),
