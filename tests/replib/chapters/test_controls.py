@@ -186,9 +186,9 @@ def test_nothing_is_claimed_of_pretrained_models_without_weights(tmp_path):
     for part in (MambaForCausalLM(MambaConfig(**size, pad_token_id=0)), tokenizer):
         part.save_pretrained(tmp_path / "mamba")
     record = run("copying-pretrained", "tiny", tmp_path / "runs", against=str(tmp_path / "mamba"))
-    assert len(record["claims"]) == 5 and outcomes(record) == {"not_testable"}
-    pairs = {"copy_lead", "shuffling_lead", "phone_lead", "loss_behind"}
-    assert not pairs & set(record["measurements"])  # neither of the two can repeat anything
+    assert len(record["claims"]) == 5 and "holds" not in outcomes(record)
+    for key in ("copy_lead", "shuffling_lead", "phone_lead", "loss_behind"):
+        assert record["measurements"][key]["value"] is None  # neither can repeat anything
 
 
 def test_a_file_of_200_mixed_facts_runs_through(tmp_path):
