@@ -72,7 +72,7 @@ def train(
     study, steps = STUDIES[cell.study], cell.steps
     network = build(cell.architecture, cell.seed, cell.start).to(device)
     optimizer = _optimizer(network, cell.rate)
-    decay = min(DECAY, steps // 5)
+    decay = max(1, min(DECAY, steps // 5))
     ends = steps  # the step after which the rate is 0
     data = torch.Generator().manual_seed(cell.seed)
     validation = strings_for(study, study.lengths[1], N_VALIDATION, _VALIDATION_SEED).to(device)
