@@ -72,4 +72,6 @@ def factor(slow: Arrivals, fast: Arrivals) -> Estimate:
         tests = [stats.logrank(_censored(slow), _censored(fast, x)).pvalue for x in middles]
     kept = np.array([not p < 0.05 for p in tests])  # where none arrives, p is no number
     low, high = edges[:-1][kept].min(initial=value), edges[1:][kept].max(initial=value)
+    if not low < high:  # seeds that all agree tell nothing of others
+        low, high = 1 / FURTHEST, FURTHEST
     return Estimate(value, float(low), float(high), n)
