@@ -10,6 +10,7 @@ query (released code, attn.py and transformer.py).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -120,9 +121,7 @@ class Perceptron(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         sizes = [D * (D + 1) + D, width, width, 1]
-        self.parts = nn.ModuleList(
-            nn.Linear(*size) for size in zip(sizes, sizes[1:], strict=False)
-        )
+        self.parts = nn.ModuleList(nn.Linear(*size) for size in pairwise(sizes))
         for part in self.parts:
             nn.init.kaiming_uniform_(part.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(part.bias)
