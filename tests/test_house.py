@@ -18,7 +18,7 @@ ORDER = (
     "clusters",
     "metrics",
 )
-ORDER += ("claims", "figures", "chapters")
+ORDER += ("claims", "figures", "moving", "chapters")
 
 
 def name_of(path):

@@ -23,7 +23,6 @@ from replib.chapters.icl_gradient_descent.training import Course, Trained
 from replib.chapters.icl_gradient_descent.training_grid import STUDIES
 from replib.chapters.icl_gradient_descent.weights import construction
 
-NOTE = "Weights set by hand: gradient descent, GD++, two softmax heads that add up, and copying."
 # Step size and gamma of GD++, by steps. Near the best for two. Five have a smaller step than the
 # best, which would run into the bound on the network's entries.
 PLUS = {2: (13.4, 0.175), 5: (12.0, 0.17)}

@@ -1,7 +1,6 @@
 """The three things that the chapter's page can be about: networks that were trained and stored,
 networks set by hand, and networks with the weights that training starts with."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,14 @@ from typing import Any
 from torch import nn
 
 from replib.chapters.icl_gradient_descent import planted
-from replib.chapters.icl_gradient_descent.stored import TRAINED
+from replib.chapters.icl_gradient_descent.stored import TRAINED, needed
 from replib.chapters.icl_gradient_descent.training import Course, Trained, read, start
 from replib.chapters.icl_gradient_descent.training_grid import STUDIES, Cell
 from replib.errors import UsageError
+from replib.models.sources import network_info
 
 PLANTED, UNTRAINED = "planted-icl-gd", "untrained-icl-gd"
 NAMES = (TRAINED, PLANTED, UNTRAINED)
-_NOTES = {
-    TRAINED: "Networks of the paper's size, trained by us and stored with the book.",
-    PLANTED: planted.NOTE,
-    UNTRAINED: "The same networks with the random weights that training starts with.",
-}
 
 
 @dataclass(frozen=True)
@@ -40,25 +35,12 @@ class Subject:
         shows what comes out where nobody set or trained any."""
         return self.name != UNTRAINED
 
-    def info(self) -> dict[str, Any]:
-        """What the record says of the model; the hash is of all weights."""
-        some = [one.network for seeds in self.studies.values() for one in seeds]
-        digest = hashlib.sha256()
-        for network in some:
-            for weight in network.parameters():
-                digest.update(weight.detach().contiguous().numpy().tobytes())
+    def info(self, root: Path) -> dict[str, Any]:
+        """What the record says of the model; sizes are those of the one linear layer."""
         layer = self.studies["linear"][0].network
-        return {
-            "name": self.name,
-            "source": "this chapter",
-            "revision": None,
-            "sha256": digest.hexdigest(),
-            "n_params": sum(weight.numel() for weight in layer.parameters()),
-            "dtype": "float32",
-            "n_layers": 1,
-            "n_heads": 1,
-            "note": _NOTES[self.name],
-        }
+        size = sum(weight.numel() for weight in layer.parameters())
+        sizes = {"n_params": size, "n_layers": 1, "n_heads": 1, "dtype": "float32"}
+        return network_info(self.name, needed(root, {}, self.name), **sizes)
 
 
 def load(root: Path, name: str) -> Subject:
