@@ -106,10 +106,9 @@ def matching(**some):
     return agreement.matching(made, improved(made))
 
 
-def alignment(of=one_step(6.0), gate=None):
-    made = [Algorithm(of) for _ in FIVE]
-    gate = improved(made) if gate is None else gate
-    return agreement.alignment(bench(), made, 0) | {"improved": gate}
+def alignment(of=None):
+    made = [Algorithm(of or one_step(6.0)) for _ in FIVE]
+    return agreement.alignment(bench(), made, 0) | {"improved": improved(made)}
 
 
 def between(elsewhere=False, gate=None):
