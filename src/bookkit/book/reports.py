@@ -30,7 +30,7 @@ from replib.errors import UsageError
 from replib.files import sha256_text, write_whole
 from replib.hashes import code_hash, library_hash, notebook_hash
 from replib.markup import as_html
-from replib.models.sources import EMBEDDED
+from replib.models.sources import EMBEDDED, networks_of
 
 # What `make bench` measures.
 MEASURED = """
@@ -166,8 +166,10 @@ def totals(runs: Sequence[Run]) -> str:
 
 
 def paper_profiles(root: Path) -> str:
-    """The papers' own models: what each needs and the command, as MyST."""
-    chapters = [find_chapter(root, paper) for paper in list_papers(root)]
+    """The papers' own models: what each needs and the command, as MyST. Networks that a chapter
+    trains itself are no matter of size."""
+    papers = [paper for paper in list_papers(root) if not networks_of(paper)]
+    chapters = [find_chapter(root, paper) for paper in papers]
     rows = [row for chapter in chapters for row in _paper_rows(chapter)]
     return raw_html(macro("reports.html", "paper_profiles", rows))
 
@@ -194,13 +196,15 @@ def _paper_rows(chapter: Chapter) -> Iterator[list[str]]:
 
 
 def readme_table(root: Path) -> str:
-    """How many claims of each paper have which outcome on the embedded models, as Markdown."""
+    """How many claims of each paper have which outcome on the embedded models, or on networks that
+    were trained for it, as Markdown."""
     head = [outcome.replace("_", " ") for outcome in OUTCOMES]
     lines = [f"| paper | model | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
     for paper in list_papers(root):
         claims = Claims.load(root / "notebooks" / f"{paper}/claims.yaml")
         link = f"[{claims.title}](https://arxiv.org/abs/{claims.arxiv})"
-        paths = [root / FOLDER / paper / model / "record.json" for model in EMBEDDED]
+        models = networks_of(paper)[:1] or EMBEDDED
+        paths = [root / FOLDER / paper / model / "record.json" for model in models]
         for path in filter(Path.is_file, paths):
             outcomes = [claim["outcome"] for claim in read_record(path)["claims"]]
             counts = " | ".join(str(outcomes.count(outcome)) for outcome in OUTCOMES)
