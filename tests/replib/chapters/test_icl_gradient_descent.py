@@ -309,7 +309,7 @@ def test_half_of_the_way():
     assert watching.half_way(steps, [0.0, 0.4, 0.5, 1.0]) == 20
     assert watching.half_way(steps, [1.0, 0.6, 0.3, 0.2]) == 10
     assert watching.half_way(steps, [1.0, 1.0, 1.0, 1.0]) == 30
-    curve = {"step": steps, "next": [0, 1, 1, 1], "loss": [0.9, 0.4, 0.4, 0.2]}
+    curve = {"step": steps, "next": [0.0, 1.0, 1.0, 1.0], "loss": [0.9, 0.4, 0.4, 0.2]}
     one = training.Trained(1, Layers(Form(), 1), curve, torch.zeros(0, 1, 1))
     assert depth.crossings(one, 0.4) == (10, 30)  # the fall from 0.9 to 0.4 does not count
 

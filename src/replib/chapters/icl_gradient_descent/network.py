@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from replib.chapters.icl_gradient_descent.tasks import D, Tasks
 
 Stream = Float[Tensor, "task token d_token"]
+# Of all tokens that read, or of the query alone.
+Read = Float[Tensor, "task reader d_token"]
 Products = tuple[Float[Tensor, "d_token d_token"], Float[Tensor, "d_token d_token"]]
 _CUT = 0.87962566103423978  # standard deviation of a normal cut off at two
 
@@ -42,7 +44,7 @@ class Form:
         return 2 * D if self.separate else D + 1
 
 
-def attend(h: Stream, qk: Tensor, vp: Tensor, only_query: bool = False) -> Stream:
+def attend(h: Stream, qk: Tensor, vp: Tensor, only_query: bool = False) -> Read:
     """What one linear head adds, from its two products W_Q W_K' and W_V P: to every token, or to
     the query alone."""
     context = h[:, :-1]
@@ -81,12 +83,12 @@ class Layers(nn.Module):
         """The tokens of tasks as this network gets them, before positions."""
         return tasks.separate_tokens() if self.form.separate else tasks.tokens()
 
-    def embed(self, tokens: Stream) -> Stream:
+    def embed(self, tokens: Stream) -> Float[Tensor, "task token d_stream"]:
         if not self.form.separate:
             return tokens
         return torch.cat([tokens, self.places.expand(len(tokens), -1, -1)], -1)
 
-    def layer(self, h: Stream, at: int, only_query: bool = False) -> Stream:
+    def layer(self, h: Stream, at: int, only_query: bool = False) -> Read:
         """The stream after layer `at`; with `only_query` the query's alone, which is all that the
         last layer's prediction needs."""
         added = 0.0
@@ -107,7 +109,7 @@ class Layers(nn.Module):
         return -h[:, -1, -1]
 
 
-def attend_softmax(h: Stream, qk: Tensor, vp: Tensor, only_query: bool = False) -> Stream:
+def attend_softmax(h: Stream, qk: Tensor, vp: Tensor, only_query: bool = False) -> Read:
     """What one softmax head adds; its scores are divided by the root of the key size."""
     context = h[:, :-1]
     scores = (h[:, -1:] if only_query else h) @ qk @ context.mT
