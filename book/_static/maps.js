@@ -25,7 +25,7 @@ document.addEventListener("DOMContentLoaded", () => {
       input.setAttribute("aria-valuetext", data.steps[at]);
       row.setAttribute("aria-label", data.said[at]);
       for (const [cells, values] of drawn) {
-        values[at].flat().forEach((value, i) => {
+        values[Math.min(at, values.length - 1)].flat().forEach((value, i) => {
           const share = Math.min(1, Math.abs(value) / data.limit);
           const colour = value < 0 ? "0, 114, 178" : "230, 159, 0";
           cells[i].style.backgroundColor = "rgba(" + colour + ", " + share.toFixed(3) + ")";

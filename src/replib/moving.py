@@ -13,22 +13,22 @@ from replib.errors import UsageError
 
 
 def maps(
-    shown: Mapping[str, Float[Tensor, "step row column"]],
+    shown: Mapping[str, Float[Tensor, "_ row column"]],
     steps: Sequence[str],
     what: str,
     said: Sequence[str],
     *,
     start: int | None = None,
 ) -> HTML:
-    """Maps side by side under one slider: {title: its values at each step}, on one scale of colours
-    for all, blue below 0 and orange above. `what` names the quantity of the steps, `said` puts each
+    """Maps side by side under one slider: {title: its values at each step, or once if they stay}, on
+    one scale of colours for all, blue below 0 and orange above. `what` names the quantity of the steps, `said` puts each
     step into words for a screen reader, and `start` is shown first, the last step if None.
 
     The data are in the page, and the book's own maps.js moves them, without a server. Elsewhere, as
     in Jupyter, a sentence says that the plain figure beside it shows the same. Raises UsageError
     for maps that do not have a value for each step.
     """
-    lengths = {len(steps), len(said), *(len(values) for values in shown.values())}
+    lengths = {len(steps), len(said), *(len(v) for v in shown.values() if len(v) != 1)}
     if len(lengths) > 1:
         raise UsageError(f"maps: {sorted(lengths)} steps, texts and values; give as many of each")
     limit = max(float(values.abs().max()) for values in shown.values()) or 1.0

@@ -47,10 +47,12 @@ def _words(m: Float[Tensor, "row column"]) -> str:
 
 def learnt(one: Trained, rate: float) -> HTML:
     """The matrix M over the training of one layer, beside the construction's; it moves."""
-    target = weights.combined(weights.construction(rate)).expand(len(one.matrices), -1, -1)
-    said = [f"Learnt: {_words(m)}. Set by hand: {_words(target[0])}" for m in one.matrices]
-    steps = [f"{step:,}" for step in one.curve["step"]]
-    shown = {"M, learnt": one.matrices, "M, set by hand": target}
+    target = weights.combined(weights.construction(rate))
+    every = -(-len(one.matrices) // 30)  # a page need not hold more
+    matrices, steps = one.matrices[::every], one.curve["step"][::every]
+    said = [f"Learnt: {_words(m)}. Set by hand: {_words(target)}" for m in matrices]
+    steps = [f"{step:,}" for step in steps]
+    shown = {"M, learnt": matrices, "M, set by hand": target[None]}
     return moving.maps(shown, steps, "Step of training", said, start=0)
 
 
