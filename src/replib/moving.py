@@ -20,9 +20,10 @@ def maps(
     *,
     start: int | None = None,
 ) -> HTML:
-    """Maps side by side under one slider: {title: its values at each step, or once if they stay}, on
-    one scale of colours for all, blue below 0 and orange above. `what` names the quantity of the steps, `said` puts each
-    step into words for a screen reader, and `start` is shown first, the last step if None.
+    """Maps side by side under one slider: {title: its values at each step, or once if they stay},
+    on one scale of colours for all, blue below 0 and orange above. `what` names the quantity of the
+    steps, `said` puts each step into words for a screen reader, and `start` is shown first, the
+    last step if None.
 
     The data are in the page, and the book's own maps.js moves them, without a server. Elsewhere, as
     in Jupyter, a sentence says that the plain figure beside it shows the same. Raises UsageError

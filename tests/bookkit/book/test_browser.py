@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import hostile
 import pytest
+import torch
 from pypdf import PdfReader
 from small_book import CHROMIUM, EXPECTED, PAPER, ROOT
 
@@ -22,6 +23,7 @@ from bookkit.book.html_policy import pages_of
 from bookkit.book.pdf import chromium
 from replib.figures import slider
 from replib.markup import visible
+from replib.moving import maps
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -255,6 +257,23 @@ def test_a_slider_shows_its_middle_first_and_moves_its_bars(tab: Any) -> None:
     left = "lines => lines.map(line => Math.round(parseFloat(line.style.left)))"
     assert tab.locator(".knob-mark").evaluate_all(left) == [50, 50]  # none in the first
     assert tab.locator(".knob-zero").evaluate_all(left) == [33, 33]
+
+
+def test_maps_colour_their_cells_by_the_step(tab: Any) -> None:
+    script = f"<script>{(ROOT / 'book/_static/maps.js').read_text()}</script>"
+    learnt = torch.tensor([[[0.0, 2.0]], [[-1.0, 0.0]]])
+    figure = maps({"learnt": learnt, "set": torch.ones(1, 1, 2)}, ["0", "9"], "Step", ["a", "b"])
+    tab.goto("about:blank")
+    tab.set_content(f"<!doctype html>{script}<body>{figure.data}</body>")
+    colours = "cells => cells.map(cell => cell.style.backgroundColor)"
+    shown = tab.locator(".maps-cell").evaluate_all(colours)
+    assert shown[0].startswith("rgba(0, 114, 178, 0.5") and shown[2] == shown[3]
+    tab.locator("input").fill("0")
+    assert tab.locator(".maps-row").get_attribute("aria-label") == "a"
+    assert tab.locator("output").inner_text() == "0"
+    moved = tab.locator(".maps-cell").evaluate_all(colours)
+    assert moved[0] == "rgba(230, 159, 0, 0)" and moved[1] == "rgb(230, 159, 0)"
+    assert moved[2:] == shown[2:]
 
 
 @pytest.mark.slow
