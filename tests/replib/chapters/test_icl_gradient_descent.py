@@ -37,6 +37,7 @@ from replib.chapters.icl_gradient_descent.training_grid import STUDIES, Cell, St
 from replib.chapters.stored import NotStored
 from replib.errors import UsageError
 from replib.metrics import Estimate
+from replib.models.device import one_thread
 
 
 def some(n=300, seed=0, **law):
@@ -177,7 +178,7 @@ def test_two_softmax_heads_that_subtract_are_nearly_one_linear_head():
     ]
     assert lost[0] > lost[1] + 0.04 > lost[2] + 0.04
     summed = depth.effective(planted.network("softmax-2", 1))
-    assert summed.diagonal()[:10].mean() * -10 == pytest.approx(5.9, abs=0.3)
+    assert summed.diagonal()[:10].mean() * -10 == pytest.approx(5.745, abs=0.01)
 
 
 def test_two_linear_heads_are_one():
@@ -302,6 +303,7 @@ def test_intervals_of_seeds_are_joined_and_ratios_are_of_means():
     found = bench.ratio(a, b)
     assert found.value == 1 and found.high - 1 == pytest.approx(1.96 * 2**0.5 / 2 / 2**0.5)
     assert bench.ratio(b, b).low == bench.ratio(b, b).high == 1
+    assert np.isnan(bench.ratio(a, 0 * b).value)
 
 
 def test_half_of_the_way():
@@ -327,7 +329,8 @@ def short(monkeypatch):
     monkeypatch.setattr(watching, "N_WATCHED", 50)
     monkeypatch.setattr(watching, "_N_COPYING", 8)
     monkeypatch.setattr(stored, "code_sha256", lambda: "1" * 64)  # takes long
-    return made
+    with one_thread():
+        yield made
 
 
 def test_one_cell_trained_again_is_the_stored_one(short, tmp_path):
@@ -357,8 +360,8 @@ def test_training_does_what_the_study_says(short):
 
 
 def test_a_layer_learns(monkeypatch):
-    """A small version of the real thing: 60 steps with a rate ten times the paper's."""
-    study = replace(STUDIES["linear"], rate=0.01, every=60, steps=60)
+    """A small version of the real thing: 200 steps with three times the paper's rate."""
+    study = replace(STUDIES["linear"], rate=0.003, every=200, steps=200)
     monkeypatch.setitem(training.STUDIES, "linear", study)
     monkeypatch.setattr(training, "BATCH", 512)
     made = training.train(Cell("linear", 1))

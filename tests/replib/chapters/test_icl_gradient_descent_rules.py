@@ -152,7 +152,7 @@ def heads(one="softmax-1", two="softmax-2", linear="linear"):
     for name in (one, two, linear):
         if name == "twice":  # two heads that are halves of one
             (qk, vp) = planted.network("softmax-1", 1).products(0)
-            pair = [(qk.detach(), vp.detach() / 2)] * 2
+            pair = [(qk.detach(), vp.detach() * share) for share in (0.5, 0.49)]
             made.append([from_products(Form(softmax=1, heads=2), [pair])] * 3)
         else:
             made.append([planted.network(name, seed) for seed in THREE])

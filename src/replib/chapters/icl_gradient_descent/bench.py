@@ -5,6 +5,7 @@ by task. `envelope` joins the networks of all seeds, so that what is below its u
 every one of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,8 +80,12 @@ def over_tasks(values: Float[Tensor, " task"]) -> Estimate:
 
 
 def ratio(a: Losses, b: Losses) -> Estimate:
-    """Mean of a as a multiple of the mean of b, of the same tasks; the error is that of a - r b."""
-    value, below = (a.mean() / b.mean()).item(), b.mean().item()
+    """Mean of a as a multiple of the mean of b, of the same tasks; the error is that of a - r b.
+    Of a mean of 0 there is no multiple: NaN."""
+    below = b.mean().item()
+    if below == 0:
+        return Estimate(math.nan, math.nan, math.nan, len(a))
+    value = a.mean().item() / below
     half = 1.96 * (a - value * b).std().item() / abs(below) / len(a) ** 0.5
     return Estimate(value, value - half, value + half, len(a))
 
