@@ -168,6 +168,17 @@ def test_nothing_is_claimed_on_random_weights(control, paper):
         assert by_id(record)["4.6"]["measured"]["value"] == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "outcome"), [("planted-icl-gd", "holds"), ("untrained-icl-gd", "not_testable")]
+)
+def test_gradient_descent_is_found_where_it_was_set_by_hand_and_nowhere_else(
+    control, model, outcome
+):
+    record = control("icl-gradient-descent", model)
+    assert len(record["claims"]) == 10 and outcomes(record) == {outcome}
+    assert not record["hashes"]["inputs"]
+
+
 def test_nothing_is_claimed_on_random_weights_of_the_copying_chapter(tmp_path):
     """Its planted model is a part of it. Here it has a second model: a Mamba of another tokenizer,
     which no other test has."""
