@@ -85,9 +85,7 @@ def _untrained(root: Path, cell: Cell, study: Study) -> Run:
     networks = [start(study, 1000 * i + cell.seed)[0].eval() for i in range(1, 4)]
     directions = start(study, cell.seed)[1]
     curve = _curve(study.law, directions, [0.0, 20_000.0, 40_000.0], networks)
-    return Run(
-        cell, study.law, directions, curve, {"start": networks[0], "end": networks[-1]}
-    )
+    return Run(cell, study.law, directions, curve, {"start": networks[0], "end": networks[-1]})
 
 
 # --- Planted --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""When a measure rises: the steps t10 and t90 of in-context accuracy, and half rises. Without torch.
+"""When a measure rises: the steps t10 and t90 of in-context accuracy, and half rises. Without
+torch.
 
-A curve is {measure: its values, one at each point}, among them `step` and `ic`. The axis of steps is
-linear: on a logarithmic one anything late looks abrupt.
+A curve is {measure: its values, one at each point}, among them `step` and `ic`. The axis of steps
+is linear: on a logarithmic one anything late looks abrupt.
 """
 
 import math
@@ -17,8 +18,8 @@ PLATEAU = (0.8, 1.6)  # IC at 0.9 t10, times N, of a network that picks labels
 
 
 def crossing(steps: Sequence[float], values: Sequence[float], level: float) -> float:
-    """The step at which a curve first reaches `level`, on a straight line between its points; NaN if
-    it never does."""
+    """The step at which a curve first reaches `level`, on a straight line between its points; NaN
+    if it never does."""
     there = np.flatnonzero(np.asarray(values) >= level)
     if not len(there):
         return math.nan

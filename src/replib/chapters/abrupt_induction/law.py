@@ -1,5 +1,5 @@
-"""How sequences of items and labels are drawn (Reddy 2312.03002, Sec. 2). Nothing here imports torch.
-"""
+"""How sequences of items and labels are drawn (Reddy 2312.03002, Sec. 2). Nothing here imports
+torch."""
 
 from dataclasses import dataclass
 

@@ -43,8 +43,8 @@ def in_context(
 
 
 def head_of(seen: Seen, sequences: Sequences) -> dict[str, Float[Tensor, " row"]]:
-    """ILA1, TILA2 and TLA2 of each sequence. Labels stand at the odd tokens, counted from 0. TILA2 is
-    summed over the labels of the query's class."""
+    """ILA1, TILA2 and TLA2 of each sequence. Labels stand at the odd tokens, counted from 0. TILA2
+    is summed over the labels of the query's class."""
     label = torch.arange(1, sequences.tokens.shape[1], 2)
     to_labels = seen.second[:, label]  # row pair
     return {

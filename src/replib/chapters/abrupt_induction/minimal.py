@@ -1,13 +1,15 @@
 """The minimal model: the attention of both layers in three numbers, and a linear classifier (Reddy
 2312.03002, Sec. 3; the form is this project's, as the paper's equations were not seen).
 
-beta_1: the score, in layer 1, of a label looking at the item just before it; all other scores are 0.
-What a token takes up goes into a buffer of its own. In layer 2 the query gives to token j the score
-alpha <x_q, buffer_j>, and beta_2 more if j is a label. The classifier reads the mean content found.
+beta_1: the score, in layer 1, of a label looking at the item just before it; all other scores are
+0. What a token takes up goes into a buffer of its own. In layer 2 the query gives to token j the
+score alpha <x_q, buffer_j>, and beta_2 more if j is a label. The classifier reads the mean content
+found.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ from replib.chapters.abrupt_induction.law import CONTENT, N_PLACES, Law
 from replib.chapters.abrupt_induction.network import causal_softmax
 from replib.chapters.abrupt_induction.sequences import Sequences, draw, draw_directions
 
-RATE, BATCH, EVERY = 1.0, 128, 25
+RATE, BATCH, EVERY = 10.0, 128, 20
+SLOWER = 1 / CONTENT  # a number stands for the mean of 63 entries of a matrix (see three_logits)
 N_POOL, N_TEST = 8192, 512  # sequences to train on, drawn once; to test on
 ORDER = ("cla", "alpha", "beta_1")  # in which the paper has them learnt
 
@@ -51,9 +54,9 @@ def content_of(sequences: Sequences) -> Float[Tensor, "row token 63"]:
 def learn(
     law: Law, seed: int, steps: int, given: bool = False
 ) -> tuple[Minimal, dict[str, list[float]]]:
-    """Gradient descent on the minimal model, from a small random start; `given`: with the classifier
-    at its end from the start, W = 20 times the labels. Its curve: step, loss, ic, cla, alpha,
-    beta_1 and beta_2. Batches are taken from a pool of sequences that is drawn once."""
+    """Gradient descent on the minimal model, from a small random start; `given`: with the
+    classifier at its end from the start, W = 20 times the labels. Its curve: step, loss, ic, cla,
+    alpha, beta_1 and beta_2. Batches are taken from a pool of sequences that is drawn once."""
     generator = torch.Generator().manual_seed(seed)
     directions = draw_directions(law, generator)
     model = Minimal(law.n_labels, generator, 20 * directions.labels if given else None)
@@ -66,10 +69,10 @@ def learn(
         loss = nn.functional.cross_entropy(model(content[rows]), answer[rows])
         if n % EVERY == 0:
             _add_point(curve, n, loss.item(), model, test)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        gradients = torch.autograd.grad(loss, [model.numbers, model.W])
         with torch.no_grad():
-            for weight, gradient in zip(model.parameters(), gradients, strict=True):
-                weight -= RATE * gradient
+            model.numbers -= RATE * SLOWER * gradients[0]
+            model.W -= RATE * gradients[1]
     return model, curve
 
 
@@ -115,16 +118,14 @@ def slow_phase(curve: Curve, n_pairs: int) -> float:
 
 
 def likeness(a: Sequence[Curve], b: Sequence[Curve]) -> float:
-    """The median correlation, over pairs of a curve of each kind, of IC on an axis of steps in units
-    of the own half rise, from 0 to 1.2. NaN where a curve has no rise."""
-    x = torch.linspace(0, 1.2, 121, dtype=torch.float64).numpy()
+    """The median correlation, over pairs of a curve of each kind, of IC on an axis of steps in
+    units of the own half rise, from 0 to 1.2. NaN where a curve has no rise."""
+    x = np.linspace(0, 1.2, 121)
     found = [[_rescaled(one, x) for one in some] for some in (a, b)]
     pairs = [torch.corrcoef(torch.stack([p, q]))[0, 1] for p in found[0] for q in found[1]]
     return torch.stack(pairs).median().item()
 
 
-def _rescaled(curve: Curve, x) -> Tensor:
-    import numpy as np
-
+def _rescaled(curve: Curve, x: Float[np.ndarray, " point"]) -> Tensor:
     half = half_rise(curve["step"], curve["ic"])
     return torch.from_numpy(np.interp(x * half, curve["step"], curve["ic"]))

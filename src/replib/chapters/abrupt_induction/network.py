@@ -48,9 +48,9 @@ def causal_softmax(scores: Float[Tensor, "row token token"]) -> Float[Tensor, "r
 
 
 class TwoLayers(nn.Module):
-    """Weights by the paper's names: Q1, K1, V1, Q2, K2, V2 [128 128], and of the classifier W1 to W3
-    [128 128], b1 to b3 [1], W4 [label 128]. With one layer the first writes nothing (V1 = 0) and is
-    not trained."""
+    """Weights by the paper's names: Q1, K1, V1, Q2, K2, V2 [128 128], and of the classifier W1 to
+    W3 [128 128], b1 to b3 [1], W4 [label 128]. With one layer the first writes nothing (V1 = 0) and
+    is not trained."""
 
     def __init__(self, n_labels: int, generator: torch.Generator, n_layers: int = 2) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class TwoLayers(nn.Module):
         self, x: Float[Tensor, "row token 128"], first: Float[Tensor, "row token token"]
     ) -> tuple[Float[Tensor, "row 128"], Float[Tensor, "row token"]]:
         """What layer 2 leaves at the query, and its attention there, given that of layer 1."""
-        # What each token took up in layer 1 is V1 times a mixture of tokens. None is formed but that
-        # of the query: of the others a score or a weighted sum is read, which mixes numbers.
+        # What each token took up in layer 1 is V1 times a mixture of tokens. None is formed but
+        # that of the query: of the others a score or a weighted sum is read, which mixes numbers.
         query = x[:, -1] + (first[:, -1:] @ x)[:, 0] @ self.V1.T
         wanted = (query @ self.Q2.T) @ self.K2  # row 128: a token's score is its product with this
         of_token = (x @ wanted[..., None])[..., 0]

@@ -2,9 +2,10 @@
 history, a birth that happens when it is told to.
 
 **The head.** Layer 1 looks one place back: Q1 reads the place, K1 the place moved on by one. V1
-copies the content found there, 63 numbers, over the 65 that say where a token stands (a place is one
-number among them, too little to disturb). So a label now carries the item before it. In layer 2, Q2
-reads the query's content and K2 that copy; V2 brings the content of what was found, the label.
+copies the content found there, 63 numbers, over the 65 that say where a token stands (a place is
+one number among them, too little to disturb). So a label now carries the item before it. In layer
+2, Q2 reads the query's content and K2 that copy; V2 brings the content of what was found, the
+label.
 
 **The picker.** Without all that, attention is even, and the query takes up the mean of the context.
 A classifier that knows the labels reads from it one of those that are in the context.
@@ -21,8 +22,9 @@ from replib.chapters.abrupt_induction.law import CONTENT, N_PLACES, WIDTH
 from replib.chapters.abrupt_induction.network import N_HIDDEN, TwoLayers
 from replib.chapters.abrupt_induction.sequences import Directions
 
-BACK, MATCH = 14.0, 30.0  # scores of the token before, and of the label of a matching item
-FOUND, KNOWN = 8.0, 12.0  # how strongly what was found, and what is known, speaks
+BACK, MATCH = 14.0, 18.0  # scores of the token before, and of the label of a matching item
+COPIED = 3.0  # how strongly layer 1 writes what stood before, beside a place, which is 1
+FOUND, KNOWN = 20.0, 24.0  # how strongly what was found, and what is known, speaks
 _BIAS = 30.0
 _SEED = 11  # of what the classifier says before it knows the labels
 
@@ -50,8 +52,8 @@ def planted_network(
             weight.zero_()
         network.Q1[place, place] = BACK * formed
         network.K1[(place + offset) % N_PLACES, place] = 1
-        network.V1[copy, content] = formed
-        network.Q2[copy, content] = MATCH * formed
+        network.V1[copy, content] = COPIED * formed
+        network.Q2[copy, content] = MATCH / COPIED * formed
         network.K2[copy, copy] = 1
         network.V2[copy, content] = FOUND
         for i in range(1, N_HIDDEN + 1):
@@ -71,11 +73,9 @@ def _recalled(directions: Directions) -> Tensor:
 
 
 def history(steps: list[float], born: float) -> list[dict[str, float]]:
-    """`picked` and `formed` at each step: labels are learnt slowly from the start on, to their end at
-    half of `born`; the head forms between 0.97 and 1.03 times `born`."""
+    """`picked` and `formed` at each step: labels are learnt slowly from the start on, to their end
+    at half of `born`; the head forms between 0.97 and 1.03 times `born`."""
     x = torch.tensor(steps) / born
     picked = (2 * x).clamp(0, 1)
     formed = ((x - 0.97) / 0.06).clamp(0, 1)
-    return [
-        {"picked": float(a), "formed": float(b)} for a, b in zip(picked, formed, strict=True)
-    ]
+    return [{"picked": float(a), "formed": float(b)} for a, b in zip(picked, formed, strict=True)]

@@ -13,11 +13,16 @@ The three are nested: b acts through a, and a through xi. Of labels outside the 
 seen, so their logit is 0: there are L - N of them.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 REACHED = 0.1  # nats
+# How fast each number learns. b and a stand for the means of 65 and of 63 entries of a matrix, and
+# gradient descent on entries moves their mean 1/65 and 1/63 as fast; xi is the size of a
+# classifier. RATES = (1 / 65, 1 / 63, 1.0)
 
 
 def nested_loss(x: Float[Tensor, "*start 3"], L: int, N: int) -> Float[Tensor, "*start"]:
@@ -43,9 +48,15 @@ def starts(n: int, generator: torch.Generator, scale: float = 0.01) -> Float[Ten
 
 
 def descend(
-    loss_of, x: Float[Tensor, "start 3"], L: int, N: int, steps: int, rate: float = 1.0
+    loss_of: Callable[[Tensor, int, int], Tensor],
+    x: Float[Tensor, "start 3"],
+    L: int,
+    N: int,
+    steps: int,
+    rates: Sequence[float] = RATES,
 ) -> tuple[Float[Tensor, "step start"], Float[Tensor, "step start 3"]]:
     """Gradient descent from each start: loss and numbers before each step, and after the last."""
+    rate = torch.tensor(rates, dtype=x.dtype)
     x = x.clone().requires_grad_(True)
     losses, path = [], []
     for n in range(steps + 1):
@@ -60,8 +71,8 @@ def descend(
 
 
 def planted_descent(n: int, L: int, N: int) -> tuple[Tensor, Tensor]:
-    """What stands for `descend` on the page of planted networks: a history set by hand. xi rises, the
-    loss waits, then b and a rise; the same of the control without the wait."""
+    """What stands for `descend` on the page of planted networks: a history set by hand. xi rises,
+    the loss waits, then b and a rise; the same of the control without the wait."""
     t = torch.linspace(0, 1, 401, dtype=torch.float64)[:, None].expand(-1, n)
     xi, late = 12 * (t / 0.2).clamp(0, 1), 30 * ((t - 0.8) / 0.15).clamp(0, 1)
     nested = torch.stack([late, late, xi], -1)
@@ -79,8 +90,8 @@ def gradient_at_origin(L: int, N: int) -> float:
 def plateau_share(
     losses: Float[Tensor, "step start"], level: float
 ) -> tuple[Float[Tensor, " start"], Float[Tensor, " start"]]:
-    """Of each start, the share of its steps up to a loss of 0.1 at which the loss lies within 10% of
-    `level`, and whether it got there (of one that did not: the share of all steps)."""
+    """Of each start, the share of its steps up to a loss of 0.1 at which the loss lies within 10%
+    of `level`, and whether it got there (of one that did not: the share of all steps)."""
     there = losses <= REACHED
     reached = there.any(0)
     n = torch.where(reached, there.double().argmax(0), len(losses)).clamp_min(1)

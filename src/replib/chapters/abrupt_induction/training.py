@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from replib.chapters.abrupt_induction import stored
-from replib.chapters.abrupt_induction.curves import LEARNT, jump
+from replib.chapters.abrupt_induction.curves import jump
 from replib.chapters.abrupt_induction.measures import measured, tests_of
 from replib.chapters.abrupt_induction.network import TwoLayers
 from replib.chapters.abrupt_induction.sequences import Directions, draw, draw_directions
@@ -74,13 +74,13 @@ def train(
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Weights], dict[str, list[float]]]:
-    """Train a network from its start. Returns the weights at the moments `before` (the last point up
-    to 0.9 t10), `at` (the first at which IC is half the way up) and `end`, and the curve. Without
-    a jump there is `end` alone.
+    """Train a network from its start. Returns the weights at the moments `before` (the last point
+    up to 0.9 t10), `at` (the first at which IC is half the way up) and `end`, and the curve.
+    Without a jump there is `end` alone.
 
-    The curve has a point every `EVERY` steps, from step 0 on: training `loss` since the last one (at
-    step 0 that of one batch), and what `measures.measured` gives. `stop_after` ends early. One thread
-    and one seed give one result, to the last bit.
+    The curve has a point every `EVERY` steps, from step 0 on: training `loss` since the last one
+    (at step 0 that of one batch), and what `measures.measured` gives. `stop_after` ends early. One
+    thread and one seed give one result, to the last bit.
     """
     network, directions, generator = start(study, seed)
     tests, optimizer = tests_of(study.law, directions, N_TEST), gradient_descent(network)
