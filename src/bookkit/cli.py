@@ -51,7 +51,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Paper = Annotated[str, Argument(metavar="PAPER", help="A name that `replib list` shows.")]
 Finished = Annotated[str, Argument(metavar="RUN", help="A folder, or PAPER/MODEL in --out.")]
 Out = Annotated[Path, Option(metavar="DIR", help="Where runs stand.")]
-MODELS = f"{', '.join(KNOWN)}, a folder, or a hub id."
+MODELS = f"{', '.join(KNOWN)}, a folder, a hub id; or a chapter's own networks, trained-NAME."
 PAIRS = "A parameter of the notebook; may come several times."
 LIMIT = "For each model; 0 for none; default: the profile's, else an hour."
 REFUSAL = "For workflows: if the run is refused, write the line to FILE and end with 0."

@@ -31,7 +31,7 @@ from replib.claims.schema import Count, Different, Number, Slug, Strict, Text, W
 from replib.errors import UsageError
 from replib.files import read_text, read_yaml, sha256_text
 from replib.hashes import file_hash, library_files
-from replib.models.sources import SOURCES
+from replib.models.sources import NETWORKS, SOURCES, networks_of
 
 FOLDER = Path("build/sweeps")
 RUN = Path(__file__).parent / "run"
@@ -215,6 +215,16 @@ def asked(name: str) -> list[str]:
         return shlex.split(text)
     except ValueError:  # a quotation mark that belongs to a name
         return text.split()
+
+
+def models_of(paper: str, words: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """The models that a book shows of a paper when these `words` were asked for: a chapter that
+    trains its own networks shows its usual ones whatever language models were asked for, and any
+    other chapter leaves such networks out."""
+    own = networks_of(paper)
+    if own:
+        return [word for word in words if word in own] or list(usual)
+    return [word for word in words if word not in NETWORKS] if words else list(usual)
 
 
 def own_files(run: Run) -> list[list[str]]:

@@ -20,7 +20,7 @@ from bookkit.run.plan import NEEDS, changed_since, plan, prepare
 from replib.errors import UsageError
 from replib.files import find_root, sha256_file
 from replib.hashes import file_hash, notebook_hash, reached
-from replib.models.sources import absolute_model, model_slug
+from replib.models.sources import absolute_model, model_slug, networks_of
 from replib.prompts.vocabulary import word_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -355,7 +355,7 @@ def test_no_hash_sees_the_line_ends_of_a_checkout(tmp_path):
 def test_a_value_that_no_chapter_can_use(paper, name, value, tmp_path):
     chapter = find_chapter(find_root(Path(__file__).parents[2]), paper)
     with pytest.raises(UsageError, match=f"parameter {name} is "):
-        plan(chapter, "tiny", "smoke", {name: value}, out=tmp_path)
+        plan(chapter, (*networks_of(paper), "tiny")[0], "smoke", {name: value}, out=tmp_path)
 
 
 def test_a_folder_with_a_model_is_taken_by_its_plain_name(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from replib.chapters.context_knob import training as finetuning
 from replib.chapters.context_knob.intents import SPLITS
 from replib.chapters.context_knob.stored import INTENT_FORMATS
 from replib.chapters.factual_recall.facts import readable, relations
+from replib.models.sources import networks_of
 from replib.prompts.vocabulary import word_tokenizer
 
 # Smaller than the smoke profile: here the question is whether it runs.
@@ -161,7 +162,8 @@ PAIRWISE = [
 
 
 def main() -> int:
-    pairs = [(paper, name) for paper in list_papers(ROOT) for name in ARCHITECTURES]
+    papers = [paper for paper in list_papers(ROOT) if not networks_of(paper)]
+    pairs = [(paper, name) for paper in papers for name in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder:
         ends = run_all(pairs, Path(folder), os.cpu_count() or 1)
     faults = 0

@@ -23,6 +23,7 @@ from replib.claims.file import MIME
 from replib.claims.measure import Claims
 from replib.claims.tables import verdict_table
 from replib.errors import UsageError
+from replib.models.sources import NETWORKS
 
 NOT_KEPT = "This figure was not kept with the record; the command above draws it."
 
@@ -53,7 +54,10 @@ def _about(run: Run, paper_model: str, again: str) -> str:
         size += f", {model['dtype']}"
     given = {k: json.dumps(v) for k, v in run.record["parameters"].items() if k not in of_run}
     own = run.record["claims"][0]["scope"] == "replication"
-    paper = "the paper’s own model" if own else f"the paper used {paper_model}"
+    if model["name"] in NETWORKS:
+        paper = "the paper trains its own networks" if own else "a control of the procedure"
+    else:
+        paper = "the paper’s own model" if own else f"the paper used {paper_model}"
     about = {"size": size, "parameters": given, "scope": f"{run.scope} ({paper})", "again": again}
     about |= {"numerics": in_words, "unstable": words(unstable(run.record) or [""])}
     changed = words(run.stale) if run.stale else ""
@@ -123,4 +127,5 @@ def landing_page(
     runs: Sequence[Run], claims: Claims, prose: str, failed: Sequence[FailedRun] = ()
 ) -> str:
     """A chapter's first page: citation, the way to each model, outcomes from the records."""
-    return macro("chapter.html", "landing", claims, prose, runs, failed, outcome_tables(runs, ""))
+    tables, trained = outcome_tables(runs, ""), claims.model in NETWORKS
+    return macro("chapter.html", "landing", claims, prose, runs, failed, tables, trained)

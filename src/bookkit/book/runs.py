@@ -15,10 +15,11 @@ from bookkit.run.plan import changed_since
 from replib.claims.rules import OUTCOMES
 from replib.errors import UsageError
 from replib.files import sha256_file
-from replib.models.sources import MADE_IN_MEMORY
+from replib.models.sources import CONTROLS, NETWORKS
 
 STALE = "static/stale.json"  # the keys of stale runs, with what has changed
 RECORDS = "static/records"  # in the staged book; `_static/records` in the built one
+_WAYS = {"trained": "Trained here", "planted": "Planted by hand", "untrained": "Untrained"}
 _NAME = re.compile(r"[^./][^/]{0,199}/(?!index$)[A-Za-z0-9][A-Za-z0-9_.@-]{0,199}")
 
 
@@ -44,8 +45,15 @@ class Run:
 
     @property
     def control(self) -> bool:
-        """Is it a model made to check the procedure: the planted or the random one?"""
-        return self.model in MADE_IN_MEMORY
+        """Is it a model made to check the procedure: the planted or a random one?"""
+        return self.model in CONTROLS
+
+    @property
+    def kind(self) -> str:
+        """Under which word the switcher of a chapter's pages has it."""
+        if self.model in NETWORKS:
+            return _WAYS[self.model.partition("-")[0]]
+        return "Controls" if self.control else "Models"
 
     @property
     def is_method(self) -> bool:
@@ -160,10 +168,12 @@ def of_papers(runs: Iterable[Run]) -> list[Run]:
 
 
 def kinds(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs on models, then those on controls, each with a word for them; neither if empty."""
-    models = ("Models", [run for run in runs if not run.control])
-    controls = ("Controls", [run for run in runs if run.control])
-    return [(label, members) for label, members in (models, controls) if members]
+    """The runs on models, then those on controls, each with a word for them, without what is empty.
+    Networks that a chapter trains itself are told apart by how they came about."""
+    found: dict[str, list[Run]] = {label: [] for label in ("Models", *_WAYS.values(), "Controls")}
+    for run in runs:
+        found[run.kind].append(run)
+    return [(label, members) for label, members in found.items() if members]
 
 
 def first_run(members: Sequence[Run]) -> Run:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from bookkit.book.html import macro
-from bookkit.book.runs import Run, by_paper, kinds, of_papers
+from bookkit.book.runs import Run, by_paper, of_papers
 from bookkit.project import words
 
 TEMPLATE = "tables.html"
@@ -62,7 +62,8 @@ class Group:
 
 
 def _models_and_controls(runs: Sequence[Run]) -> list[Group]:
-    return [Group(members, [run.model for run in members]) for _, members in kinds(runs)]
+    models, controls = ([run for run in runs if run.control == is_one] for is_one in (False, True))
+    return [Group(some, [run.model for run in some]) for some in (models, controls) if some]
 
 
 def _papers(runs: Sequence[Run]) -> list[Group]:

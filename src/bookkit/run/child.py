@@ -150,7 +150,7 @@ def _prepare_one(question: Mapping[str, Any]) -> dict[str, Any] | None:
         found |= {"size": asdict(size), "available": sizing.available_bytes(found["device"])}
         kind = found["dtype"], found["device"]
         found["speed"] = sizing.measure_speed(size.d_model, *kind, n_threads())
-    if name not in sources.KNOWN:
+    if name not in sources.KNOWN and name not in sources.NETWORKS:
         found["architecture"] = sizing.architecture(folder)
         _check_architecture(name, revision, question["needs"])
     if against := parameters.get("against"):  # a second model

@@ -34,6 +34,7 @@ from replib.errors import UsageError, one_line
 from replib.files import put_in_place
 from replib.hashes import file_hash
 from replib.interventions import budget as batches
+from replib.models.sources import NETWORKS
 
 
 class RunFailed(Exception):
@@ -120,7 +121,8 @@ def _execute_in(work: Path, run: Run, progress: Callable[[int, int], None]) -> P
 
     kernel = kernel_version(json.loads(notebook.read_text(encoding="utf-8")))
     _tidy(notebook, chapter.paper)
-    own = run.profile == "paper" and run.model == chapter.claims.model
+    # Networks that a chapter trains have no other size in the profile `paper`.
+    own = run.model == chapter.claims.model and (run.profile == "paper" or run.model in NETWORKS)
     scope = "method" if chapter.claims.is_method else "replication" if own else "transfer"
     calibration = None
     if run.estimate:

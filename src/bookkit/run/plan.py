@@ -17,7 +17,14 @@ from bookkit.run.environment import environment
 from replib.errors import UsageError, find_control
 from replib.files import refuse_pointer
 from replib.hashes import reached
-from replib.models.sources import MADE_IN_MEMORY, absolute_model, model_slug, weights_hash
+from replib.models.sources import (
+    MADE_IN_MEMORY,
+    NETWORKS,
+    absolute_model,
+    check_network,
+    model_slug,
+    weights_hash,
+)
 
 # What a model must have for a notebook that reaches these, whether itself or through its chapter.
 NEEDS = {
@@ -72,8 +79,10 @@ def plan(
     """Check everything that can be checked without loading a library, and write nothing.
 
     `settings` are the user's parameters as text. Order: the cell's default, the profile, the user.
-    Raises UsageError for an unknown parameter or value, and a file or folder that cannot be used.
+    Raises UsageError for an unknown parameter or value, a file or folder that cannot be used, and a
+    language model where a chapter trains its own networks.
     """
+    check_network(chapter.paper, model)
     values = chapter.values(profile)
     for name, text in settings.items():
         if name in OPTIONS:
@@ -145,7 +154,7 @@ def prepare(runs: Sequence[Run], *, skip_missing: bool = False) -> list[Run]:
     is not installed. Raises UsageError as the loading of models and of prompts does.
     """
     quick = [
-        run.model in MADE_IN_MEMORY
+        (run.model in MADE_IN_MEMORY or run.model in NETWORKS)
         and run.parameters["device"] == "cpu"
         and not run.parameters.get("revision")
         and not run.files

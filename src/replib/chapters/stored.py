@@ -13,6 +13,9 @@ A chapter that stores something says so in a module `stored` of its own, with th
     trainings(root, options)          {name: a function that trains it}; empty: all that is missing
     missing(root)                     names of what is to be trained next, each a value of --cell
                                       (only where `trainings` may be empty)
+
+A chapter that trains its own networks (`replib.models.sources.TRAINING`) loads no language model:
+its `model_name` is trained-X, planted-X or untrained-X, and `needed` is empty but for the first.
 """
 
 from collections.abc import Iterator

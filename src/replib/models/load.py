@@ -23,7 +23,15 @@ from replib.models.bridge import bridge_for
 from replib.models.device import find_device, find_dtype
 from replib.models.finite import check_weights, watch_logits
 from replib.models.hub import IS_ADAPTER, check_revision, from_hub
-from replib.models.sources import MADE_IN_MEMORY, PLANTED, SOURCES, Place, find_gguf, planted_module
+from replib.models.sources import (
+    MADE_IN_MEMORY,
+    NETWORKS,
+    PLANTED,
+    SOURCES,
+    Place,
+    find_gguf,
+    planted_module,
+)
 from replib.models.threads import n_threads
 from replib.models.tiny import TINY_NOTE, tiny_parts
 from replib.models.unpack import load_dequantised, not_read, quiet
@@ -95,7 +103,7 @@ def prepare_model(
     as `load_model` does.
     """
     check_revision(name, revision)
-    if name in MADE_IN_MEMORY:
+    if name in MADE_IN_MEMORY or name in NETWORKS:
         return None
     return _locate(name, revision, before_download).folder
 
@@ -103,6 +111,8 @@ def prepare_model(
 def _locate(
     name: str, revision: str | None, before_download: Callable[[int], None] | None = None
 ) -> Place:
+    if name in NETWORKS:
+        raise UsageError(f"{name} is no language model; it belongs to {NETWORKS[name]}")
     if name in SOURCES:
         source = SOURCES[name]
         package = f"Python package {source.requirements[0].replace('==', ' ')}"

@@ -7,9 +7,11 @@ is there; `replib.models.load` loads it.
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_dir
 
@@ -69,11 +71,51 @@ PLANTED = {
 MADE_IN_MEMORY = ("tiny", *PLANTED)
 EMBEDDED = tuple(SOURCES)
 KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
+# Chapters that train their own networks, by the short name in those networks' names. No language
+# model is loaded there: the chapter itself makes, or reads, what it runs on.
+TRAINING = {
+    "copying": "copying-mamba",
+    "icl-gd": "icl-gd",
+    "induction-birth": "induction-birth",
+}
+WAYS = {
+    "trained": "trained here and stored with the book",
+    "planted": "weights set by hand",
+    "untrained": "random initial weights",
+}
+# Name -> the chapter it belongs to: trained-copying, planted-copying, untrained-copying, ...
+NETWORKS = {f"{way}-{short}": of for short, of in TRAINING.items() for way in WAYS}
+# What checks a procedure: models with a mechanism set by hand, and random ones.
+CONTROLS = (*MADE_IN_MEMORY, *(name for name in NETWORKS if not name.startswith("trained-")))
 
 
 def planted_module(name: str) -> str:
     """The module that makes a planted model: its function of that name, and its `NOTE`."""
     return f"replib.chapters.{PLANTED[name]}.planted"
+
+
+def networks_of(chapter: str) -> tuple[str, ...]:
+    """The networks of a chapter that trains its own, trained ones first; empty for any other."""
+    return tuple(name for name, of in NETWORKS.items() if of == chapter)
+
+
+def check_network(chapter: str, model: str) -> None:
+    """UsageError for a chapter's own networks in another chapter, and for any other model in a
+    chapter that trains its own."""
+    own, of = networks_of(chapter), NETWORKS.get(model)
+    if own and model not in own:
+        raise UsageError(f"{chapter} trains its own networks: choose one of: {', '.join(own)}")
+    if of not in (None, chapter):
+        raise UsageError(f"{model} is no language model; it belongs to {of}, not to {chapter}")
+
+
+def network_info(name: str, stored: Mapping[str, str], **more: str | int) -> dict[str, Any]:
+    """What a record says of a chapter's own networks, for `Claims.verdicts`. `stored`: the sha256
+    of the weights that were read, by name, as `needed` of the chapter's module `stored` gives them;
+    empty for planted and untrained ones. `more`: such as `n_params`, of one network."""
+    lines = "".join(f"{sha256}  {cell}\n" for cell, sha256 in sorted(stored.items()))
+    source = WAYS[name.partition("-")[0]]
+    return {"name": name, "sha256": sha256_text(lines) if stored else None, "source": source} | more
 
 
 def available_embedded() -> tuple[str, ...]:
@@ -95,7 +137,7 @@ def is_ready(name: str) -> bool:
     """Can `name` be loaded at once, without unpacking, a download, or a look at a user's folder?"""
     if name in EMBEDDED:
         return not find_damage(unpacked_folder(name), SOURCES[name], every_byte=False)
-    return name in MADE_IN_MEMORY
+    return name in MADE_IN_MEMORY or name in NETWORKS
 
 
 def find_damage(folder: Path, source: EmbeddedSource, *, every_byte: bool = True) -> str:
@@ -143,7 +185,8 @@ def weights_hash(name: str) -> str | None:
         return SOURCES[name].sha256
     try:
         folder = Path(name).expanduser()
-        return folder_hash(folder) if name not in MADE_IN_MEMORY and folder.is_dir() else None
+        made = name in MADE_IN_MEMORY or name in NETWORKS
+        return folder_hash(folder) if not made and folder.is_dir() else None
     except (OSError, RuntimeError):  # a path that cannot be looked at
         return None
 
@@ -183,7 +226,8 @@ def absolute_model(model: str) -> str:
         problem = getattr(error, "strerror", None) or error
         raise UsageError(f"model {one_line(model)!r}: {problem}") from None
     is_path = os.sep in model or model.startswith((".", "~"))
-    if is_folder and not is_path and model not in KNOWN:  # a word: a folder only if of a model
+    known = model in KNOWN or model in NETWORKS
+    if is_folder and not is_path and not known:  # a word: a folder only if of a model
         kinds = ("config.json", "*.safetensors", "*.gguf")
         is_path = any(path for kind in kinds for path in Path(model).glob(kind))
     if is_folder and is_path:
