@@ -76,7 +76,7 @@ KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 TRAINING = {
     "copying": "copying-mamba",
     "icl-gd": "icl-gd",
-    "induction-birth": "induction-birth",
+    "induction-birth": "abrupt-induction",
 }
 WAYS = {
     "trained": "trained here and stored with the book",

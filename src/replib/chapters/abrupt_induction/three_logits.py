@@ -22,7 +22,8 @@ from torch import Tensor
 REACHED = 0.1  # nats
 # How fast each number learns. b and a stand for the means of 65 and of 63 entries of a matrix, and
 # gradient descent on entries moves their mean 1/65 and 1/63 as fast; xi is the size of a
-# classifier. RATES = (1 / 65, 1 / 63, 1.0)
+# classifier.
+RATES = (1 / 65, 1 / 63, 1.0)
 
 
 def nested_loss(x: Float[Tensor, "*start 3"], L: int, N: int) -> Float[Tensor, "*start"]:
