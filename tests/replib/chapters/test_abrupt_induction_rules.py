@@ -31,7 +31,7 @@ def curve(seed, rise=0.1, learns=True, picks=0.95, head=True, plateau=1 / N, sta
     cla = np.maximum(0.25 + (picks - 0.25) * slow, ic)
     own = up if head else np.clip(STEPS / 3000, 0, 1) * 0.2
     tila2 = 0.06 + 0.06 * slow + 0.85 * own
-    made = {
+    made: dict = {
         "ic": sampled(ic, ("ic", seed)),
         "cla": sampled(cla, ("cla", seed)),
         "shuffled": sampled(0 * x + 0.25, ("other", seed)),
@@ -87,7 +87,7 @@ def reduced(order=True, full=LEARNING, learns=True):
     return evidence.of_minimal(some, given, full, N)
 
 
-def nesting(waits=0.5, start=math.log(L), end=0.01, others=0.02):
+def nesting(waits=0.5, start=L, end=0.01, others=0.02):
     """Losses that stay at log N for this share of their run."""
 
     def losses(share, label):
@@ -96,7 +96,9 @@ def nesting(waits=0.5, start=math.log(L), end=0.01, others=0.02):
         made = []
         for one in shares:
             n = round(steps * one)
-            made.append(np.r_[np.linspace(start, level + 0.3, steps - n), [level] * n, end])
+            made.append(
+                np.r_[np.linspace(math.log(start), level + 0.3, steps - n), [level] * n, end]
+            )
         return torch.tensor(
             np.array(
                 [np.interp(np.linspace(0, 1, 1001), np.linspace(0, 1, len(m)), m) for m in made]
@@ -173,7 +175,7 @@ WORLDS = {
         "right": nesting,
         "wrong": lambda: nesting(waits=0.02),
         "floor": lambda: nesting(end=0.5),
-        "ceiling": lambda: nesting(start=math.log(N)),
+        "ceiling": lambda: nesting(start=N),
     },
     "11.7": {
         "right": critical,

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from replib.chapters.abrupt_induction import stored
-from replib.chapters.abrupt_induction.curves import Curve, Jump, jump
+from replib.chapters.abrupt_induction.curves import Curve, Jump, Points, jump
 from replib.chapters.abrupt_induction.law import Law
 from replib.chapters.abrupt_induction.measures import measured, tests_of
 from replib.chapters.abrupt_induction.network import TwoLayers
 from replib.chapters.abrupt_induction.planted import history, planted_network
 from replib.chapters.abrupt_induction.sequences import Directions, draw, draw_directions
-from replib.chapters.abrupt_induction.training import load_networks, start
+from replib.chapters.abrupt_induction.training import go_on, load_networks, start
 from replib.chapters.abrupt_induction.training_grid import BATCH, N_TEST, STUDIES, Cell, Study
 from replib.errors import UsageError
 
@@ -60,6 +60,19 @@ def births(name: str, root: Path) -> dict[str, list[Run]]:
     }
 
 
+def through_the_jump(way: str, run: Run, steps: int) -> Curve:
+    """The curve of a network that goes on from before its jump, for this many steps at the author's
+    rate, on sequences that the stored training did not see. Of planted and untrained runs, which
+    are not trained, what their own curve has there."""
+    if way == "trained" and "before" in run.networks:
+        return go_on(run.networks["before"], STUDIES[run.cell.study], run.directions, steps, 1)
+    low, high = run.jump.window if run.jump.jumped else (0.0, 1e9)
+    inside = [i for i, at in enumerate(run.curve["step"]) if low <= at <= high]
+    first = run.curve["step"][inside[0]]
+    some = {key: [values[i] for i in inside] for key, values in run.curve.items()}
+    return some | {"step": [at - first for at in some["step"]]}
+
+
 def _trained(root: Path, cell: Cell, study: Study) -> Run:
     card = stored.read_card(root, cell)
     _, directions, _ = start(study, cell.seed)
@@ -69,7 +82,7 @@ def _trained(root: Path, cell: Cell, study: Study) -> Run:
 
 def _curve(
     law: Law, directions: Directions, steps: Sequence[float], networks: Sequence[TwoLayers]
-) -> dict[str, list[float]]:
+) -> dict[str, Points]:
     """What `training.train` writes down, of networks at given steps."""
     tests, curve = tests_of(law, directions, N_TEST), {"step": list(steps)}
     batch = draw(law, directions, BATCH, torch.Generator().manual_seed(1))

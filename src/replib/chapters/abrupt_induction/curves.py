@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Curve = Mapping[str, Sequence[float]]
+Points = list[float | int]
+Curve = Mapping[str, Sequence[float | int]]
 LEARNT = 0.95  # IC of a network that has learnt
 ABRUPT = 0.2  # (t90 - t10) / t90 of a jump, at most
 PLATEAU = (0.8, 1.6)  # IC at 0.9 t10, times N, of a network that picks labels
 
 
-def crossing(steps: Sequence[float], values: Sequence[float], level: float) -> float:
+def crossing(steps: Sequence[float | int], values: Sequence[float | int], level: float) -> float:
     """The step at which a curve first reaches `level`, on a straight line between its points; NaN
     if it never does."""
     there = np.flatnonzero(np.asarray(values) >= level)
@@ -30,7 +31,7 @@ def crossing(steps: Sequence[float], values: Sequence[float], level: float) -> f
     return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
 
 
-def half_rise(steps: Sequence[float], values: Sequence[float]) -> float:
+def half_rise(steps: Sequence[float | int], values: Sequence[float | int]) -> float:
     """The step at which a measure has gone half the way from its first value to its largest."""
     return crossing(steps, values, (values[0] + max(values)) / 2)
 

@@ -4,7 +4,7 @@ formulas are ours)."""
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replib.chapters.abrupt_induction.law import Law
@@ -35,9 +35,7 @@ def is_right(seen: Seen, sequences: Sequences) -> Bool[Tensor, " row"]:
     return seen.logits.argmax(-1) == sequences.answer
 
 
-def in_context(
-    seen: Seen, labels: Bool[Tensor, "row pair"] | Float[Tensor, "row pair"] | Tensor
-) -> Bool[Tensor, " row"]:
+def in_context(seen: Seen, labels: Int[Tensor, "row pair"]) -> Bool[Tensor, " row"]:
     """Is the most probable label one of these?"""
     return (seen.logits.argmax(-1)[:, None] == labels).any(1)
 
@@ -70,6 +68,15 @@ def measured(network: TwoLayers, tests: dict[str, Sequences]) -> dict[str, float
     for name in tests.keys() - {"ic"}:
         found[name] = is_right(network.run(tests[name].tokens), tests[name])
     return {name: found[name].double().mean().item() for name in sorted(found)}
+
+
+@torch.no_grad()
+def answers(
+    network: TwoLayers, law: Law, directions: Directions, n: int
+) -> dict[str, Bool[Tensor, " row"]]:
+    """Which answers are right, on `n` sequences of each test of a law."""
+    tests = tests_of(law, directions, n)
+    return {name: is_right(network.run(some.tokens), some) for name, some in tests.items()}
 
 
 def chance(law: Law) -> dict[str, float]:

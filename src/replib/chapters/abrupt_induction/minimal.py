@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replib.chapters.abrupt_induction.curves import Curve, crossing, half_rise
+from replib.chapters.abrupt_induction.curves import Curve, Points, crossing, half_rise
 from replib.chapters.abrupt_induction.law import CONTENT, N_PLACES, Law
 from replib.chapters.abrupt_induction.network import causal_softmax
 from replib.chapters.abrupt_induction.sequences import Sequences, draw, draw_directions
@@ -53,7 +53,7 @@ def content_of(sequences: Sequences) -> Float[Tensor, "row token 63"]:
 
 def learn(
     law: Law, seed: int, steps: int, given: bool = False
-) -> tuple[Minimal, dict[str, list[float]]]:
+) -> tuple[Minimal, dict[str, Points]]:
     """Gradient descent on the minimal model, from a small random start; `given`: with the
     classifier at its end from the start, W = 20 times the labels. Its curve: step, loss, ic, cla,
     alpha, beta_1 and beta_2. Batches are taken from a pool of sequences that is drawn once."""
@@ -63,7 +63,7 @@ def learn(
     pool = draw(law, directions, N_POOL, generator)
     content, answer = content_of(pool), pool.answer
     test = draw(law, directions, N_TEST, generator)
-    curve: dict[str, list[float]] = {}
+    curve: dict[str, Points] = {}
     for n in range(steps + 1):
         rows = torch.randint(N_POOL, (BATCH,), generator=generator)
         loss = nn.functional.cross_entropy(model(content[rows]), answer[rows])
@@ -78,7 +78,7 @@ def learn(
 
 @torch.no_grad()
 def _add_point(
-    curve: dict[str, list[float]], n: int, loss: float, model: Minimal, test: Sequences
+    curve: dict[str, Points], n: int, loss: float, model: Minimal, test: Sequences
 ) -> None:
     said = model(content_of(test)).argmax(-1)
     beta_1, beta_2, alpha = model.numbers.tolist()
@@ -89,7 +89,7 @@ def _add_point(
         curve.setdefault(key, []).append(value)
 
 
-def planted_curve(n_pairs: int, steps: int, given: bool = False) -> dict[str, list[float]]:
+def planted_curve(n_pairs: int, steps: int, given: bool = False) -> dict[str, Points]:
     """What stands for `learn` on the page of planted networks: a curve set by hand, in which labels
     are learnt first, then alpha, then beta_1, and IC with it."""
     n = steps // EVERY + 1
@@ -104,6 +104,15 @@ def planted_curve(n_pairs: int, steps: int, given: bool = False) -> dict[str, li
     curve = {"ic": ic, "cla": cla, "alpha": 8 * rise(begin - 0.03, begin), "beta_1": None}
     curve["beta_1"] = 6 * rise(begin, begin + 0.02)
     return {"step": (x * steps).tolist()} | {key: y.tolist() for key, y in curve.items()}
+
+
+def curves(
+    way: str, law: Law, seeds: Sequence[int], steps: int, given: bool = False
+) -> list[dict[str, Points]]:
+    """The curve of each seed; set by hand where `way` is planted, its start alone if untrained."""
+    if way == "planted":
+        return [planted_curve(law.n_pairs, steps, given) for _ in seeds]
+    return [learn(law, seed, 0 if way == "untrained" else steps, given)[1] for seed in seeds]
 
 
 def in_order(curve: Curve) -> bool:

@@ -20,9 +20,9 @@ MOMENTS = {
 
 
 def names_of(sequences: Sequences, row: int) -> list[str]:
-    """The tokens of a sequence in words: items by capitals, one for each class, labels by number."""
-    classes = list(dict.fromkeys([*sequences.classes[row].tolist(), int(sequences.query[row])]))
-    letter = {k: chr(ord("A") + i) for i, k in enumerate(classes)}
+    """The tokens of a sequence in words: items by letter, one for each class, labels by number."""
+    classes, asked = sequences.classes[row].tolist(), int(sequences.query[row])
+    letter = {k: chr(ord("A") + i) for i, k in enumerate(dict.fromkeys([*classes, asked]))}
     pairs = zip(sequences.classes[row].tolist(), sequences.labels[row].tolist(), strict=True)
     names = [name for k, label in pairs for name in (letter[k], str(label))]
     return [*names, f"{letter[int(sequences.query[row])]}?"]
@@ -73,10 +73,10 @@ def attention_maps(seen: Mapping[str, Seen], names: Sequence[str]) -> Picture:
         top.set_yticks(range(len(names)), names if moment == next(iter(seen)) else [], fontsize=6)
         below.set_yticks([0], ["query"] if moment == next(iter(seen)) else [], fontsize=7)
         below.set_xticks(range(len(names)), names, fontsize=6, rotation=90)
-        back = _one_back(one.first[0]).mean()
+        back, most = _one_back(one.first[0]).mean(), int(one.second[0].argmax())
         said.append(
-            f"{MOMENTS[moment]} labels give {back:.2f} to the item before them, and the query gives "
-            f"most to {names[int(one.second[0].argmax())]} ({one.second[0].max():.2f})"
+            f"{MOMENTS[moment]} labels give {back:.2f} to the item before them, and the query "
+            f"gives most to {names[most]} ({one.second[0].max():.2f})"
         )
     fig.alt = f"Attention maps. Of layer 1 and of the query in layer 2: {'; '.join(said)}."
     return fig

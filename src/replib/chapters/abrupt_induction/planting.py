@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replib.chapters.abrupt_induction.births import Run
-from replib.chapters.abrupt_induction.curves import Curve
+from replib.chapters.abrupt_induction.curves import Curve, Points
 from replib.chapters.abrupt_induction.law import Law
 from replib.chapters.abrupt_induction.measures import is_right
 from replib.chapters.abrupt_induction.network import TwoLayers
@@ -78,7 +78,7 @@ def planted_head(law: Law, seed: int, offset: int) -> tuple[TwoLayers, Direction
     return network, directions, generator
 
 
-def train_classifier(law: Law, seed: int, steps: int, offset: int = 1) -> dict[str, list[float]]:
+def train_classifier(law: Law, seed: int, steps: int, offset: int = 1) -> dict[str, Points]:
     """`step` and `ic` while only the classifier of such a network is trained, at the author's rate.
     Its batches come from a pool of sequences that is drawn once: what it reads of them never
     changes, so it is computed once too."""
@@ -98,6 +98,15 @@ def train_classifier(law: Law, seed: int, steps: int, offset: int = 1) -> dict[s
         loss.backward()
         optimizer.step()
     return curve
+
+
+def classifiers(way: str, law: Law, seed: int, steps: int) -> tuple[Curve, Curve]:
+    """The curves of a classifier with the head, and with the head one place off; set by hand where
+    `way` is planted, their start alone if untrained."""
+    make = planted_classifier if way == "planted" else train_classifier
+    steps = 0 if way == "untrained" else steps
+    right, wrong = (make(law, seed, steps, offset) for offset in (1, 2))
+    return right, wrong
 
 
 def planted_classifier(law: Law, seed: int, steps: int, offset: int = 1) -> Curve:

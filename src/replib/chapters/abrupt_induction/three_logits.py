@@ -81,6 +81,21 @@ def planted_descent(n: int, L: int, N: int) -> tuple[Tensor, Tensor]:
     return nested, added
 
 
+def descents(
+    way: str, n: int, L: int, N: int, steps: int, seed: int
+) -> tuple[Tensor, Tensor, Float[Tensor, "step start 3"]]:
+    """Losses [step start] of the nested and of the added logits, and the path of the nested ones,
+    from `n` random starts; set by hand where `way` is planted, and only the start of it where it is
+    untrained."""
+    x = starts(n, torch.Generator().manual_seed(seed))
+    if way == "planted":
+        nested, added = planted_descent(n, L, N)
+        return nested_loss(nested, L, N), added_loss(added, L, N), nested
+    steps = 0 if way == "untrained" else steps
+    losses, path = descend(nested_loss, x, L, N, steps)
+    return losses, descend(added_loss, x, L, N, steps)[0], path
+
+
 def gradient_at_origin(L: int, N: int) -> float:
     """The length of the gradient of the nested loss at (0, 0, 0); by hand (L - N) / (N L)."""
     x = torch.zeros(3, dtype=torch.float64, requires_grad=True)

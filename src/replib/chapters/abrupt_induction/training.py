@@ -2,10 +2,11 @@
 plain gradient descent on batches of 128 fresh sequences, all weights times 1 - 1e-6 at each step).
 """
 
+import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from replib.chapters.abrupt_induction import stored
-from replib.chapters.abrupt_induction.curves import jump
+from replib.chapters.abrupt_induction.curves import Curve, Points, jump
 from replib.chapters.abrupt_induction.measures import measured, tests_of
 from replib.chapters.abrupt_induction.network import TwoLayers
 from replib.chapters.abrupt_induction.sequences import Directions, draw, draw_directions
@@ -73,7 +74,7 @@ def train(
     seed: int,
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Weights], dict[str, list[float]]]:
+) -> tuple[dict[str, Weights], dict[str, Points]]:
     """Train a network from its start. Returns the weights at the moments `before` (the last point
     up to 0.9 t10), `at` (the first at which IC is half the way up) and `end`, and the curve.
     Without a jump there is `end` alone.
@@ -87,7 +88,7 @@ def train(
     first = draw(study.law, directions, BATCH, generator)
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(network(first.tokens), first.answer)]
-    curve: dict[str, list[float]] = {}
+    curve: dict[str, Points] = {}
     kept: list[Weights] = []
     for n in range(10**9):
         if n % EVERY == 0:
@@ -103,7 +104,24 @@ def train(
     return moments(study, curve, kept), curve
 
 
-def is_over(study: Study, curve: Mapping[str, list[float]]) -> bool:
+def go_on(
+    network: TwoLayers, study: Study, directions: Directions, steps: int, seed: int
+) -> dict[str, Points]:
+    """Train a copy of a network further, on other sequences; its curve, with a point every 100
+    steps. Plain gradient descent keeps nothing between steps: nothing else has to be restored."""
+    network = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(10**7 + seed)
+    tests, optimizer = tests_of(study.law, directions, N_TEST), gradient_descent(network)
+    curve: dict[str, Points] = {}
+    for n in range(steps + 1):
+        if n % 100 == 0:
+            for key, value in ({"step": n} | measured(network, tests)).items():
+                curve.setdefault(key, []).append(value)
+        step(network, study, directions, optimizer, generator)
+    return curve
+
+
+def is_over(study: Study, curve: Curve) -> bool:
     """Has this training reached its end (see `training_grid`)?"""
     found, n = jump(curve, study.law.n_pairs), curve["step"][-1]
     if study.until and found.jumped:
@@ -111,9 +129,7 @@ def is_over(study: Study, curve: Mapping[str, list[float]]) -> bool:
     return n >= study.steps
 
 
-def moments(
-    study: Study, curve: Mapping[str, list[float]], kept: list[Weights]
-) -> dict[str, Weights]:
+def moments(study: Study, curve: Curve, kept: list[Weights]) -> dict[str, Weights]:
     """The weights before, at and after the jump, of those at every point of the curve."""
     found, n = jump(curve, study.law.n_pairs), study.law.n_pairs
     some = {"end": kept[-1]}
