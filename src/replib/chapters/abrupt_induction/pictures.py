@@ -1,15 +1,19 @@
 """The chapter's own figures: a sequence, and attention maps before, at and after the jump."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 from IPython.display import HTML
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from replib.chapters.abrupt_induction.curves import Jump
 from replib.chapters.abrupt_induction.network import Seen, TwoLayers
 from replib.chapters.abrupt_induction.sequences import Sequences
-from replib.figures import COLORS, Picture, slider
+from replib.figures import COLORS, Picture, grouped_bars, slider
+from replib.metrics import proportion
 
 MOMENTS = {
     "start": "at the start",
@@ -103,3 +107,32 @@ def attention_slider(seen: Mapping[str, Seen], names: Sequence[str]) -> HTML:
         for asked, rows in questions.items()
     }
     return slider(bars, [MOMENTS[name] for name in seen], "Moment", start=0)
+
+
+def jump_table(jumps: Mapping[str, Jump]) -> pd.DataFrame:
+    """When each seed jumps: t10 and t90 in steps, the ratio, and the plateau; a dash where a level
+    is never reached."""
+
+    def shown(x: float, form: str) -> str:
+        return "–" if math.isnan(x) else format(x, form)
+
+    rows = {
+        name: {
+            "t10": shown(one.t10, ",.0f"),
+            "t90": shown(one.t90, ",.0f"),
+            "(t90 − t10) / t90": shown(one.ratio, ".2f"),
+            "N · IC at 0.9 t10": shown(one.plateau, ".2f"),
+            "reaches 0.95": "yes" if one.jumped else "no",
+        }
+        for name, one in jumps.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def accuracy_bars(right: Mapping[str, Mapping[str, Bool[Tensor, " row"]]]) -> Picture:
+    """IC, IC2 and IW of networks trained on other data, with intervals over sequences."""
+    groups = {
+        name: {test.upper(): proportion(some[test]) for test in ("ic", "ic2", "iw")}
+        for name, some in right.items()
+    }
+    return grouped_bars(groups, "right answers")
