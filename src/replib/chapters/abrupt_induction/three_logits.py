@@ -75,7 +75,7 @@ def planted_descent(n: int, L: int, N: int) -> tuple[Tensor, Tensor]:
     """What stands for `descend` on the page of planted networks: a history set by hand. xi rises,
     the loss waits, then b and a rise; the same of the control without the wait."""
     t = torch.linspace(0, 1, 401, dtype=torch.float64)[:, None].expand(-1, n)
-    xi, late = 12 * (t / 0.2).clamp(0, 1), 30 * ((t - 0.8) / 0.15).clamp(0, 1)
+    xi, late = 40 * (t / 0.2).clamp(0, 1), 30 * ((t - 0.8) / 0.15).clamp(0, 1)
     nested = torch.stack([late, late, xi], -1)
     added = torch.stack([2 * t, 2 * t, 2 * t], -1) * 2
     return nested, added
