@@ -347,8 +347,8 @@ def test_no_hash_sees_the_line_ends_of_a_checkout(tmp_path):
         ("ioi-circuit-reuse", "dtype", "float23"),
         ("method-nulls", "n_simulated", "0"),
         ("copying-mamba", "live_steps", "-1"),
-        ("copying-mamba", "text_lengths", "25,0"),
-        ("copying-mamba", "live_seeds", ""),
+        ("copying-pretrained", "text_lengths", "25,0"),
+        ("context-knob", "adapter_seeds", ""),
         ("context-knob", "adapter_seeds", "1,-1"),
     ],
 )
@@ -373,7 +373,7 @@ def test_a_folder_with_a_model_is_taken_by_its_plain_name(tmp_path, monkeypatch)
         ("ioi-circuit-reuse", {"heads"}),
         ("factual-recall", {"heads", "cache"}),
         ("context-knob", {"cache"}),
-        ("copying-mamba", set()),
+        ("copying-pretrained", set()),
     ],
 )
 def test_what_a_chapter_needs_of_a_model(paper, needs):

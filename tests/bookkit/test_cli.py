@@ -151,7 +151,7 @@ def test_a_training_that_cannot_be_is_refused_in_one_line(arguments, words, caps
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, capsys):
-    left, commands = [["copy/rope-0.1-0", "copy/lstm-0.1-0"], []], []
+    left, commands = [["copy/rope-0.1-s10-101", "copy/lstm-0.1-s10-101"], []], []
     monkeypatch.setattr(stored, "missing", lambda root: left.pop(0))
 
     def run(command, **options):
@@ -163,8 +163,8 @@ def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, 
     (command,) = commands
     assert command[command.index("--cores") + 1] == "3"
     assert [word for word in command if str(word).startswith("build/")] == [
-        "build/grid/copying-mamba/copy/rope-0.1-0.done",
-        "build/grid/copying-mamba/copy/lstm-0.1-0.done",
+        "build/grid/copying-mamba/copy/rope-0.1-s10-101.done",
+        "build/grid/copying-mamba/copy/lstm-0.1-s10-101.done",
     ]
     said = capsys.readouterr()
     assert "2 cells to train" in said.err
@@ -174,10 +174,10 @@ def test_what_is_missing_is_trained_as_jobs_until_nothing_is(code, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_grid_s_jobs_train_one_cell_each():
-    mark = f"build/grid/{COPYING}/copy/rope-0.1-0.done"
+    mark = f"build/grid/{COPYING}/copy/rope-0.1-s10-101.done"
     words = ["-m", "snakemake", "--snakefile", "workflow/grid.smk", "--cores", "1", "-n", "-p"]
     words += ["--config", "device=cpu", "--force", mark]
     told = subprocess.run(
         [train.sys.executable, *words], cwd=find_root(), capture_output=True, text=True, check=True
     ).stdout
-    assert f"replib train {COPYING} --cell copy/rope-0.1-0 --device cpu" in told
+    assert f"replib train {COPYING} --cell copy/rope-0.1-s10-101 --device cpu" in told

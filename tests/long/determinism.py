@@ -48,7 +48,8 @@ CONTROLS = {
     "factual-recall": ("tiny", "planted-facts"),
     "successor-heads": ("tiny", "planted-successor"),
     "context-knob": ("tiny", "planted-gate"),
-    "copying-mamba": ("tiny",),  # its planted model is a part of the chapter
+    "copying-mamba": ("untrained-copying", "planted-copying"),
+    "copying-pretrained": ("tiny",),
 }
 PRETRAINED = ("smollm2-135m", "gemma3-270m")  # where they are installed
 TIMES = ("wall_time_s", "peak_memory_mb", "started", "seal")
@@ -71,7 +72,7 @@ EXPLAINED: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {
 # What a number type does not reach, by chapter.
 NOT_REACHED = {
     "successor-heads": "sparse autoencoders and probes are float32 in both",
-    "copying-mamba": "the networks that the chapter trains are float32 in both",
+    "copying-mamba": "its networks are float32 in both",
 }
 COLUMNS = (
     *("chapter", "model", "compared", "values", "bound", "largest difference"),

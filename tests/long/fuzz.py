@@ -540,7 +540,8 @@ LINES = {
     f"verify {IOI}/tiny": "--out=results --out=build/runs",
     "new sixth-paper --title=Sixth --arxiv=2601.00001": "--title=Seventh --help",
     f"train {KNOB} --model=gpt2 --seed=1": "--format=weight --device=cuda --help",
-    f"train {cells.PAPER}": "--cell=copy/rope-0.003-1 --cell=copy/rope-9-1 --cores=1 --modl=tiny",
+    f"train {cells.PAPER}": "--cell=copy/rope-0.0056-s10-21 --cell=copy/rope-9-s10-1 "
+    "--cores=1 --modl=tiny",
 }
 
 
@@ -776,7 +777,7 @@ def read_tokenizer(case: tuple, folder: Path) -> None:
     )
 
 
-_CELL = cells.reported(ROOT, "copy", "rope")[0]
+_CELL = cells.reported(ROOT, "copy", "hard-alibi")[0]
 _ADAPTER = "adapters/smollm2-135m/weight-1"
 cards = st.one_of(
     chapter_file(f"checkpoints/{_CELL.name}.json", cells.PAPER),

@@ -36,10 +36,7 @@ SMALL = {
         **{"n_cases": 8, "n_choose": 8, "n_learn": 8, "n_search": 2, "n_random": 3},
         "adapter_seeds": "[1]",
     },
-    "copying-mamba": {
-        **{"live_steps": 100, "live_seeds": "[11]", "n_strings": 8, "n_items": 2},
-        **{"book_lengths": "[3]", "text_lengths": "[6]"},
-    },
+    "copying-pretrained": {"n_items": 2, "book_lengths": "[3]", "text_lengths": "[6]"},
 }
 
 
@@ -157,7 +154,7 @@ PAIRWISE = [
     *(("factual-recall", name) for name in ("neox", "gemma2", "mamba2")),
     *(("successor-heads", name) for name in ("llama", "gemma3", "mamba2")),
     *(("context-knob", name) for name in ("qwen3", "mamba")),
-    *(("copying-mamba", name) for name in ("opt", "phi", "mamba2")),
+    *(("copying-pretrained", name) for name in ("opt", "phi", "mamba2")),
 ]
 
 

@@ -10,7 +10,7 @@ from bookkit.course.exercises import ByOptions, ByRecord, ByTest, Exercise, find
 from bookkit.records import read_record, record_value, record_values
 from replib.errors import UsageError, one_line
 from replib.files import find_root
-from replib.models.sources import available_embedded, model_slug
+from replib.models.sources import available_embedded, model_slug, networks_of
 
 RUNS = ("build/runs", "results")  # where records are looked for: the user's own first
 
@@ -44,8 +44,11 @@ def name_of(model: Any) -> str:
 
 
 def find_record(paper: str, model: str | None = None) -> dict[str, Any]:
-    """The record of a chapter on a model: of the user's own run if there is one, else certified."""
-    model = name_of(model)
+    """The record of a chapter on a model: of the user's own run if there is one, else certified. Of
+    a chapter that trains its own networks it is that of the trained ones, whatever model is in use.
+    """
+    own = networks_of(paper)
+    model = name_of(own[0] if own and model not in own else model)
     for runs in RUNS:
         path = find_root() / runs / paper / model_slug(model) / "record.json"
         if path.is_file():

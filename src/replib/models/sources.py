@@ -75,7 +75,7 @@ KNOWN = (*EMBEDDED, *MADE_IN_MEMORY)
 # model is loaded there: the chapter itself makes, or reads, what it runs on.
 TRAINING = {
     "copying": "copying-mamba",
-    "icl-gd": "icl-gd",
+    "icl-gd": "icl-gradient-descent",
     "induction-birth": "abrupt-induction",
 }
 WAYS = {

@@ -9,8 +9,8 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForC
 
 from replib.chapters.copying_mamba import networks as architectures
 from replib.chapters.copying_mamba import strings
-from replib.chapters.copying_mamba.networks import ARCHITECTURES, SMALL_STATES, build, size
-from replib.chapters.copying_mamba.scans import LONGEST, fast_scans
+from replib.chapters.copying_mamba.networks import ARCHITECTURES, SMALL_STATES, STARTS, build, size
+from replib.chapters.copying_mamba.scans import LONGEST, fast_scans, read_mamba2
 from replib.errors import UsageError
 
 
@@ -40,8 +40,40 @@ def test_a_seed_gives_one_network_and_leaves_the_global_generator_alone():
 
 
 def test_sizes_are_within_a_fifth_of_each_other():
+    """But for Mamba's, which is wider, and larger by half."""
     sizes = {name: size(name, 20).parameters for name in ARCHITECTURES}
-    assert max(sizes.values()) < 1.21 * min(sizes.values()), sizes
+    wide = sizes.pop("mamba")
+    assert max(sizes.values()) < 1.21 * min(sizes.values()) < wide < 1.8 * min(sizes.values())
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_architectures_of_one_width_start_at_comparable_scale(start):
+    """What reads the residual stream, and embeddings: the scale of the start, on both sides."""
+    scale, is_mimetic = STARTS[start]
+    names = ("mamba2", "mamba", "hybrid") if is_mimetic else ARCHITECTURES
+    for name in names:
+        weights = dict(build(name, 0, start).named_parameters())
+        reads = [key for key in weights if key.endswith(("q_proj.weight", "in_proj.weight"))]
+        reads += [key for key in weights if "embed" in key or "weight_ih" in key or "qkv" in key]
+        assert reads
+        for key in reads:
+            assert weights[key].std().item() == pytest.approx(scale, rel=0.1), (name, key)
+
+
+def test_a_mimetic_start_keeps_the_state_and_reads_it_as_it_was_written():
+    network = build("mamba2", 0, "m10").eval()
+    mixer = network.backbone.layers[0].mixer
+    hidden = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    _, _, b, c, _ = read_mamba2(mixer, hidden)
+    assert torch.allclose(b, c)
+    assert torch.allclose(torch.nn.functional.softplus(mixer.dt_bias), torch.ones(8), atol=1e-5)
+    assert (-mixer.A_log.exp()).exp().tolist() == pytest.approx([0.99] * 8)
+    wide = build("mamba", 0, "m10").backbone.layers[0].mixer
+    assert torch.equal(wide.x_proj.weight[-32:], wide.x_proj.weight[-64:-32])
+    with pytest.raises(UsageError, match="mimetic start is for"):
+        build("rope", 0, "m10")
+    with pytest.raises(UsageError, match="start 's20': choose one of: s02"):
+        build("rope", 0, "s20")
 
 
 def test_alibi_and_hard_alibi_by_hand():

@@ -5,8 +5,16 @@ import re
 import pytest
 import torch
 
-from replib.chapters.copying_mamba import pretrained as text_copying
-from replib.chapters.copying_mamba.pretrained import Item, phone_books, texts_to_copy, tokens_right
+from replib import metrics
+from replib.chapters.copying_pretrained import comparison
+from replib.chapters.copying_pretrained import pretrained as text_copying
+from replib.chapters.copying_pretrained.comparison import Scores
+from replib.chapters.copying_pretrained.pretrained import (
+    Item,
+    phone_books,
+    texts_to_copy,
+    tokens_right,
+)
 from replib.errors import UsageError
 from replib.models.load import load_model
 
@@ -88,3 +96,45 @@ def test_guessing_another_number_by_hand():
     item = Item("", " 1234", (" 1299", " 9999", " 1239"))
     assert text_copying.right_if_another([item], -1) == [0.75]
     assert text_copying.right_if_another([item], None) == [pytest.approx((0.5 + 0 + 0.75) / 3)]
+
+
+# --- Two models compared -------------------------------------------------------------------------
+
+
+def scores(*whole):
+    table = torch.tensor(whole, dtype=torch.double)
+    return Scores(table, table)
+
+
+def test_scores_of_items_by_length():
+    short = [torch.tensor([True, True]), torch.tensor([True, False])]
+    long = [torch.tensor([True, False, False, False]), torch.tensor([True] * 4)]
+    found = comparison._scores([short, long])
+    assert found.whole.tolist() == [[1, 0], [0, 1]]  # length item
+    assert found.tokens.tolist() == [[1, 0.5], [0.25, 1]]
+    assert found.area.tolist() == [0.5, 0.5]
+
+
+def test_one_model_alone_leads_nothing_and_two_are_compared_item_by_item():
+    a, b = scores([1, 1, 1, 0], [1, 1, 0, 0]), scores([1, 1, 0, 0], [0, 0, 0, 0])
+    assert comparison.lead([a.area], metrics.rng(0)) is None
+    assert comparison.shuffling_lead([a], [b], metrics.rng(0)) is None
+    lead = comparison.lead([a.area, b.area], metrics.rng(0))
+    assert (lead.value, lead.n) == (5 / 8 - 2 / 8, 4)
+
+
+def test_what_shuffling_takes_away_is_a_share_of_what_was_copied():
+    plain, mixed = scores([1, 1, 1, 0], [1, 1, 0, 0]), scores([1, 0, 1, 0], [0, 0, 0, 0])
+    assert comparison.shuffling_loss(plain, mixed) == pytest.approx(1 - 2 / 5)
+    none = scores([0, 0, 0, 0], [0, 0, 0, 0])
+    assert comparison.shuffling_loss(none, none) == 1
+    lead = comparison.shuffling_lead([plain, plain], [mixed, none], metrics.rng(0))
+    assert lead.value == pytest.approx(1 - 3 / 5) and lead.n == 4  # the second loses all
+
+
+def test_two_models_are_compared_where_one_of_them_can_repeat(model):
+    able, unable = scores([1, 0, 0, 0], [0, 0, 0, 0]), scores([0, 0, 0, 0], [1, 1, 1, 1])
+    assert comparison.can_repeat([able, unable]) and not comparison.can_repeat([unable, unable])
+    assert not comparison.can_repeat([able])
+    behind = comparison.behind([model, model], "One. Two three. Four five six.", metrics.rng(0))
+    assert behind.value == 0 and behind.n == 3

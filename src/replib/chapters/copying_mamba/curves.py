@@ -1,103 +1,97 @@
-"""The chapter's curves: shares by length or by examples seen, and what a patch brings back."""
+"""The chapter's curves: a dot or a line for each seed. Nothing is averaged over seeds of which some
+learn a task and some do not."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from replib import figures
-from replib.chapters.copying_mamba.comparison import Scores
 from replib.chapters.copying_mamba.lengths import ByLength
 from replib.chapters.copying_mamba.networks import LABELS
-from replib.chapters.copying_mamba.trained import Trained
+from replib.chapters.copying_mamba.survival import Arrivals
 from replib.chapters.copying_mamba.training_grid import STUDIES
-from replib.figures import Picture
+from replib.figures import COLORS, MARKERS, Picture
 
 
-def share_lines(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    trained_to: float | None = None,
-    chance: float | None = None,
-) -> Picture:
-    """Lines on an axis from 0 to 1; dotted lines at the end of training's lengths, at chance."""
-    picture = figures.lines(x, series, xlabel, ylabel)
-    axes = picture.axes[0]
-    axes.set_ylim(-0.02, 1.02)
-    if trained_to is not None:
-        axes.axvline(trained_to, color="0.6", lw=1, ls=":")
-        picture.alt += f" A dotted line at {trained_to}, where the lengths of training end."
-    if chance is not None:
-        axes.axhline(chance, color="0.6", lw=1, ls=":")
-        picture.alt += f" A dotted line at chance, {chance:.3g}."
-    return picture
+def live_line(curve: Mapping[str, Sequence[float]], what: str) -> Picture:
+    """Letters and strings right, by examples seen, in one training."""
+    series = {"letters right": curve["char"], "strings right": curve["string"]}
+    return figures.lines(curve["examples"], series, "examples seen", f"share, {what}")
 
 
-def training_lines(networks: Mapping[str, Sequence[Trained]]) -> Picture:
-    """Strings of the largest length of training copied, by examples seen; a line for each seed."""
-    some = [one for seeds in networks.values() for one in seeds]
-    series = {
-        f"{LABELS[one.cell.architecture]}, seed {one.cell.seed}": one.curve["string"]
-        for one in some
-    }
-    ylabel = "strings of 20 letters copied (share)"
-    return share_lines(some[0].curve["examples"], series, "examples seen", ylabel)
-
-
-def reached_strips(reached: Mapping[str, Sequence[tuple[int, bool]]]) -> Picture:
-    """A point for each seed: (examples seen until it could copy, whether it ever could)."""
-    kinds = {"90% reached": True, "never (all examples seen)": False}
+def arrival_strips(reached: Mapping[str, Arrivals], letters: int) -> Picture:
+    """A point for each seed: the examples after which it could copy, or all that it saw."""
     rows = {
         LABELS[name]: {
-            kind: [examples / 1000 for examples, there in seeds if there == wanted]
-            for kind, wanted in kinds.items()
+            "90% reached": some.examples[some.arrived] / 1000,
+            "never (all examples seen)": some.examples[~some.arrived] / 1000,
         }
-        for name, seeds in reached.items()
+        for name, some in reached.items()
     }
-    xlabel = "examples seen until 90% of strings of 20 letters are right (thousands)"
+    xlabel = f"examples until 90% of strings of {letters} letters are right (thousands)"
     return figures.strips(rows, xlabel, "no network", row_height=0.5)
 
 
-def length_lines(test: ByLength, names: Sequence[str]) -> Picture:
-    """Strings copied by their length, mean over seeds, a line for each architecture."""
-    low, high = STUDIES[test.study].lengths
-    return share_lines(
-        test.lengths,
-        {LABELS[name]: test.accuracy[name].mean(0) for name in names},
-        f"letters in the string (trained: {low} to {high})",
-        "strings copied (share, mean of 5 seeds)",
-        trained_to=high,
+def length_dots(
+    test: ByLength, names: Sequence[str], what: str = "letters in the string"
+) -> Picture:
+    """Strings right and letters right by length, a dot for each seed; a dotted line where the
+    lengths of training end."""
+    fig = Picture(figsize=(7, 5.4))
+    trained_to = STUDIES[test.study].lengths[1]
+    parts = {"strings right": test.accuracy, "letters right": test.letters}
+    said = []
+    for axes, (title, table) in zip(fig.subplots(2, 1, sharex=True), parts.items(), strict=True):
+        for i, name in enumerate(names):
+            shift = 1 + 0.03 * (i - (len(names) - 1) / 2)
+            for seed, row in enumerate(table[name]):
+                style = {"marker": MARKERS[i % 6], "color": COLORS[i % 6], "lw": 0, "ms": 4}
+                label = None if seed else LABELS[name]
+                axes.plot(np.array(test.lengths) * shift, row, alpha=0.7, label=label, **style)
+            ends = (
+                f"{x.min():.2f} to {x.max():.2f}" for x in (table[name][:, 0], table[name][:, -1])
+            )
+            said.append(f"{LABELS[name]}, {title}: {' at first, '.join(ends)} at last")
+        axes.axvline(trained_to, color="0.6", lw=1, ls=":")
+        axes.set(xscale="log", ylim=(-0.03, 1.03), ylabel=f"{title} (share)")
+    axes.set_xticks(test.lengths, [str(n) for n in test.lengths], fontsize=9)
+    axes.minorticks_off()
+    axes.set_xlabel(f"{what} (trained: up to {trained_to})")
+    fig.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
     )
+    fig.alt = f"Dots for each seed, by {what}. {'; '.join(said)}. Training ends at {trained_to}."
+    return fig
 
 
-def recovered_lines(recovered: Float[Tensor, "layer place string"], name: str) -> Picture:
-    """What `mechanism.moved` found in one network, mean over the strings that it could judge."""
-    mean = recovered.nanmean(-1)
-    layers = range(len(mean))
-    places = {
-        "put back at its source": mean[:, 0].tolist(),
-        "put back at the query": mean[:, 1].tolist(),
-    }
-    ylabel = "recovered (share of the logit difference)"
-    picture = figures.lines(layers, places, f"layer of {name}", ylabel)
-    picture.axes[0].set_xticks(layers)
-    return picture
-
-
-def pretrained_lines(
-    scores: Mapping[tuple[str, str], Scores],
-    lengths: Sequence[int],
-    whole: str,
+def seed_lines(
+    x: Sequence[float],
+    rows: Mapping[str, Float[np.ndarray, "seed x"]],
     xlabel: str,
     ylabel: str,
-    more: Mapping[str, Sequence[float]] | None = None,
+    *,
+    log: bool = False,
 ) -> Picture:
-    """Scores by (model, kind of item): `whole` answers, and single tokens; `more` lines besides."""
-    series: dict[str, Sequence[float]] = {}
-    for (name, kind), score in scores.items():
-        series[f"{name}, {kind}: {whole}"] = score.whole.mean(1).tolist()
-        series[f"{name}, {kind}: token"] = score.tokens.mean(1).tolist()
-    return share_lines(lengths, series | dict(more or {}), xlabel, ylabel)
+    """A line for each seed, in the colour and marker of its row."""
+    fig, said = Picture(), []
+    axes = fig.subplots()
+    if log:
+        axes.set_xscale("log", base=2)
+    for i, (name, some) in enumerate(rows.items()):
+        for seed, row in enumerate(some):
+            style = {"marker": MARKERS[i % 6], "color": COLORS[i % 6], "alpha": 0.7, "ms": 4}
+            axes.plot(x, row, label=None if seed else name, **style)
+        ends = (f"{column.min():.3g} to {column.max():.3g}" for column in (some[:, 0], some[:, -1]))
+        said.append(f"{name}: {f' at {x[0]:g}, '.join(ends)} at {x[-1]:g}")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False, fontsize=9)
+    fig.alt = f"A line for each seed, {ylabel} by {xlabel}. {'; '.join(said)}."
+    return fig
+
+
+def seed_strips(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, height: float = 0.6
+) -> Picture:
+    """A point for each seed, rows by network."""
+    return figures.strips(rows, xlabel, "no network", row_height=height)

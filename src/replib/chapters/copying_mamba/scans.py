@@ -8,7 +8,7 @@ is a sum of shifted copies.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -133,8 +133,18 @@ class SelectiveScan(torch.autograd.Function):
 def mamba2(
     mixer: Mamba2Mixer, hidden: Float[Tensor, "string pos d_model"]
 ) -> Float[Tensor, "string pos d_model"]:
-    """One Mamba-2 layer as a masked quadratic form, as the library's `Mamba2Mixer`. y_t = sum over
-    s <= t of (c_t · b_s) exp(sum of step A from s + 1 to t) step_s x_s."""
+    """One Mamba-2 layer as a masked quadratic form, as the library's `Mamba2Mixer`."""
+    gate, x, b, c, step = read_mamba2(mixer, hidden)
+    y = implicit_attention(mixer.A_log, step, b, c) @ x.transpose(1, 2)
+    y = y.transpose(1, 2) + x * mixer.D[:, None]
+    return mixer.out_proj(mixer.norm(y.flatten(2), gate))
+
+
+def read_mamba2(
+    mixer: Mamba2Mixer, hidden: Float[Tensor, "string pos d_model"]
+) -> Sequence[Tensor]:
+    """What a Mamba-2 layer reads from the residual stream: gate [string pos channel], x [string pos
+    head channel], b and c [string group pos state], step [string pos head]."""
     n_groups, n_heads = mixer.n_groups, mixer.num_heads
     inner = mixer.intermediate_size
     gate, mixed, step = mixer.in_proj(hidden).split([inner, mixer.conv_dim, n_heads], dim=-1)
@@ -146,13 +156,22 @@ def mamba2(
     low, high = mixer.time_step_limit
     if low > 0 or high < float("inf"):
         step = step.clamp(low, high)
-    decay = (step * -mixer.A_log.exp()).cumsum(1).transpose(1, 2)  # [string head pos]
+    return gate, x, b, c, step
+
+
+def implicit_attention(
+    a_log: Float[Tensor, " head"],
+    step: Float[Tensor, "string pos head"],
+    b: Float[Tensor, "string group pos state"],
+    c: Float[Tensor, "string group pos state"],
+) -> Float[Tensor, "string head dest src"]:
+    """The matrix that Mamba-2 multiplies its inputs with, as attention does its values: at dest, of
+    what was written at src, (c_dest · b_src) exp(sum of step A from src + 1 to dest) step_src."""
+    decay = (step * -a_log.exp()).cumsum(1).transpose(1, 2)  # [string head pos]
     # Above the diagonal the exponent is positive and may overflow: it is masked before.
     exponent = decay[..., :, None] - decay[..., None, :]
-    later = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    later = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=step.device).triu(1)
     weights = exponent.masked_fill(later, -torch.inf).exp()
     scores = c @ b.transpose(-1, -2)  # [string group dest src]
-    weights = (weights.unflatten(1, (n_groups, -1)) * scores[:, :, None]).flatten(1, 2)
-    y = weights @ (x * step[..., None]).transpose(1, 2)
-    y = y.transpose(1, 2) + x * mixer.D[:, None]
-    return mixer.out_proj(mixer.norm(y.flatten(2), gate))
+    weights = (weights.unflatten(1, (b.shape[1], -1)) * scores[:, :, None]).flatten(1, 2)
+    return weights * step.transpose(1, 2)[..., None, :]

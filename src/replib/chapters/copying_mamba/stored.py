@@ -7,13 +7,13 @@ A cell is stored as `NAME.json`, a card (settings, curve, hashes), and for repor
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from replib.chapters.copying_mamba import training_grid as grid
-from replib.chapters.copying_mamba.training_grid import RATES, SELECTION_SEED, Cell
+from replib.chapters.copying_mamba.training_grid import Cell, Setting
 from replib.chapters.stored import NotStored, check_weights, make_with, reading
 from replib.errors import UsageError
 from replib.hashes import code_hash
@@ -53,8 +53,7 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
         card = json.loads(path.read_text())
         curve, stored = card["curve"], card["sha256"]
         ends = [float(curve[key][-1]) for key in ("examples", "loss", "string")]
-        texts = [card[key] for key in ("code_sha256", "start", "start_sha256")]
-        whole = card["cell"] == asdict(cell) and all(isinstance(t, str) for t in texts) and ends
+        whole = card["cell"] == asdict(cell) and isinstance(card["code_sha256"], str) and ends
         card["settings"]["steps"]
     if not whole:
         raise NotStored(f"{what}: {path} is about another cell; {again}")
@@ -67,58 +66,79 @@ def read_card(root: Path, cell: Cell) -> dict[str, Any]:
 
 
 def is_stale(root: Path, card: Mapping[str, Any]) -> bool:
-    """Have the code that trains, the settings, or the weights to start with changed since?"""
-    settings = grid.settings(card["cell"]["study"])
-    if card["code_sha256"] != code_sha256() or card["settings"] != settings:
-        return True
-    if not card["start"]:
-        return False
-    try:
-        return card["start_sha256"] != read_card(root, grid.cell_of(card["start"]))["sha256"]
-    except NotStored:
-        return True
+    """Have the code that trains, or the settings, changed since?"""
+    same = card["settings"] == grid.settings(Cell(**card["cell"]))
+    return card["code_sha256"] != code_sha256() or not same
 
 
-def selection(root: Path, study: str, architecture: str) -> dict[float, float]:
-    """rate -> validation loss at the end (nats), of the trainings with the selection seed that are
-    stored, sorted by rate."""
-    found = {}
-    for path in (folder(root) / study).glob(f"{architecture}-*-{SELECTION_SEED}.json"):
+def selection(root: Path, study: str, architecture: str) -> dict[Setting, dict[int, float]]:
+    """(rate, start) -> seed -> validation loss at the end (nats), of the trainings with selection
+    seeds that are stored."""
+    found: dict[Setting, dict[int, float]] = {}
+    for path in sorted((folder(root) / study).glob(f"{architecture}-*-[sm]??-*.json")):
         cell = grid.cell_of(f"{study}/{path.stem}")
-        if cell.architecture == architecture:
-            found[cell.rate] = read_card(root, cell)["curve"]["loss"][-1]
-    return dict(sorted(found.items()))
+        if cell.architecture == architecture and not cell.is_reported:
+            loss = read_card(root, cell)["curve"]["loss"][-1]
+            found.setdefault((cell.rate, cell.start), {})[cell.seed] = loss
+    return found
+
+
+def _copied(root: Path, study: str, architecture: str) -> Setting | None:
+    """The setting that a study takes over; None: it has to search from the beginning. Raises
+    NotStored while the other study has none."""
+    like, kind = grid.STUDIES[study].like, grid.kind(architecture)
+    if not like or kind not in grid.STUDIES[like].architectures:
+        return None
+    return chosen(root, like, kind)
+
+
+def chosen(root: Path, study: str, architecture: str) -> Setting:
+    """Rate and start of the reported trainings; raises NotStored while they cannot be chosen."""
+    copied = _copied(root, study, architecture)
+    first = grid.first_settings(study, architecture, copied)
+    if copied is not None and not first:
+        return copied
+    losses = grid.mean_losses(selection(root, study, architecture))
+    found = grid.chosen(losses) if set(first) <= set(losses) else None
+    if found is None:
+        raise NotStored(
+            f"{PAPER}, {study}, {architecture}: the grid of learning rates and starts is not "
+            f"complete; {make_with(PAPER)}"
+        )
+    return found
 
 
 def reported(root: Path, study: str, architecture: str) -> list[Cell]:
-    """The cells that are reported; raises NotStored if no rate can be chosen yet."""
-    losses = selection(root, study, architecture)
-    rate = grid.chosen_rate(losses) if set(RATES) <= set(losses) else None
-    if rate is None:
-        raise NotStored(
-            f"{PAPER}, {study}, {architecture}: the grid of learning rates is not complete; "
-            f"{make_with(PAPER)}"
-        )
-    return [Cell(study, architecture, rate, seed) for seed in grid.STUDIES[study].seeds]
+    """The cells that are reported; raises NotStored if no setting can be chosen yet."""
+    rate, start = chosen(root, study, architecture)
+    seeds = grid.STUDIES[study].seeds
+    return [Cell(study, architecture, rate, start, seed) for seed in seeds]
 
 
 def _to_train(root: Path, study: str) -> Iterator[Cell]:
-    start = grid.STUDIES[study].start
-    if start and any(True for _ in _to_train(root, start)):
-        return
     for architecture in grid.STUDIES[study].architectures:
-        cells = [Cell(study, architecture, rate, SELECTION_SEED) for rate in RATES]
-        missing = [cell for cell in cells if not _is_current(root, cell)]
+        try:
+            copied = _copied(root, study, architecture)
+        except NotStored:
+            continue  # it comes in a later call
+        settings = grid.first_settings(study, architecture, copied)
+        settings += [s for s in selection(root, study, architecture) if s not in settings]
+        missing = _missing(root, study, architecture, settings, grid.SELECTION_SEEDS)
+        if not missing and settings:
+            further = grid.beyond(grid.mean_losses(selection(root, study, architecture)))
+            missing = _missing(root, study, architecture, further, grid.SELECTION_SEEDS)
         if not missing:
-            losses = selection(root, study, architecture)
-            if grid.chosen_rate(losses) is None:
-                best = min(losses, key=losses.__getitem__)
-                rate = grid.next_rate(best, up=best == max(losses))
-                missing = [Cell(study, architecture, rate, SELECTION_SEED)]
-            else:
-                cells = reported(root, study, architecture)
-                missing = [cell for cell in cells if not _is_current(root, cell)]
+            setting = chosen(root, study, architecture)
+            seeds = grid.STUDIES[study].seeds
+            missing = _missing(root, study, architecture, [setting], seeds)
         yield from missing
+
+
+def _missing(
+    root: Path, study: str, name: str, settings: Sequence[Setting], seeds: Sequence[int]
+) -> list[Cell]:
+    cells = [Cell(study, name, rate, start, seed) for rate, start in settings for seed in seeds]
+    return [cell for cell in cells if not _is_current(root, cell)]
 
 
 def _is_current(root: Path, cell: Cell) -> bool:
@@ -132,8 +152,10 @@ def _is_current(root: Path, cell: Cell) -> bool:
 
 
 def needed(root: Path, parameters: Mapping[str, Any], model: str) -> dict[str, str]:
-    """All reported cells, with the sha256 of their weights: a run reads them whatever its model.
-    Raises NotStored where one cannot be used."""
+    """All reported cells, with the sha256 of their weights; nothing for planted and untrained
+    networks. Raises NotStored where one cannot be used."""
+    if not model.startswith("trained-"):
+        return {}
     return {
         f"training {cell.name}": read_card(root, cell)["sha256"]
         for study, planned in grid.STUDIES.items()
@@ -143,14 +165,16 @@ def needed(root: Path, parameters: Mapping[str, Any], model: str) -> dict[str, s
 
 
 def files(root: Path, model: str) -> list[Path]:
-    return sorted(folder(root).glob("*/*"))
+    return sorted(folder(root).glob("*/*")) if model.startswith("trained-") else []
 
 
 def add_options(parser: ArgumentParser) -> None:
     parser.description = (
         "Train the cells of the grid that are missing, altered or older than the code; or one cell."
     )
-    parser.add_argument("--cell", metavar="NAME", help="only this one, such as copy/rope-0.003-1")
+    parser.add_argument(
+        "--cell", metavar="NAME", help="only this one, such as copy/rope-0.0056-s10-21"
+    )
     parser.add_argument("--cores", type=int, metavar="N", help="cells at a time; default: all")
 
 
