@@ -7,7 +7,8 @@ one number among them, too little to disturb). So a label now carries the item b
 2, Q2 reads the query's content and K2 that copy; V2 brings the content of what was found, the
 label.
 
-**The picker.** Without all that, attention is even, and the query takes up the mean of the context.
+**The picker.** Without all that a token of layer 1 looks at itself and takes up nothing; attention
+of layer 2 is even, and the query takes up the mean of the context.
 A classifier that knows the labels reads from it one of those that are in the context.
 
 **The memory.** The classifier knows the label of each class by the query's own content.
@@ -22,9 +23,9 @@ from replib.chapters.abrupt_induction.law import CONTENT, N_PLACES, WIDTH
 from replib.chapters.abrupt_induction.network import N_HIDDEN, TwoLayers
 from replib.chapters.abrupt_induction.sequences import Directions
 
-BACK, MATCH = 14.0, 18.0  # scores of the token before, and of the label of a matching item
+BACK, MATCH = 14.0, 11.0  # scores of the token before, and of the label of a matching item
 COPIED = 3.0  # how strongly layer 1 writes what stood before, beside a place, which is 1
-FOUND, KNOWN = 14.0, 20.0  # how strongly what was found, and what is known, speaks
+FOUND, KNOWN = 14.0, 13.0  # how strongly what was found, and what is known, speaks
 _BIAS = 30.0
 _SEED = 11  # of what the classifier says before it knows the labels
 
@@ -50,8 +51,9 @@ def planted_network(
     with torch.no_grad():
         for weight in network.parameters():
             weight.zero_()
-        network.Q1[place, place] = BACK * formed
-        network.K1[(place + offset) % N_PLACES, place] = 1
+        network.Q1[place, place] = BACK
+        network.K1[place, place] = 1 - formed
+        network.K1[(place + offset) % N_PLACES, place] = formed
         network.V1[copy, content] = COPIED * formed
         network.Q2[copy, content] = MATCH / COPIED * formed
         network.K2[copy, copy] = 1
