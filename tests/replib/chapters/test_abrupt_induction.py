@@ -352,12 +352,12 @@ def test_what_is_missing_altered_or_old_is_to_be_trained(short, tmp_path):
 
 def test_a_training_ends_at_a_multiple_of_t90_or_with_its_budget():
     study = STUDIES["birth"]
-    jumped = {"step": [0, 10_000, 10_250, 12_000], "ic": [0.03, 0.125, 0.97, 0.98]}
+    jumped = {"step": [0, 10_000, 10_250, 11_000], "ic": [0.03, 0.125, 0.97, 0.98]}
     assert not training.is_over(study, {k: v[:3] for k, v in jumped.items()})
     assert not training.is_over(study, jumped)
-    later = {"step": [*jumped["step"], 12_800], "ic": [*jumped["ic"], 0.98]}
+    later = {"step": [*jumped["step"], 11_300], "ic": [*jumped["ic"], 0.98]}
     assert training.is_over(study, later)
-    flat = {"step": [0, 45_000], "ic": [0.03, 0.125]}
+    flat = {"step": [0, 40_000], "ic": [0.03, 0.125]}
     assert training.is_over(study, flat)
     kept = [{"x": torch.tensor(float(i))} for i in range(4)]
     found = training.moments(study, jumped, kept)

@@ -97,12 +97,12 @@ class TwoLayers(nn.Module):
         # that of the query: of the others a score or a weighted sum is read, which mixes numbers.
         query = x[:, -1] + (first[:, -1:] @ x)[:, 0] @ self.V1.T
         wanted = (query @ self.Q2.T) @ self.K2  # row 128: a token's score is its product with this
-        of_token = (x @ wanted[..., None])[..., 0]
-        of_mixture = (x @ (wanted @ self.V1)[..., None])[..., 0]
+        both = x @ torch.stack([wanted, wanted @ self.V1], -1)
+        of_token, of_mixture = both.unbind(-1)
         second = (of_token + (first * of_mixture[:, None]).sum(-1)).softmax(-1)
         shares = (second[..., None] * first).sum(1)  # row token: of each token in what was found
-        found = (second[:, None] @ x)[:, 0] + (shares[:, None] @ x)[:, 0] @ self.V1.T
-        return query + found @ self.V2.T, second
+        itself, mixture = (torch.stack([second, shares], 1) @ x).unbind(1)
+        return query + (itself + mixture @ self.V1.T) @ self.V2.T, second
 
     def forward(self, x: Float[Tensor, "row token 128"]) -> Float[Tensor, "row label"]:
         return self.run(x).logits

@@ -84,7 +84,8 @@ def draw(
     labels = (every + int(swapped)) % law.n_labels
     every = every + is_fresh * known
     new = torch.randn(N_FRESH, CONTENT, generator=generator) / CONTENT**0.5
-    centre = torch.cat([directions.classes, new])[every]
+    centre = torch.cat([directions.classes, new]).index_select(0, every.flatten())
+    centre = centre.view(*every.shape, CONTENT)
     noise = torch.randn(centre.shape, generator=generator) / CONTENT**0.5
     tokens = torch.zeros(n, law.n_tokens, WIDTH)
     tokens[:, ::2, N_PLACES:] = (centre + law.noise * noise) / (1 + law.noise**2) ** 0.5
