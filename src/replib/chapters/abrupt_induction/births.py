@@ -141,4 +141,5 @@ def _steps(born: float, until: float) -> list[float]:
     """Points of a planted curve: close together around the birth."""
     slow = [born * x / 10 for x in range(9)]
     close = [born * (0.85 + x / 100) for x in range(30)]
-    return slow + close + [born * (1.2 + (until - 1.1) * x / 12) for x in range(13)]
+    after = [born * (1.2 + (until - 1.1) * x / 12) for x in range(13)] if until > 1.2 else []
+    return slow + close + after
