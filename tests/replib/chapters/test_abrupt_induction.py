@@ -66,7 +66,7 @@ def test_a_query_is_in_the_context_if_the_sequence_is_bursty_or_fresh():
 
 def test_tokens_stand_in_a_row_of_places_and_carry_their_content():
     law = Law(n_classes=64, noise=0.0, fresh=0.0)
-    directions, sequences = some(law)
+    directions, sequences = some(law, 400)
     place = sequences.tokens[..., :N_PLACES]
     assert (place.sum(-1) == 1).all() and (place.argmax(-1).diff(dim=1) == 1).all()
     first = place.argmax(-1)[:, 0]
@@ -192,14 +192,14 @@ def test_measures_by_hand():
     assert not measures.in_context(seen, (sequences.labels + 16) % 32).item()
 
 
-def test_a_planted_birth_is_one_and_an_untrained_run_is_none(monkeypatch):
-    monkeypatch.setattr(births, "N_TEST", 200)
+def test_a_planted_birth_is_one_and_an_untrained_run_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(births, "N_TEST", 512)
     study = STUDIES["birth"]
-    run = births._planted(None, Cell("birth", 2), study)
+    run = births._planted(tmp_path, Cell("birth", 2), study)
     assert run.jump.abrupt and set(run.networks) == {"start", "before", "at", "end"}
-    untrained = births._untrained(None, Cell("birth", 2), study)
+    untrained = births._untrained(tmp_path, Cell("birth", 2), study)
     assert not untrained.jump.jumped and max(untrained.curve["ic"]) < 0.12
-    assert not births._planted(None, Cell("equal", 2), STUDIES["equal"]).jump.jumped
+    assert not births._planted(tmp_path, Cell("equal", 2), STUDIES["equal"]).jump.jumped
     lost = planting.necessity(run, 200, 0)
     assert lost["whole"] > 0.95 and lost["labels"] < 0.25 and lost["items"] > 0.9
 

@@ -86,10 +86,13 @@ def _curve(
     """What `training.train` writes down, of networks at given steps."""
     tests, curve = tests_of(law, directions, N_TEST), {"step": list(steps)}
     batch = draw(law, directions, BATCH, torch.Generator().manual_seed(1))
-    for network in networks:
-        with torch.no_grad():
-            loss = nn.functional.cross_entropy(network(batch.tokens), batch.answer)
-        for key, value in ({"loss": loss.item()} | measured(network, tests)).items():
+    point: dict[str, float] = {}
+    for i, network in enumerate(networks):
+        if i == 0 or network is not networks[i - 1]:
+            with torch.no_grad():
+                loss = nn.functional.cross_entropy(network(batch.tokens), batch.answer)
+            point = {"loss": loss.item()} | measured(network, tests)
+        for key, value in point.items():
             curve.setdefault(key, []).append(value)
     return curve
 
@@ -120,7 +123,7 @@ def _planted(root: Path, cell: Cell, study: Study) -> Run:
     if cell.study in JUMPING:
         born = 18_000.0 + 1000 * cell.seed
         steps = _steps(born, study.until)
-        made = [planted_network(directions, **at) for at in history(steps, born)]
+        made = _at_each(directions, history(steps, born))
     elif cell.study in _SETTLED:
         steps = [0.0, float(study.steps)]
         made = [planted_network(directions, 0.0, 0.0)]
@@ -135,6 +138,15 @@ def _planted(root: Path, cell: Cell, study: Study) -> Run:
         networks["before"] = made[max(i for i, s in enumerate(steps) if s <= 0.9 * found.t10)]
         networks["at"] = made[next(i for i, ic in enumerate(curve["ic"]) if ic >= 0.5625)]
     return Run(cell, law, directions, curve, networks)
+
+
+def _at_each(directions: Directions, points: Sequence[Mapping[str, float]]) -> list[TwoLayers]:
+    """The planted network of each point; where nothing has changed, the same one."""
+    made: list[TwoLayers] = []
+    for i, at in enumerate(points):
+        same = i > 0 and at == points[i - 1]
+        made.append(made[-1] if same else planted_network(directions, **at))
+    return made
 
 
 def _steps(born: float, until: float) -> list[float]:

@@ -92,15 +92,14 @@ def _add_point(
 def planted_curve(n_pairs: int, steps: int, given: bool = False) -> dict[str, Points]:
     """What stands for `learn` on the page of planted networks: a curve set by hand, in which labels
     are learnt first, then alpha, then beta_1, and IC with it."""
-    n = steps // EVERY + 1
-    x = torch.linspace(0, 1, n, dtype=torch.float64)
+    x = torch.linspace(0, 1, 201, dtype=torch.float64)
 
     def rise(start: float, end: float) -> Tensor:
         return ((x - start) / (end - start)).clamp(0, 1)
 
     begin = 0.02 if given else 0.68
-    ic = 1 / n_pairs * rise(0, 0.4) + (1 - 1 / n_pairs) * rise(begin, begin + 0.02)
-    cla = 0.25 + 0.7 * rise(0, 0.4)
+    ic = 1 / n_pairs * rise(0.0, 0.4) + (1 - 1 / n_pairs) * rise(begin, begin + 0.02)
+    cla = 0.25 + 0.7 * rise(0.0, 0.4)
     curve = {"ic": ic, "cla": cla, "alpha": 8 * rise(begin - 0.03, begin), "beta_1": None}
     curve["beta_1"] = 6 * rise(begin, begin + 0.02)
     return {"step": (x * steps).tolist()} | {key: y.tolist() for key, y in curve.items()}

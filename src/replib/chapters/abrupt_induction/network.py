@@ -41,7 +41,9 @@ def layer(
     return x + attention @ (x @ V.T), attention
 
 
-def causal_softmax(scores: Float[Tensor, "row token token"]) -> Float[Tensor, "row token token"]:
+def causal_softmax(
+    scores: Float[Tensor, "*row token token"],
+) -> Float[Tensor, "*row token token"]:
     """Shares over the tokens up to the one that looks."""
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1)

@@ -39,12 +39,14 @@ def planted_network(
 ) -> TwoLayers:
     """A network at one moment of its history; each part from 0 (absent) to 1.
 
-    picked: the classifier knows the labels. formed: the head. known: the memory, for as many
+    picked: the classifier knows the labels. formed: the head; in the first half of it layer 1 turns
+    from the token itself to the one before, in the second layer 2 begins to match. known: the memory, for as many
     classes as labels. offset: how many places back the first layer looks.
     """
     generator = torch.Generator().manual_seed(_SEED)
     n_labels = len(directions.labels)
     network = TwoLayers(n_labels, generator)
+    back, match = min(1.0, 2 * formed), max(0.0, 2 * formed - 1)
     random = network.W4.detach() / WIDTH**0.5
     place, content = torch.arange(N_PLACES), torch.arange(N_PLACES, WIDTH)
     copy = torch.arange(CONTENT)  # where V1 and V2 write contents
@@ -52,10 +54,10 @@ def planted_network(
         for weight in network.parameters():
             weight.zero_()
         network.Q1[place, place] = BACK
-        network.K1[place, place] = 1 - formed
-        network.K1[(place + offset) % N_PLACES, place] = formed
-        network.V1[copy, content] = COPIED * formed
-        network.Q2[copy, content] = MATCH / COPIED * formed
+        network.K1[place, place] = 1 - back
+        network.K1[(place + offset) % N_PLACES, place] = back
+        network.V1[copy, content] = COPIED * match
+        network.Q2[copy, content] = MATCH / COPIED * match
         network.K2[copy, copy] = 1
         network.V2[copy, content] = FOUND
         for i in range(1, N_HIDDEN + 1):

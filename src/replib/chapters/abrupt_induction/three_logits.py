@@ -16,7 +16,7 @@ seen, so their logit is 0: there are L - N of them.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 REACHED = 0.1  # nats
@@ -105,7 +105,7 @@ def gradient_at_origin(L: int, N: int) -> float:
 
 def plateau_share(
     losses: Float[Tensor, "step start"], level: float
-) -> tuple[Float[Tensor, " start"], Float[Tensor, " start"]]:
+) -> tuple[Float[Tensor, " start"], Bool[Tensor, " start"]]:
     """Of each start, the share of its steps up to a loss of 0.1 at which the loss lies within 10%
     of `level`, and whether it got there (of one that did not: the share of all steps)."""
     there = losses <= REACHED
