@@ -40,8 +40,8 @@ def planted_network(
     """A network at one moment of its history; each part from 0 (absent) to 1.
 
     picked: the classifier knows the labels. formed: the head; in the first half of it layer 1 turns
-    from the token itself to the one before, in the second layer 2 begins to match. known: the memory, for as many
-    classes as labels. offset: how many places back the first layer looks.
+    from the token itself to the one before, in the second layer 2 begins to match. known: the
+    memory, for as many classes as labels. offset: how many places back the first layer looks.
     """
     generator = torch.Generator().manual_seed(_SEED)
     n_labels = len(directions.labels)
