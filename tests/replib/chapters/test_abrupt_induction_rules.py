@@ -12,7 +12,7 @@ from replib.metrics import rng
 
 PAPER, N, L, SEEDS = "abrupt-induction", 8, 32, 6
 STEPS = np.arange(0, 40_001, 250)
-N_TEST, N_PAGE = 1024, 2000  # sequences of a curve, and of a test of the page
+N_TEST, N_PAGE = 2000, 2000  # sequences of a curve, and of a test of the page
 
 
 def sampled(share, label, n=N_TEST):

@@ -15,7 +15,7 @@ from replib.errors import UsageError
 
 RATE, BATCH, DECAY = 0.01, 128, 1e-6  # each step multiplies all weights by 1 - DECAY
 EVERY = 250  # steps between two points of a curve
-N_TEST = 1024  # sequences of each test of a curve
+N_TEST = 2000  # sequences of each test of a curve
 
 
 @dataclass(frozen=True)
