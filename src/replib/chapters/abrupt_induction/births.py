@@ -118,7 +118,7 @@ _SETTLED = {
 def _planted(root: Path, cell: Cell, study: Study) -> Run:
     law = study.law
     if "known" in _SETTLED.get(cell.study, {}):
-        law = replace(law, n_classes=law.n_labels)  # what a linear memory can hold
+        law = replace(law, n_labels=8, n_classes=8)  # what a linear memory can hold beside a head
     directions = draw_directions(law, torch.Generator().manual_seed(cell.seed))
     if cell.study in JUMPING:
         born = 18_000.0 + 1000 * cell.seed

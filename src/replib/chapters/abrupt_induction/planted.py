@@ -25,7 +25,7 @@ from replib.chapters.abrupt_induction.sequences import Directions
 
 BACK, MATCH = 14.0, 11.0  # scores of the token before, and of the label of a matching item
 COPIED = 3.0  # how strongly layer 1 writes what stood before, beside a place, which is 1
-FOUND, KNOWN = 28.0, 26.0  # how strongly what was found, and what is known, speaks
+FOUND, KNOWN = 28.0, 24.0  # how strongly what was found, and what is known, speaks
 _BIAS = 30.0
 _SEED = 11  # of what the classifier says before it knows the labels
 
