@@ -357,7 +357,7 @@ def test_a_training_ends_at_a_multiple_of_t90_or_with_its_budget():
     assert not training.is_over(study, jumped)
     later = {"step": [*jumped["step"], 11_300], "ic": [*jumped["ic"], 0.98]}
     assert training.is_over(study, later)
-    flat = {"step": [0, 40_000], "ic": [0.03, 0.125]}
+    flat = {"step": [0, 38_000], "ic": [0.03, 0.125]}
     assert training.is_over(study, flat)
     kept = [{"x": torch.tensor(float(i))} for i in range(4)]
     found = training.moments(study, jumped, kept)

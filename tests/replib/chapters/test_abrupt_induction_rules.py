@@ -11,7 +11,7 @@ from replib.chapters.abrupt_induction import evidence, minimal, three_logits
 from replib.metrics import rng
 
 PAPER, N, L, SEEDS = "abrupt-induction", 8, 32, 6
-STEPS = np.arange(0, 40_001, 250)
+STEPS = np.arange(0, 38_001, 250)
 N_TEST, N_PAGE = 2000, 2000  # sequences of a curve, and of a test of the page
 
 
